@@ -9,6 +9,8 @@ use std::io;
 pub enum Segment {
     /// Protocol bytes.
     Bytes(Vec<u8>),
+    /// A few protocol bytes that are not worth an allocation, and how many of them count.
+    Inline([u8; 32], u8),
     /// Payload.
     Buffer(Buffer),
 }
@@ -18,6 +20,7 @@ impl Segment {
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Segment::Bytes(bytes) => bytes,
+            Segment::Inline(bytes, length) => &bytes[..usize::from(*length).min(bytes.len())],
             Segment::Buffer(buffer) => buffer,
         }
     }
