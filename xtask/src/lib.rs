@@ -1,0 +1,12 @@
+//! The project's tools: the one gate (`cargo x test`), the kernel harness, golden images, interop, benches.
+//!
+//! Everything that a person or CI runs on the project is here, in Rust, and depends on none of the
+//! project's own crates: the gate must be able to report that they do not build, and the judge shares no
+//! code with the judged.
+
+#![forbid(unsafe_code)]
+
+pub mod kernel;
+pub mod pattern;
+pub mod process;
+pub mod sectors;
