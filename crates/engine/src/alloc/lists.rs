@@ -1,0 +1,107 @@
+//! The lists of buckets on their way to reuse, and how many each should hold.
+
+use std::collections::VecDeque;
+
+use super::Config;
+use super::tokens::{Incoming, Ready, Unused};
+
+/// Whom a ready bucket is kept for, in the kernel's order; `Normal` is its RESERVE_NONE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reserve {
+    /// Btree nodes and the uuid table.
+    Btree,
+    /// The gen table.
+    Prio,
+    /// Output of the copying collector.
+    MovingGc,
+    /// Ordinary data, and the overflow everybody shares.
+    Normal,
+}
+
+/// How many buckets are kept where.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Kept for btree nodes.
+    pub btree: usize,
+    /// Kept for the gen table.
+    pub prio: usize,
+    /// Kept for the copying collector.
+    pub moving_gc: usize,
+    /// Below this many buckets for data a batch is wanted.
+    pub low_water: usize,
+    /// Most buckets recycled by one table write.
+    pub batch: usize,
+    /// Buckets open at the same time.
+    pub slots: usize,
+}
+
+impl Sizes {
+    /// At least the kernel's sizes, and batches of at least a hundredth of the device: a table write is expensive.
+    pub fn of(config: &Config) -> Sizes {
+        let nbuckets = config.nbuckets as usize;
+        let unit = nbuckets.next_power_of_two() / 1024;
+        let normal = unit.max((nbuckets / 64).clamp(1, 16));
+        let batch = (4 * normal).max(nbuckets / 100);
+        let journal = if config.journal_buckets == 0 {
+            8
+        } else {
+            config.journal_buckets as usize
+        };
+        Sizes {
+            btree: journal.min((nbuckets / 8).max(8)),
+            prio: 2 * config.table_buckets as usize,
+            moving_gc: normal,
+            low_water: normal.div_ceil(2).max(batch / 4),
+            batch,
+            // The kernel always has 128; on a small device they would hold a good part of it.
+            slots: (nbuckets / 32).clamp(4, 128),
+        }
+    }
+}
+
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Lists {
+    pub sizes: Sizes,
+    /// Recycled buckets whose table write was abandoned; the next batch takes them along.
+    pub abandoned: Vec<Incoming>,
+    pub unused: VecDeque<Unused>,
+    ready: [VecDeque<Ready>; 4],
+}
+
+impl Lists {
+    pub fn new(sizes: Sizes) -> Lists {
+        Lists {
+            sizes,
+            abandoned: Vec::new(),
+            unused: VecDeque::new(),
+            ready: Default::default(),
+        }
+    }
+
+    pub fn ready(&self, reserve: Reserve) -> &VecDeque<Ready> {
+        &self.ready[reserve as usize]
+    }
+
+    pub fn pop_ready(&mut self, reserve: Reserve) -> Option<Ready> {
+        self.ready[reserve as usize].pop_front()
+    }
+
+    /// The reserve that should be filled next, the table's first: without a table nothing can be recycled.
+    pub fn hungry_reserve(&self) -> Option<Reserve> {
+        let reserves = [
+            (Reserve::Prio, self.sizes.prio),
+            (Reserve::Btree, self.sizes.btree),
+            (Reserve::MovingGc, self.sizes.moving_gc),
+        ];
+        reserves
+            .into_iter()
+            .find(|(reserve, size)| self.ready(*reserve).len() < *size)
+            .map(|(reserve, _)| reserve)
+    }
+
+    /// Puts a bucket where it is missed most; what no reserve misses is for everybody.
+    pub fn push_ready(&mut self, bucket: Ready) {
+        let reserve = self.hungry_reserve().unwrap_or(Reserve::Normal);
+        self.ready[reserve as usize].push_back(bucket);
+    }
+}

@@ -1,0 +1,493 @@
+//! The bucket allocator: who owns each bucket, which ones may be taken over, and when a gen must be durable first.
+//!
+//! Cached data is never deleted piece by piece. Adding one to a bucket's gen makes every pointer into it stale at
+//! once; the only disk work is to make the new gen durable before the bucket is overwritten. This module decides and
+//! keeps count. It is pure: no clock, no I/O, no knowledge of btree or journal; a background task above writes the
+//! gen table and tells the outcome.
+//!
+//! Unlike the kernel there is no mark pass: live and dirty sectors of every bucket are counted as keys come and go, so
+//! what may be recycled is always known exactly, and a garbage collection only has to rewrite leaves whose oldest
+//! pointers fall behind.
+//!
+//! # Life cycle
+//!
+//! ```text
+//!                begin_batch           batch_durable            allocate
+//!      Idle ───────────────► Incoming ───────────────► Ready ───────────────► Open
+//!   data or nothing          gen + 1                     │ ▲                    │
+//!       ▲   ▲                 │   ▲                      │ │                    │ full, or seal
+//!       │   │                 └───┘ abandon_batch        │ │ gen + 1            │
+//!       │   └────────────────────────────────────────────┼─┼────────────────────┘
+//!       │                                  take_metadata │ │ top_up, allocate
+//!       │ too far ahead                                  ▼ │
+//!       └────────────────── Unused ◄──────────────── Metadata
+//!                              │     free_metadata       ▲
+//!                              └──────── gen + 1 ────────┘
+//!                                     take_metadata
+//! ```
+//!
+//! Fixed buckets (below the first bucket) never move. [`Allocator::start`] sorts what was loaded: metadata stays,
+//! buckets nothing names become Unused, all others Idle.
+//!
+//! # Invariants
+//!
+//! * ALLOC-1 (partition): every bucket has exactly one place; it is in the list its place names, once, and in no other.
+//! * ALLOC-2 (durable before reuse): a bucket leaves Incoming only with a [`Batch`] whose table is durable. Buckets
+//!   get to Ready in no other way than this or out of Unused; the types in `tokens` have no other constructors.
+//! * ALLOC-3: nothing stored names an Unused bucket with its current gen.
+//! * ALLOC-4: live sectors ≥ dirty sectors, and only Idle and Open buckets have any. They count exactly the pointers
+//!   that carry the bucket's current gen.
+//! * ALLOC-5: a victim was Idle, without dirty sectors and without pins, its gen less than 96 ahead of the oldest
+//!   pointer and less than 64 ahead of the durable table (docs/format.md 6.3, 6.5).
+//! * ALLOC-6: an open bucket is pinned by its slot while it has space.
+//! * ALLOC-7: while Unused holds anything, the btree, table and moving reserves are full; data never takes from the
+//!   btree and table reserves.
+//! * ALLOC-8: the totals of [`Stats`] equal a recount.
+//!
+//! What must not be recycled for reasons this module cannot see, the caller pins ([`Allocator::pin`]): a leaf write
+//! under way that carries an unjournalled change (docs/format.md 6.5 (a)), dirty keys in the replay range (6.5 (b)),
+//! keys not yet inserted, reads under way.
+
+mod batch;
+mod bucket;
+mod lists;
+mod metadata;
+mod open;
+mod tokens;
+mod victims;
+
+#[cfg(test)]
+mod check;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
+
+use brigade_format::{BucketNr, Gen, Ptr};
+
+use bucket::{Bucket, Class, Counts, Place};
+use lists::Lists;
+use open::OpenBuckets;
+
+pub use lists::{Reserve, Sizes};
+pub use metadata::MetadataBucket;
+pub use open::{Data, Placement};
+pub use tokens::Batch;
+pub use victims::Replacement;
+
+/// Recency of a bucket just filled or hit.
+pub const PRIO_FRESH: u16 = 32768;
+/// Recency that marks metadata.
+pub const PRIO_METADATA: u16 = 65535;
+/// A bucket whose gen is this far ahead of its oldest pointer is not recycled.
+pub const GEN_AGE_MAX: u8 = 96;
+/// From this age on, leaves with old pointers should be rewritten in the background.
+pub const GEN_AGE_WANTS_GC: u8 = 64;
+/// No gen may be further than this ahead of the durable table (docs/format.md 6.3).
+pub const TABLE_LAG_MAX: u8 = 64;
+/// From this lag on a table write is wanted even without victims.
+pub const TABLE_LAG_WANTS_WRITE: u8 = 48;
+
+/// What the allocator needs to know about the cache device.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// First bucket that may hold anything but the superblock area.
+    pub first_bucket: u64,
+    /// Number of buckets, fixed ones included.
+    pub nbuckets: u64,
+    /// Bucket size.
+    pub bucket_sectors: u32,
+    /// Smallest unit handed out; a shorter rest of a bucket is wasted.
+    pub block_sectors: u32,
+    /// Buckets one gen table takes.
+    pub table_buckets: u32,
+    /// Journal buckets; replay may need as many btree nodes.
+    pub journal_buckets: u32,
+    /// Who goes first.
+    pub replacement: Replacement,
+}
+
+/// Totals over all buckets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// All buckets of the device.
+    pub total: u64,
+    /// Unused, incoming and ready ones.
+    pub free: u64,
+    /// Holding clean data or nothing.
+    pub clean: u64,
+    /// Holding some dirty data.
+    pub dirty: u64,
+    /// Btree nodes, gen tables, journal and everything below the first bucket.
+    pub metadata: u64,
+    /// Free ones and clean ones that are not being filled: what could be had without writing anything back.
+    pub available: u64,
+    /// Share of buckets that is not available.
+    pub in_use_percent: u8,
+}
+
+/// The allocator of one cache device. See the module's text.
+#[cfg_attr(test, derive(Clone))]
+pub struct Allocator {
+    config: Config,
+    buckets: Vec<Bucket>,
+    counts: Counts,
+    lists: Lists,
+    open: OpenBuckets,
+    started: bool,
+    batch_in_progress: bool,
+    /// Where FIFO looks next.
+    fifo_cursor: u64,
+    /// Sectors of traffic until the next rescale; below zero one is due.
+    rescale: i64,
+    /// Smallest prio met by the last rescale.
+    min_prio: u16,
+    /// Largest distance of any gen from its oldest pointer.
+    need_gc: u8,
+    /// Largest distance of any gen from the durable table.
+    table_lag: u8,
+}
+
+impl Allocator {
+    /// An allocator that knows nothing yet: load it, then [`Allocator::start`].
+    pub fn new(config: Config) -> Allocator {
+        Allocator::with_sizes(config, Sizes::of(&config))
+    }
+
+    /// As [`Allocator::new`], with list sizes chosen by hand.
+    pub fn with_sizes(config: Config, sizes: Sizes) -> Allocator {
+        assert!(
+            config.first_bucket < config.nbuckets,
+            "a cache device needs buckets"
+        );
+        assert!(0 < config.block_sectors && config.block_sectors <= config.bucket_sectors);
+        let mut buckets = vec![Bucket::new(Place::Idle); config.nbuckets as usize];
+        buckets[..config.first_bucket as usize].fill(Bucket::new(Place::Fixed));
+        let counts = Counts::of(&buckets);
+        Allocator {
+            config,
+            buckets,
+            counts,
+            lists: Lists::new(sizes),
+            open: OpenBuckets::new(sizes.slots),
+            started: false,
+            batch_in_progress: false,
+            fifo_cursor: 0,
+            rescale: 0,
+            min_prio: 0,
+            need_gc: 0,
+            table_lag: 0,
+        }
+    }
+
+    // ---- loading -------------------------------------------------------------------------------------------------
+
+    /// Loading: what the durable gen table says. Comes before everything else about this bucket.
+    pub fn set_gen(&mut self, nr: BucketNr, r#gen: Gen, prio: u16) {
+        self.assert_loading();
+        self.update(nr, |bucket| {
+            bucket.r#gen = r#gen;
+            bucket.durable_gen = r#gen;
+            bucket.last_gc = r#gen;
+            bucket.prio = prio;
+        });
+    }
+
+    /// Loading: a stored pointer proves the bucket reached this gen (docs/format.md 6.3). Older gens are ignored.
+    pub fn raise_gen(&mut self, nr: BucketNr, r#gen: Gen) {
+        self.assert_loading();
+        if r#gen.after(self.bucket(nr).r#gen) == 0 {
+            return;
+        }
+        self.update(nr, |bucket| {
+            bucket.r#gen = r#gen;
+            bucket.forget_data();
+            bucket.is_referenced = false;
+        });
+        self.note_age(nr);
+    }
+
+    /// Loading: a pointer of this gen stands in the tree or the replay range; keeps the oldest.
+    pub fn note_pointer_gen(&mut self, nr: BucketNr, r#gen: Gen) {
+        self.assert_loading();
+        if self.bucket(nr).last_gc.after(r#gen) > 0 {
+            self.update(nr, |bucket| bucket.last_gc = r#gen);
+            self.note_age(nr);
+        }
+    }
+
+    /// Loading: something stored names the bucket with its current gen, even if it is hidden by something newer.
+    /// Such a bucket is not taken over without a table write (docs/format.md 6.5). Comes after the raising.
+    pub fn mark_referenced(&mut self, nr: BucketNr) {
+        self.assert_loading();
+        self.update(nr, |bucket| bucket.is_referenced = true);
+    }
+
+    /// Loading: the bucket is a btree node, part of the gen table, the uuid table or the journal.
+    pub fn mark_metadata(&mut self, nr: BucketNr) {
+        self.assert_loading();
+        if self.bucket(nr).place == Place::Fixed {
+            return;
+        }
+        self.update(nr, |bucket| {
+            bucket.place = Place::Metadata;
+            bucket.prio = PRIO_METADATA;
+            bucket.forget_data();
+        });
+    }
+
+    /// Ends loading: buckets that nothing names become unused, and allocation is legal.
+    pub fn start(&mut self) {
+        self.assert_loading();
+        self.started = true;
+        for nr in self.all() {
+            let bucket = *self.bucket(nr);
+            if bucket.place != Place::Idle {
+                continue;
+            }
+            if bucket.prio == PRIO_METADATA {
+                self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+            }
+            if bucket.live_sectors == 0 && bucket.pin == 0 && !bucket.is_referenced {
+                self.to_unused(nr, Place::Idle);
+            }
+        }
+        self.top_up();
+    }
+
+    // ---- pointers ------------------------------------------------------------------------------------------------
+
+    /// Current gen of a bucket.
+    pub fn gen_of(&self, nr: BucketNr) -> Gen {
+        self.bucket(nr).r#gen
+    }
+
+    /// Does the pointer's gen lie behind its bucket's? A pointer to no bucket at all counts as stale.
+    pub fn is_stale(&self, ptr: Ptr) -> bool {
+        match self.buckets.get(self.nr_of(ptr).0 as usize) {
+            Some(bucket) => bucket.r#gen.after(ptr.r#gen()) > 0,
+            None => true,
+        }
+    }
+
+    /// A key with this pointer entered the index. Nothing happens if the pointer is stale.
+    pub fn add_live(&mut self, ptr: Ptr, sectors: u32, dirty: bool) {
+        if let Some(nr) = self.holder_of(ptr) {
+            self.update(nr, |bucket| bucket.add_live(sectors, dirty));
+        }
+    }
+
+    /// A key with this pointer, or a part of it, left the index. Nothing happens if the pointer is stale.
+    pub fn sub_live(&mut self, ptr: Ptr, sectors: u32, dirty: bool) {
+        if let Some(nr) = self.holder_of(ptr) {
+            self.update(nr, |bucket| bucket.sub_live(sectors, dirty));
+        }
+    }
+
+    /// Live and dirty sectors of a bucket.
+    pub fn live_of(&self, nr: BucketNr) -> (u32, u32) {
+        let bucket = self.bucket(nr);
+        (bucket.live_sectors, bucket.dirty_sectors)
+    }
+
+    /// A read was served from the bucket.
+    pub fn touch(&mut self, nr: BucketNr) {
+        if self.bucket(nr).holds_data() {
+            self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+        }
+    }
+
+    /// Keeps a bucket from being recycled until [`Allocator::unpin`]. Only for a bucket found through a pointer
+    /// that is not stale, in the same synchronous step.
+    pub fn pin(&mut self, nr: BucketNr) {
+        let bucket = self.bucket(nr);
+        assert!(
+            bucket.holds_data() || bucket.place == Place::Metadata,
+            "pin on a bucket nobody can point at"
+        );
+        self.update(nr, |bucket| {
+            bucket.pin = bucket.pin.checked_add(1).expect("pins are bounded")
+        });
+    }
+
+    /// Ends one [`Allocator::pin`].
+    pub fn unpin(&mut self, nr: BucketNr) {
+        self.update(nr, |bucket| {
+            bucket.pin = bucket.pin.checked_sub(1).expect("unpin without pin")
+        });
+    }
+
+    /// Ends the pin a [`Placement`] came with: its key was inserted, or abandoned.
+    pub fn release_pin(&mut self, nr: BucketNr) {
+        self.unpin(nr);
+    }
+
+    // ---- ageing and gens -----------------------------------------------------------------------------------------
+
+    /// Counts traffic that was not bypassed; each 1024th of the cache's size ages every bucket that is not pinned.
+    pub fn account_traffic(&mut self, sectors: u64) {
+        self.rescale = self
+            .rescale
+            .saturating_sub(i64::try_from(sectors).unwrap_or(i64::MAX));
+        if self.rescale >= 0 {
+            return;
+        }
+        let size = self
+            .config
+            .nbuckets
+            .saturating_mul(u64::from(self.config.bucket_sectors));
+        let step = (size / 1024).max(1);
+        self.rescale = self
+            .rescale
+            .saturating_add(i64::try_from(step).unwrap_or(i64::MAX));
+        self.age_all();
+    }
+
+    fn age_all(&mut self) {
+        self.min_prio = PRIO_METADATA;
+        for bucket in &mut self.buckets[self.config.first_bucket as usize..] {
+            if bucket.prio != 0 && bucket.prio != PRIO_METADATA && bucket.pin == 0 {
+                bucket.prio -= 1;
+                self.min_prio = self.min_prio.min(bucket.prio);
+            }
+        }
+    }
+
+    /// Largest distance of a gen from the oldest pointer that may still stand: [`GEN_AGE_WANTS_GC`] asks for a gc.
+    pub fn need_gc(&self) -> u8 {
+        self.need_gc
+    }
+
+    /// All gens, to be taken before a gc starts to rewrite leaves.
+    pub fn gens_snapshot(&self) -> Vec<Gen> {
+        self.buckets.iter().map(|bucket| bucket.r#gen).collect()
+    }
+
+    /// Every leaf was rewritten, durably, without the pointers that `base` calls stale.
+    pub fn gc_finished(&mut self, base: &[Gen]) {
+        assert_eq!(
+            base.len(),
+            self.buckets.len(),
+            "a snapshot of these buckets"
+        );
+        for (bucket, base) in self.buckets.iter_mut().zip(base) {
+            bucket.last_gc = *base;
+        }
+        self.need_gc = self.buckets.iter().map(Bucket::gen_age).max().unwrap_or(0);
+    }
+
+    /// What the gen table should say, from bucket 0 on.
+    pub fn table_snapshot(&self) -> Vec<(u16, Gen)> {
+        self.buckets
+            .iter()
+            .map(|bucket| (bucket.prio, bucket.r#gen))
+            .collect()
+    }
+
+    /// Largest distance of a gen from the durable table.
+    pub fn table_lag(&self) -> u8 {
+        self.table_lag
+    }
+
+    // ---- totals --------------------------------------------------------------------------------------------------
+
+    /// Totals, kept up to date with every change.
+    pub fn stats(&self) -> Stats {
+        let counts = &self.counts;
+        let total = self.config.nbuckets;
+        let available = counts[Class::Free] + counts[Class::Clean];
+        Stats {
+            total,
+            free: counts[Class::Free],
+            clean: counts[Class::Clean] + counts[Class::OpenClean],
+            dirty: counts[Class::Dirty],
+            metadata: counts[Class::Metadata],
+            available,
+            in_use_percent: ((total - available) * 100 / total) as u8,
+        }
+    }
+
+    // ---- helpers -------------------------------------------------------------------------------------------------
+
+    fn assert_loading(&self) {
+        assert!(!self.started, "loading ends with start");
+    }
+
+    fn all(&self) -> impl Iterator<Item = BucketNr> + use<> {
+        (self.config.first_bucket..self.config.nbuckets).map(BucketNr)
+    }
+
+    fn bucket(&self, nr: BucketNr) -> &Bucket {
+        &self.buckets[nr.0 as usize]
+    }
+
+    fn nr_of(&self, ptr: Ptr) -> BucketNr {
+        ptr.bucket(self.config.bucket_sectors)
+    }
+
+    /// The one gate for changes, so that the totals never drift (ALLOC-8).
+    fn update(&mut self, nr: BucketNr, change: impl FnOnce(&mut Bucket)) {
+        let bucket = &mut self.buckets[nr.0 as usize];
+        let before = bucket.class();
+        change(bucket);
+        let after = bucket.class();
+        if before != after {
+            self.counts.shift(before, after);
+        }
+    }
+
+    /// Moves a bucket along one arrow, asserting where it comes from.
+    fn go(&mut self, nr: BucketNr, from: Place, to: Place) {
+        self.update(nr, |bucket| {
+            assert_eq!(bucket.place, from, "ALLOC-1: bucket on its way to {to:?}");
+            bucket.place = to;
+        });
+    }
+
+    /// The bucket whose counters this pointer moves; `None` if it is stale.
+    fn holder_of(&mut self, ptr: Ptr) -> Option<BucketNr> {
+        if self.is_stale(ptr) {
+            return None;
+        }
+        let nr = self.nr_of(ptr);
+        if !self.started {
+            self.raise_gen(nr, ptr.r#gen());
+        }
+        let bucket = self.bucket(nr);
+        assert_eq!(
+            bucket.r#gen,
+            ptr.r#gen(),
+            "ALLOC-4: a pointer from the future"
+        );
+        // An extent in a metadata bucket of a forged image is the loader's finding to report, not ours to count.
+        if matches!(bucket.place, Place::Metadata | Place::Fixed) {
+            return None;
+        }
+        assert!(
+            bucket.holds_data(),
+            "ALLOC-4: a live pointer into {:?}",
+            bucket.place
+        );
+        Some(nr)
+    }
+
+    /// Adds one to the gen.
+    fn increment_gen(&mut self, nr: BucketNr) {
+        assert!(
+            self.bucket(nr).may_increment(),
+            "ALLOC-5: gen too far ahead"
+        );
+        self.update(nr, |bucket| {
+            bucket.r#gen = bucket.r#gen.next();
+            bucket.forget_data();
+            bucket.is_referenced = false;
+        });
+        self.note_age(nr);
+    }
+
+    fn note_age(&mut self, nr: BucketNr) {
+        let (age, lag) = (self.bucket(nr).gen_age(), self.bucket(nr).table_lag());
+        self.need_gc = self.need_gc.max(age);
+        self.table_lag = self.table_lag.max(lag);
+    }
+}

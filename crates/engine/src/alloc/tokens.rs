@@ -1,0 +1,129 @@
+//! Proofs carried by buckets on their way to reuse. None can be copied, and each is made by exactly the step that
+//! earns it, so handing out a bucket before its gen is durable does not compile (ALLOC-2).
+
+use brigade_format::{BucketNr, Gen};
+
+use super::metadata::MetadataBucket;
+
+/// A recycled bucket whose new gen is not durable yet.
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
+pub(super) struct Incoming(BucketNr);
+
+/// A bucket that nothing stored names with its current gen (docs/format.md 6.5).
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
+pub(super) struct Unused(BucketNr);
+
+/// A bucket that may be overwritten: no pointer into it can come back to life.
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
+pub(super) struct Ready(BucketNr);
+
+/// Says that a gen table with the gens of one batch is durable.
+pub(super) struct TableDurable(());
+
+impl Incoming {
+    /// The caller has just added one to the gen.
+    pub fn new(nr: BucketNr) -> Incoming {
+        Incoming(nr)
+    }
+
+    pub fn release(self, _proof: &TableDurable) -> Ready {
+        Ready(self.0)
+    }
+
+    pub fn nr(&self) -> BucketNr {
+        self.0
+    }
+}
+
+impl Unused {
+    /// The caller knows that nothing stored names the bucket with its current gen.
+    pub fn new(nr: BucketNr) -> Unused {
+        Unused(nr)
+    }
+
+    /// Consumed by the step that adds one to the gen in memory; no table write is needed.
+    pub fn incremented(self) -> Ready {
+        Ready(self.0)
+    }
+
+    pub fn nr(&self) -> BucketNr {
+        self.0
+    }
+}
+
+impl Ready {
+    pub fn nr(&self) -> BucketNr {
+        self.0
+    }
+}
+
+/// A gen table to be written: the recycled buckets that wait for it and the buckets to write it to.
+///
+/// The caller takes [`table_snapshot`](super::Allocator::table_snapshot), writes it to
+/// [`table_buckets`](Batch::table_buckets), has the journal name it durably, and then gives the token to
+/// [`batch_durable`](super::Allocator::batch_durable), or after a failure to
+/// [`abandon_batch`](super::Allocator::abandon_batch). Until then no other batch begins.
+///
+/// A batch is decided once:
+///
+/// ```compile_fail
+/// use brigade_engine::alloc::{Allocator, Batch};
+/// fn decide_twice(alloc: &mut Allocator, batch: Batch) {
+///     alloc.abandon_batch(batch);
+///     alloc.batch_durable(batch);
+/// }
+/// ```
+#[must_use = "without a decision the recycled buckets are lost until restart"]
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
+pub struct Batch {
+    incoming: Vec<Incoming>,
+    table: Vec<MetadataBucket>,
+    /// Gens when the batch began: the table written later says at least these.
+    gens: Vec<Gen>,
+}
+
+impl Batch {
+    pub(super) fn new(
+        incoming: Vec<Incoming>,
+        table: Vec<MetadataBucket>,
+        gens: Vec<Gen>,
+    ) -> Batch {
+        Batch {
+            incoming,
+            table,
+            gens,
+        }
+    }
+
+    /// Where the table goes: as many buckets as it needs, first link first.
+    pub fn table_buckets(&self) -> &[MetadataBucket] {
+        &self.table
+    }
+
+    /// The recycled buckets, for instance to discard them once the table is durable.
+    pub fn buckets(&self) -> impl Iterator<Item = BucketNr> + '_ {
+        self.incoming.iter().map(Incoming::nr)
+    }
+
+    /// How many buckets wait for this table.
+    pub fn len(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// A table written for its own sake.
+    pub fn is_empty(&self) -> bool {
+        self.incoming.is_empty()
+    }
+
+    pub(super) fn durable(self) -> (Vec<Incoming>, Vec<Gen>, TableDurable) {
+        (self.incoming, self.gens, TableDurable(()))
+    }
+
+    pub(super) fn abandoned(self) -> Vec<Incoming> {
+        self.incoming
+    }
+}
