@@ -17,11 +17,17 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod key;
+pub mod prio;
 mod ptr;
+pub mod superblock;
 
 pub use error::FormatError;
 pub use key::{Key, KeyRules, parse_key, parse_keys};
+pub use prio::PrioBucket;
 pub use ptr::{BucketNr, Gen, PTR_SECTORS_MAX, Pos, Ptr};
+pub use superblock::{
+    BackingState, CacheGeometry, CacheMode, NewBacking, NewCache, Replacement, Role, Superblock,
+};
 
 /// Bytes of a sector, everywhere and always.
 pub const SECTOR_BYTES: u64 = 512;
