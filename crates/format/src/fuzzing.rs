@@ -2,9 +2,17 @@
 //! mutated input. Each must return for any bytes; what it asserts is that what was read writes back the same.
 
 use crate::bytes;
+use crate::crc;
+use crate::jset::{self, Probe};
 use crate::key::{KeyRules, key_words, parse_keys};
+use crate::node;
 use crate::prio;
+use crate::ptr::Ptr;
 use crate::superblock::Superblock;
+use crate::uuid_table;
+
+const SET: u64 = 0x0123_4567_89ab_cdef;
+const BLOCK: usize = 512;
 
 /// Keys: parse, judge, cut, print, write back.
 pub fn keys(input: &[u8]) {
@@ -57,7 +65,6 @@ pub fn superblock(input: &[u8]) {
 
 /// Prio bucket: as given, then with its magic and checksum made right.
 pub fn prio(input: &[u8]) {
-    const SET: u64 = 0x0123_4567_89ab_cdef;
     let entries = prio::entries_per_bucket(input.len());
     let _ = prio::parse_prio_bucket(input, SET, entries);
     let _ = prio::parse_prio_bucket(input, SET, entries.saturating_add(1));
@@ -65,10 +72,102 @@ pub fn prio(input: &[u8]) {
     let mut bytes = input.to_vec();
     bytes.resize(sealed.len(), 0);
     bytes::put(&mut bytes, 8, &sealed[8..16]);
-    let csum = crate::crc::checksum(crate::crc::SEED, &bytes[8..]);
+    let csum = crc::checksum(crc::SEED, &bytes[8..]);
     bytes::put(&mut bytes, 0, &csum.to_le_bytes());
     let read = prio::parse_prio_bucket(&bytes, SET, entries).expect("sealed");
     let _ = read.to_string();
     let again = prio::encode(read.seq, read.next_bucket, &read.entries, SET, bytes.len());
     assert_eq!(prio::parse_prio_bucket(&again, SET, entries), Ok(read));
+}
+
+/// A journal bucket: probed at every block as given, then with magic and checksum made right.
+pub fn jset(input: &[u8]) {
+    probe_blocks(input);
+    let mut bytes = input.to_vec();
+    bytes.resize(bytes.len().max(jset::HEADER_BYTES), 0);
+    let header_magic = sample_entry();
+    bytes::put(&mut bytes, 8, &header_magic[8..16]);
+    let len = bytes.len().min(jset::MAX_BYTES) / 8 * 8;
+    let words = u32::try_from((len - jset::HEADER_BYTES) / 8).unwrap_or(0);
+    bytes::put(&mut bytes, 28, &words.to_le_bytes());
+    let csum = crc::checksum(crc::SEED, &bytes[8..len]);
+    bytes::put(&mut bytes, 0, &csum.to_le_bytes());
+    assert!(
+        matches!(jset::probe(&bytes, SET), Probe::Valid(_)),
+        "sealed"
+    );
+    probe_blocks(&bytes);
+}
+
+fn sample_entry() -> Vec<u8> {
+    let key = crate::Key::hole(0, 0, 0);
+    let header = jset::JsetHeader {
+        seq: 1,
+        last_seq: 1,
+        version: 1,
+        uuid_bucket: key,
+        btree_root: key,
+        btree_level: 0,
+        prio_bucket: 0,
+    };
+    jset::encode(&header, &[], SET, BLOCK)
+}
+
+fn probe_blocks(bucket: &[u8]) {
+    for at in (0..bucket.len()).step_by(BLOCK) {
+        let Probe::Valid(view) = jset::probe(&bucket[at..], SET) else {
+            continue;
+        };
+        let _ = view.check();
+        if let Ok(read) = view.to_jset() {
+            let _ = read.to_string();
+            let written = read.encode(SET, BLOCK);
+            let Probe::Valid(again) = jset::probe(&written, SET) else {
+                panic!("what was written must be valid");
+            };
+            assert_eq!(again.to_jset(), Ok(read));
+        }
+    }
+}
+
+/// A btree node: as given, then as a row of sets with headers made right.
+pub fn node(input: &[u8]) {
+    let ptr = Ptr(0x5_0001);
+    let _ = node::parse_node(input, BLOCK, ptr, SET);
+    let _ = node::parse_node(input, 0, ptr, SET);
+    let mut bytes = Vec::new();
+    for chunk in input.chunks(700) {
+        let words: Vec<u64> = chunk
+            .chunks_exact(8)
+            .map(|word| bytes::u64_at(word, 0))
+            .collect();
+        bytes.extend(node::encode_bset(&words, 7, ptr, SET, BLOCK));
+    }
+    match node::parse_node(&bytes, BLOCK, ptr, SET) {
+        Ok(read) => {
+            let _ = read.to_string();
+            assert_eq!(read.blocks_used * BLOCK, bytes.len());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// The UUID table in both formats.
+pub fn uuids(input: &[u8]) {
+    let slots = input.len() / uuid_table::ENTRY_BYTES;
+    let table = uuid_table::parse(input, slots);
+    assert_eq!(
+        uuid_table::encode(&table),
+        input[..slots * uuid_table::ENTRY_BYTES]
+    );
+    for mut entry in table.iter().cloned() {
+        let _ = (entry.to_string(), entry.is_flash_only());
+        entry.invalidate(5);
+        assert!(entry.is_invalidated());
+    }
+    uuid_table::check(&table).iter().for_each(|finding| {
+        let _ = finding.to_string();
+    });
+    let (old, _) = uuid_table::parse_old(input, slots + 1);
+    assert_eq!(old.len(), slots + 1);
 }

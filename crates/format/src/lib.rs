@@ -16,18 +16,26 @@ pub mod crc;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod jset;
 pub mod key;
+pub mod node;
 pub mod prio;
 mod ptr;
 pub mod superblock;
+#[cfg(test)]
+mod testing;
+pub mod uuid_table;
 
 pub use error::FormatError;
-pub use key::{Key, KeyRules, parse_key, parse_keys};
+pub use jset::{Jset, JsetHeader, JsetView, Probe};
+pub use key::{Key, KeyRules, key_words, parse_key, parse_keys};
+pub use node::{Bset, Node, NodeError};
 pub use prio::PrioBucket;
 pub use ptr::{BucketNr, Gen, PTR_SECTORS_MAX, Pos, Ptr};
 pub use superblock::{
     BackingState, CacheGeometry, CacheMode, NewBacking, NewCache, Replacement, Role, Superblock,
 };
+pub use uuid_table::UuidEntry;
 
 /// Bytes of a sector, everywhere and always.
 pub const SECTOR_BYTES: u64 = 512;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::testing::hex;
 use proptest::prelude::*;
 
 fn new_cache() -> NewCache {
@@ -23,14 +24,6 @@ fn new_backing() -> NewBacking {
         mode: CacheMode::Writeback,
         label: "attic".into(),
     }
-}
-
-fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits
-        .chunks_exact(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
 }
 
 /// A fresh version 0 cache superblock as a formatter left it, bytes 8 to 208.

@@ -1,0 +1,300 @@
+//! Btree nodes: a log of sorted sets of keys (`docs/format.md` 4).
+//!
+//! A node is read whole or not at all, with one exception that is not made here: if only its *last* set is
+//! bad, it may be one whose writing a power cut interrupted. [`NodeError`] says so and hands over the sets in
+//! front; whether to go on without the last one is for the caller, and rarely yes (`docs/format.md` 4.3).
+
+use crate::bytes::{put, put_words, round_up, u32_at, u64_at};
+use crate::crc;
+use crate::error::FormatError;
+use crate::key::{Key, parse_keys};
+use crate::ptr::Ptr;
+use std::fmt;
+use thiserror::Error;
+
+/// Bytes in front of a set's keys.
+pub const HEADER_BYTES: usize = 32;
+/// The version written, and the newest there is: its checksum starts from the pointer to the node.
+pub const VERSION: u32 = 1;
+const MAGIC: u64 = 0x9013_5c78_b99e_07f5;
+
+/// Byte offsets of the fields.
+mod at {
+    pub(super) const MAGIC: usize = 8;
+    pub(super) const SEQ: usize = 16;
+    pub(super) const VERSION: usize = 24;
+    pub(super) const KEYS: usize = 28;
+}
+
+/// One sorted run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bset {
+    /// 1, or 0 in very old sets.
+    pub version: u32,
+    /// The block of the node it starts at.
+    pub block_offset: usize,
+    /// Blocks it takes.
+    pub blocks: usize,
+    /// Its keys, whose order nobody has checked yet (F31, F32).
+    pub keys: Vec<Key>,
+}
+
+/// What a node's bytes say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// What all its sets carry.
+    pub seq: u64,
+    /// Oldest first, at least one; only the first may be empty.
+    pub sets: Vec<Bset>,
+    /// Blocks up to the end of the last set, where the next one goes.
+    pub blocks_used: usize,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node seq {:016x} blocks {}", self.seq, self.blocks_used)?;
+        for set in &self.sets {
+            let (at, blocks) = (set.block_offset, set.blocks);
+            write!(
+                f,
+                "\n  bset at block {at} blocks {blocks} version {}",
+                set.version
+            )?;
+            set.keys
+                .iter()
+                .try_for_each(|key| write!(f, "\n    {key}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a node cannot be used as it is (F45, F46).
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("bset {set}: {error}")]
+pub struct NodeError {
+    /// The set that failed, counted from 0.
+    pub set: usize,
+    /// Whether it is the last one and not the only one: nothing behind it carries the node's seq. An append
+    /// that was cut off looks like this, and so does rot. Never true of a set whose checksum is right.
+    pub is_last: bool,
+    /// The sets in front of it. Empty if it is the first.
+    pub intact: Box<Node>,
+    /// What is wrong; its offset counts from the start of the node.
+    pub error: FormatError,
+}
+
+/// Where a set of `seq` was found to break a rule.
+struct Broken {
+    error: FormatError,
+    /// Blocks it takes by its own header, if that can be believed.
+    blocks: Option<usize>,
+    /// Whether a torn write can look like this.
+    may_be_torn: bool,
+}
+
+impl Broken {
+    fn header(what: &'static str, at: usize, found: String, expected: &str) -> Broken {
+        let at = u64::try_from(at).unwrap_or(u64::MAX);
+        Broken {
+            error: FormatError::new(what, at, found, expected),
+            blocks: None,
+            may_be_torn: true,
+        }
+    }
+}
+
+/// Reads a node. `bytes` are as many sectors as its key says, rounded down to whole blocks; `key_ptr` is the
+/// first pointer word of that key, unchanged (it seeds the checksums).
+pub fn parse_node(
+    bytes: &[u8],
+    block_bytes: usize,
+    key_ptr: Ptr,
+    set_magic: u64,
+) -> Result<Node, NodeError> {
+    let reader = Reader {
+        bytes,
+        block_bytes,
+        blocks: bytes.len().checked_div(block_bytes).unwrap_or(0),
+        key_ptr,
+        magic: set_magic ^ MAGIC,
+    };
+    let mut node = Node {
+        seq: reader.seq_at(0).unwrap_or(0),
+        sets: Vec::new(),
+        blocks_used: 0,
+    };
+    if node.seq == 0 || block_bytes < HEADER_BYTES {
+        let expected = "a seq that is not 0, in at least one block";
+        let broken = Broken::header("bset seq", at::SEQ, node.seq.to_string(), expected);
+        return Err(reader.failed(node, broken));
+    }
+    while reader.seq_at(node.blocks_used) == Some(node.seq) {
+        match reader.set(node.blocks_used) {
+            Ok(set) => {
+                node.blocks_used += set.blocks;
+                node.sets.push(set);
+            }
+            Err(broken) => return Err(reader.failed(node, broken)),
+        }
+    }
+    match reader.next_with_seq(node.blocks_used, node.seq) {
+        None => Ok(node),
+        Some(block) => {
+            let found = format!("the node's seq in block {block}");
+            let expected = "nothing of this node behind its last set";
+            let at = block * block_bytes + at::SEQ;
+            let mut stray = Broken::header("stray bset", at, found, expected);
+            stray.may_be_torn = false;
+            Err(reader.failed(node, stray))
+        }
+    }
+}
+
+/// The bytes of a node and what is needed to judge them.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    block_bytes: usize,
+    blocks: usize,
+    key_ptr: Ptr,
+    magic: u64,
+}
+
+impl<'a> Reader<'a> {
+    /// The node's bytes from `block` on; `None` behind the last block.
+    fn rest(&self, block: usize) -> Option<&'a [u8]> {
+        let start = block.checked_mul(self.block_bytes)?;
+        let end = self.blocks.checked_mul(self.block_bytes)?;
+        self.bytes.get(start..end).filter(|rest| !rest.is_empty())
+    }
+
+    fn seq_at(&self, block: usize) -> Option<u64> {
+        self.rest(block).map(|rest| u64_at(rest, at::SEQ))
+    }
+
+    fn next_with_seq(&self, from: usize, seq: u64) -> Option<usize> {
+        (from..self.blocks).find(|&block| self.seq_at(block) == Some(seq))
+    }
+
+    /// The set that starts at `block`. Offsets in errors count from the start of the set, here and below.
+    fn set(&self, block: usize) -> Result<Bset, Broken> {
+        let rest = self.rest(block).unwrap_or_default();
+        let version = u32_at(rest, at::VERSION);
+        if version > VERSION {
+            let found = version.to_string();
+            return Err(Broken::header("bset version", at::VERSION, found, "0 or 1"));
+        }
+        let words = u32_at(rest, at::KEYS);
+        let len = usize::try_from(words)
+            .ok()
+            .and_then(|words| words.checked_mul(8)?.checked_add(HEADER_BYTES));
+        let Some(set) = len.and_then(|len| rest.get(..len)) else {
+            let found = format!("{words} words");
+            let expected = "a set that ends inside its node";
+            return Err(Broken::header("bset keys", at::KEYS, found, expected));
+        };
+        let magic = u64_at(set, at::MAGIC);
+        if magic != self.magic {
+            let (found, expected) = (format!("{magic:016x}"), format!("{:016x}", self.magic));
+            return Err(Broken::header("bset magic", at::MAGIC, found, &expected));
+        }
+        let blocks = set.len().div_ceil(self.block_bytes);
+        self.check_body(block, version, set)
+            .map_err(|broken| Broken {
+                blocks: Some(blocks),
+                ..broken
+            })?;
+        let keys = parse_keys(set.get(HEADER_BYTES..).unwrap_or_default()).map_err(|error| {
+            let mut broken = Broken::header("bset keys", 0, String::new(), "");
+            broken.error.offset = error.offset.saturating_add(32);
+            broken.error.found = error.found;
+            broken.error.expected = error.expected;
+            broken.may_be_torn = false;
+            broken
+        })?;
+        Ok(Bset {
+            version,
+            block_offset: block,
+            blocks,
+            keys,
+        })
+    }
+
+    /// Checksum, and that a later set is not empty.
+    fn check_body(&self, block: usize, version: u32, set: &[u8]) -> Result<(), Broken> {
+        let seed = if version == 0 {
+            crc::SEED
+        } else {
+            self.key_ptr.0
+        };
+        let (stored, computed) = (
+            u64_at(set, 0),
+            crc::checksum(seed, set.get(8..).unwrap_or_default()),
+        );
+        if stored != computed {
+            let (found, expected) = (format!("{stored:016x}"), format!("{computed:016x}"));
+            return Err(Broken::header("bset csum", 0, found, &expected));
+        }
+        if block > 0 && set.len() == HEADER_BYTES {
+            let mut empty =
+                Broken::header("bset keys", at::KEYS, "0 words".into(), "a set with keys");
+            empty.may_be_torn = false;
+            return Err(empty);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, node: Node, broken: Broken) -> NodeError {
+        let block = node.blocks_used;
+        let behind = block.saturating_add(broken.blocks.unwrap_or(1));
+        let is_stray = broken.error.structure == "stray bset";
+        let start = if is_stray {
+            0
+        } else {
+            block.saturating_mul(self.block_bytes)
+        };
+        NodeError {
+            set: node.sets.len(),
+            is_last: broken.may_be_torn
+                && !node.sets.is_empty()
+                && self.next_with_seq(behind, node.seq).is_none(),
+            intact: Box::new(node),
+            error: broken
+                .error
+                .shifted(u64::try_from(start).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+/// The bytes of a set, padded with zeros to whole blocks. `words` are those of its keys
+/// ([`crate::key::key_words`]); `key_ptr` is the pointer word of the key that names, or will name, the node.
+///
+/// # Panics
+/// If `seq` is 0.
+pub fn encode_bset(
+    words: &[u64],
+    seq: u64,
+    key_ptr: Ptr,
+    set_magic: u64,
+    block_bytes: usize,
+) -> Vec<u8> {
+    assert!(seq != 0, "a node's seq is never 0");
+    let count = u32::try_from(words.len()).expect("a set has fewer than 2^32 words");
+    let len = bset_bytes(words.len());
+    let mut bytes = vec![0; round_up(len, block_bytes)];
+    put(&mut bytes, at::MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
+    put(&mut bytes, at::SEQ, &seq.to_le_bytes());
+    put(&mut bytes, at::VERSION, &VERSION.to_le_bytes());
+    put(&mut bytes, at::KEYS, &count.to_le_bytes());
+    put_words(&mut bytes, HEADER_BYTES, words);
+    let csum = crc::checksum(key_ptr.0, bytes.get(8..len).unwrap_or_default());
+    put(&mut bytes, 0, &csum.to_le_bytes());
+    bytes
+}
+
+/// Bytes of a set of `words` words of keys, before rounding to whole blocks.
+pub fn bset_bytes(words: usize) -> usize {
+    words.saturating_mul(8).saturating_add(HEADER_BYTES)
+}
+
+#[cfg(test)]
+mod tests;
