@@ -6,7 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod golden;
 pub mod kernel;
+pub mod model;
+pub mod nbd;
 pub mod pattern;
 pub mod process;
 pub mod sectors;
+pub mod server;

@@ -1,0 +1,273 @@
+//! The program under judgement: building, starting, stopping and killing `brigade`.
+
+use crate::process::{Context, Result, last_lines, output, project_root, run};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Builds `brigade` in release mode (or takes the one named by `BRIGADE_BIN`) and returns its path.
+pub fn brigade() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("BRIGADE_BIN") {
+        return Ok(path.into());
+    }
+    run(cargo().args(["build", "--quiet", "--release", "-p", "brigade-cli"]))?;
+    let path = target_dir()?.join("release/brigade");
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(format!("{} was not built", path.display()))
+    }
+}
+
+/// Cargo, in the project's root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project_root());
+    command
+}
+
+/// Cargo's target folder: this program lies in `<target>/<profile>/`.
+fn target_dir() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program")?;
+    own.ancestors()
+        .find(|path| path.join("CACHEDIR.TAG").exists())
+        .map(Path::to_path_buf)
+        .ok_or_else(|| "cannot find the target folder".into())
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Default)]
+pub struct Serve {
+    /// Cache devices.
+    pub caches: Vec<PathBuf>,
+    /// Backing devices.
+    pub backings: Vec<PathBuf>,
+    /// Cache mode, if it is to be set.
+    pub mode: Option<&'static str>,
+    /// Open for reading only.
+    pub read_only: bool,
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    /// Its NBD socket.
+    pub socket: PathBuf,
+    /// Its control socket.
+    pub control: PathBuf,
+    /// The line it said when it was ready.
+    pub ready: String,
+    errors: PathBuf,
+}
+
+/// What came of starting one.
+pub enum Started {
+    /// It serves.
+    Ready(Server),
+    /// It ended instead.
+    Refused {
+        /// Exit status.
+        status: Option<i32>,
+        /// Lines of standard error.
+        lines: Vec<String>,
+    },
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines_of(path: &Path) -> Vec<String> {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes)
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(str::to_string)
+        .collect()
+}
+
+/// Starts `brigade serve`; sockets and logs go to `scratch`.
+pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
+    let (socket, control, errors) = (
+        scratch.join("nbd"),
+        scratch.join("control"),
+        scratch.join("stderr"),
+    );
+    let _ = fs::remove_file(&socket);
+    let mut command = Command::new(program);
+    command.arg("serve");
+    for cache in &serve.caches {
+        command.arg("--cache").arg(cache);
+    }
+    for backing in &serve.backings {
+        command.arg("--backing").arg(backing);
+    }
+    if let Some(mode) = serve.mode {
+        command.args(["--mode", mode]);
+    }
+    if serve.read_only {
+        command.arg("--read-only");
+    }
+    command
+        .arg("--nbd")
+        .arg(format!("unix:{}", socket.display()))
+        .arg("--control")
+        .arg(&control);
+    let log = fs::File::create(&errors).context("cannot make a log file")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .context(format!("cannot start {}", program.display()))?;
+    let stdout = child.stdout.take().ok_or("no standard output")?;
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout)
+            .lines()
+            .map_while(std::result::Result::ok)
+        {
+            let _ = sender.send(line);
+        }
+    });
+    let ready = loop {
+        match lines.recv_timeout(READY_TIMEOUT) {
+            Ok(line) if line.starts_with("ready") => break Some(line),
+            Ok(_) => {}
+            Err(_) => break None,
+        }
+    };
+    let mut server = Server {
+        child,
+        socket,
+        control,
+        ready: String::new(),
+        errors,
+    };
+    match ready {
+        Some(line) => {
+            server.ready = line;
+            Ok(Started::Ready(server))
+        }
+        None => server.gone(),
+    }
+}
+
+/// Starts a server that has to serve.
+pub fn start_ready(program: &Path, serve: &Serve, scratch: &Path) -> Result<Server> {
+    match start(program, serve, scratch)? {
+        Started::Ready(server) => Ok(server),
+        Started::Refused { status, lines } => Err(format!(
+            "brigade serve ended with status {status:?}: {}",
+            last_lines(&lines.join("\n"), 5)
+        )),
+    }
+}
+
+impl Server {
+    fn gone(mut self) -> Result<Started> {
+        let Some(status) = self.wait(Duration::from_secs(5))? else {
+            return Err("brigade serve is neither ready nor gone after a minute".into());
+        };
+        Ok(Started::Refused {
+            status,
+            lines: lines_of(&self.errors),
+        })
+    }
+
+    fn wait(&mut self, patience: Duration) -> Result<Option<Option<i32>>> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for brigade")? {
+                return Ok(Some(status.code()));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The address of an export for other clients.
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket.display())
+    }
+
+    /// SIGTERM, and waits for the clean end.
+    pub fn stop(mut self) -> Result<()> {
+        output(Command::new("sh").args(["-c", &format!("kill -TERM {}", self.pid())]))?;
+        match self.wait(STOP_TIMEOUT)? {
+            Some(Some(0)) => Ok(()),
+            Some(status) => {
+                let said = last_lines(&lines_of(&self.errors).join("\n"), 5);
+                Err(format!(
+                    "brigade serve ended with status {status:?}: {said}"
+                ))
+            }
+            None => Err("brigade serve does not stop on SIGTERM".into()),
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("cannot kill brigade")?;
+        self.child
+            .wait()
+            .context("cannot wait for brigade")
+            .map(drop)
+    }
+}
+
+/// Names under which every volume is exported exactly once.
+pub fn volume_exports(socket: &Path) -> Result<Vec<String>> {
+    let mut names = crate::nbd::exports(socket)?;
+    let is_slot = |name: &str| {
+        name.strip_prefix("volume")
+            .is_some_and(|n| n.parse::<u32>().is_ok())
+    };
+    if names.iter().any(|name| is_slot(name)) {
+        names.retain(|name| is_slot(name));
+    }
+    if names.is_empty() {
+        names.push(String::new());
+    }
+    Ok(names)
+}
+
+/// Runs `brigade format` on new sparse files of these sizes.
+pub fn format(
+    program: &Path,
+    cache: (&Path, u64),
+    backing: (&Path, u64),
+    options: &[&str],
+) -> Result<()> {
+    for (path, size) in [cache, backing] {
+        fs::File::create(path)
+            .and_then(|file| file.set_len(size))
+            .context("cannot make an image")?;
+    }
+    output(
+        Command::new(program)
+            .arg("format")
+            .arg("--cache")
+            .arg(cache.0)
+            .arg("--backing")
+            .arg(backing.0)
+            .args(options),
+    )
+    .map(drop)
+}
