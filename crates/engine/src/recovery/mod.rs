@@ -1,0 +1,333 @@
+//! Reading a cache device at open, and deciding whether it may be opened. Nothing is written here.
+//!
+//! The order is that of `docs/format.md` 8.2: journal, gen table, root, UUID table, the whole tree, the replay range.
+//! There is no difference between a clean and an unclean start. Only when every pointer has raised its bucket's gen
+//! is anything called stale; then the replayed keys are laid over the tree (8.5) and the result is the index the set
+//! works with. Deviations are judged by the table in 11: they are reported, bar writing, or stop the opening.
+//!
+//! - [`journal`] and [`search`]: the ring, the replay range, what lies behind the newest entry.
+//! - [`prios`], [`marks`]: gens, and what is known of each bucket.
+//! - [`tree`]: nodes, checked and flattened.
+//! - [`replay`], [`layers`]: which key wins.
+//! - [`uuids`]: the table of devices and volumes.
+//!
+//! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
+
+mod findings;
+mod journal;
+mod layers;
+mod marks;
+mod prios;
+mod proof;
+mod reads;
+mod replay;
+mod search;
+mod tree;
+mod uuids;
+
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod testing_disk;
+
+pub use findings::{Finding, LoadError, Severity};
+
+use crate::extents::{Extent, ExtentMap};
+use brigade_env::{Env, SECTOR_BYTES};
+use brigade_format::superblock::{CacheGeometry, Superblock};
+use brigade_format::uuid_table::UuidEntry;
+use brigade_format::{Gen, Key, Pos};
+use findings::Findings;
+use marks::{Marks, Owner};
+use replay::Outcome;
+use std::collections::BTreeSet;
+
+/// How the set is to be opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Nothing will be written: findings that only bar writing are tolerated.
+    pub read_only: bool,
+}
+
+/// Keys acknowledged in the memory record that did not reach the journal on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SurvivorEntry {
+    /// The journal seq they were meant for.
+    pub seq: u64,
+    /// In insertion order.
+    pub keys: Vec<Key>,
+}
+
+/// The newest journal entry on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its seq.
+    pub seq: u64,
+    /// Oldest entry to be replayed.
+    pub last_seq: u64,
+    /// 0 means that the UUID table is in the old format.
+    pub version: u32,
+    /// Where the UUID table is.
+    pub uuid_bucket: Key,
+    /// The root of the tree.
+    pub root: Key,
+    /// Its level; 0 means that the root is a leaf.
+    pub root_level: u16,
+    /// First bucket of the gen table.
+    pub prio_head: u64,
+    /// Where the entry stands on the device.
+    pub byte_offset: u64,
+}
+
+/// Where the journal ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// Ring index of the bucket that holds the newest entry.
+    pub newest_index: usize,
+    /// Sector within that bucket right behind the newest entry.
+    pub newest_end_sector: u64,
+    /// Per ring index the highest valid seq found, 0 if none.
+    pub bucket_max_seq: Vec<u64>,
+}
+
+/// A live btree node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedNode {
+    /// 0 for leaves.
+    pub level: u16,
+    /// The key that points at it.
+    pub key: Key,
+    /// Index of its parent in the list; the root has none.
+    pub parent: Option<usize>,
+    /// The seq all its sets carry.
+    pub seq: u64,
+    /// Blocks its sets fill.
+    pub blocks_used: u32,
+    /// Where its left neighbour ends; it holds positions behind this one.
+    pub low: Pos,
+    /// One of its sets was written by a very old kernel (bset version 0).
+    pub has_old_bset_version: bool,
+}
+
+/// What opening cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadStats {
+    /// Bytes of metadata read.
+    pub bytes_read: u64,
+    /// Keys in all sets of all live nodes.
+    pub keys: u64,
+    /// Live nodes.
+    pub nodes: u64,
+    /// Levels of the tree.
+    pub depth: u16,
+    /// Valid journal entries found, previous laps included.
+    pub journal_entries: u64,
+    /// Entries of the replay range.
+    pub replayed_entries: u64,
+    /// Keys in them.
+    pub replayed_keys: u64,
+}
+
+/// Everything a set needs to start working.
+pub struct Loaded {
+    /// The newest journal entry.
+    pub newest: Newest,
+    /// Where the journal ends.
+    pub ring: Ring,
+    /// Per bucket the gen, raised by every pointer.
+    pub gens: Vec<Gen>,
+    /// Per bucket the hotness hint.
+    pub prios: Vec<u16>,
+    /// Per bucket the oldest gen of any data pointer to it, its own gen if there is none.
+    pub oldest_gens: Vec<Gen>,
+    /// Buckets of the current gen table, head first.
+    pub prio_buckets: Vec<u64>,
+    /// Its seq.
+    pub prio_seq: u64,
+    /// Live nodes, root first, then level by level in key order.
+    pub nodes: Vec<LoadedNode>,
+    /// What is cached where, after replay: live extents only, none crossing a leaf boundary.
+    pub index: ExtentMap,
+    /// What must be added to the leaves so that the tree alone says what the index says: the decisions for exactly the
+    /// sectors that replayed keys cover, holes included, sorted, without overlap, cut at leaf boundaries.
+    pub overlay: Vec<Extent>,
+    /// Dirty extents of the tree kept against a replayed key: to be journalled again before anything else.
+    pub rejournal: Vec<Extent>,
+    /// Per bucket: a pointer of its current gen stands in the tree or the replay range.
+    pub referenced: Vec<bool>,
+    /// Inodes with any key in the tree or the replay range: slots that must not be given out.
+    pub inodes_seen: BTreeSet<u32>,
+    /// All slots of the UUID table.
+    pub uuids: Vec<UuidEntry>,
+    /// The table on disk is in the old format.
+    pub uuids_are_old_format: bool,
+    /// What was tolerated.
+    pub findings: Vec<Finding>,
+    /// What it cost.
+    pub stats: LoadStats,
+}
+
+/// Reads the whole set and decides whether it may be opened.
+pub async fn load<E: Env>(
+    env: &E,
+    device: &E::Device,
+    superblock: Superblock,
+    geometry: CacheGeometry,
+    survivors: &[SurvivorEntry],
+    how: How,
+) -> Result<Loaded, LoadError> {
+    let geometry = &geometry;
+    let mut findings = Findings::new(how.read_only);
+    let mut inodes = BTreeSet::new();
+    let journal = journal::read(env, device, geometry, superblock.discard(), survivors, &mut findings).await?;
+    let newest = journal.newest;
+    let chain = prios::read(env, device, geometry, newest.prio_head, &mut findings).await?;
+    let mut marks = Marks::new(geometry, chain.entries);
+    claim_metadata(&mut marks, &chain.buckets, Owner::Prio)?;
+    if let Some(head) = journal.later_prio_head {
+        raise_by_later_chain(env, device, geometry, head, &mut marks).await;
+    }
+    uuids::check_key(geometry, &newest, &mut findings)?;
+    if let Some(ptr) = newest.uuid_bucket.ptr(0) {
+        let bucket = marks.bucket(ptr) as u64;
+        claim_metadata(&mut marks, &[bucket], Owner::Uuids)?;
+    }
+    let table = uuids::read(env, device, geometry, &newest, &mut findings).await?;
+    let tree = tree::read(env, device, geometry, &newest, &mut marks, &mut inodes, &mut findings).await?;
+    let replayed = raise_by_journal(&journal, &mut marks, &mut inodes);
+    if let Some(ptr) = newest.uuid_bucket.ptr(0) {
+        marks.see_node(ptr);
+    }
+    tree::check_nodes_are_live(&tree, &marks)?;
+    tree::check_staleness(&tree, &replayed, &marks, &mut findings)?;
+    let boundaries: Vec<Pos> = tree.nodes[tree.leaves.clone()].iter().map(|leaf| leaf.key.pos()).collect();
+    let outcome =
+        replay::resolve(&tree.extents, &boundaries, &replayed, geometry.bucket_sectors, |ptr| marks.is_stale(ptr));
+    judge_outcome(&outcome, &mut findings)?;
+    proof::judge_conflicts(env, device, geometry, &tree, &outcome.conflicts, &mut findings).await?;
+    judge_data_owners(&outcome.index, &mut marks, &mut findings)?;
+    judge_gens(&marks, &mut findings);
+    uuids::judge(&table, &outcome.index, &inodes, &mut findings)?;
+    let stats = LoadStats {
+        bytes_read: journal.bytes_read + chain.bytes_read + table.bytes_read + tree.bytes_read,
+        keys: tree.keys,
+        nodes: tree.nodes.len() as u64,
+        depth: newest.root_level + 1,
+        journal_entries: journal.entries_found,
+        replayed_entries: journal.replay.len() as u64,
+        replayed_keys: replayed.len() as u64,
+    };
+    Ok(Loaded {
+        newest,
+        ring: journal.ring,
+        oldest_gens: marks.oldest_gens(),
+        gens: marks.gens,
+        prios: marks.prios,
+        prio_buckets: chain.buckets,
+        prio_seq: chain.seq,
+        nodes: tree.nodes,
+        index: outcome.index,
+        overlay: outcome.overlay,
+        rejournal: outcome.conflicts.iter().map(|conflict| conflict.kept).collect(),
+        referenced: marks.referenced,
+        inodes_seen: inodes,
+        uuids: table.entries,
+        uuids_are_old_format: newest.version == 0,
+        findings: findings.finish(),
+        stats,
+    })
+}
+
+/// F40 for buckets that are named by number or by the journal.
+fn claim_metadata(marks: &mut Marks, buckets: &[u64], owner: Owner) -> Result<(), LoadError> {
+    for &bucket in buckets {
+        let before = marks.claim(bucket, owner);
+        if before != Owner::Nobody {
+            let text = format!("{} lies in bucket {bucket}, which belongs to {}", owner.name(), before.name());
+            return Err(LoadError::new("F40", "bucket", marks.bucket_offset(bucket as usize), text));
+        }
+    }
+    Ok(())
+}
+
+/// Behind a damaged entry stands a valid one: buckets that its gen table let be reused must not be served (5.9).
+async fn raise_by_later_chain<E: Env>(
+    env: &E,
+    device: &E::Device,
+    geometry: &CacheGeometry,
+    head: u64,
+    marks: &mut Marks,
+) {
+    let mut ignored = Findings::new(true);
+    match prios::read(env, device, geometry, head, &mut ignored).await {
+        Ok(chain) => marks.raise_by_chain(&chain.entries),
+        Err(error) => tracing::warn!("the gen table behind the damaged journal entry is not usable: {error}"),
+    }
+}
+
+/// Lets replayed keys raise gens, newest entry first, and gives them as extents, oldest first.
+fn raise_by_journal(journal: &journal::Journal, marks: &mut Marks, inodes: &mut BTreeSet<u32>) -> Vec<Extent> {
+    for key in journal.replay.iter().rev().flat_map(|entry| &entry.keys) {
+        inodes.insert(key.inode());
+        key.ptrs().filter(|ptr| ptr.is_available()).for_each(|ptr| marks.see_data(ptr));
+    }
+    journal.replay.iter().flat_map(|entry| &entry.keys).filter_map(Extent::from_key).collect()
+}
+
+fn byte_of(e: &Extent) -> u64 {
+    e.ptr.map_or(0, |ptr| ptr.sector()).saturating_mul(SECTOR_BYTES)
+}
+
+/// F43: dirty data that is gone, or looks as if.
+fn judge_outcome(outcome: &Outcome, findings: &mut Findings) -> Result<(), LoadError> {
+    for e in &outcome.lost {
+        let text = format!("dirty data of inode {}, sectors {}..{}, was overwritten", e.inode, e.start, e.end);
+        findings.report("F43", Severity::BarsWriting, "extent", byte_of(e), text)?;
+    }
+    for e in &outcome.cleaned {
+        let text = format_args!(
+            "replayed dirty key of inode {}, sectors {}..{}, is stale: cleaned and reused",
+            e.inode, e.start, e.end
+        );
+        findings.warn("F43", "journal key", byte_of(e), text);
+    }
+    Ok(())
+}
+
+/// F40 and F41: data lies in buckets nobody else owns, and no sector twice.
+fn judge_data_owners(index: &ExtentMap, marks: &mut Marks, findings: &mut Findings) -> Result<(), LoadError> {
+    let mut places: Vec<(u64, u32)> = Vec::with_capacity(index.len());
+    for e in index.iter() {
+        let Some(ptr) = e.ptr else { continue };
+        let owner = marks.claim(marks.bucket(ptr) as u64, Owner::Data);
+        if owner != Owner::Nobody {
+            let text = format!("{e:?} lies in a bucket that belongs to {}", owner.name());
+            findings.report("F40", Severity::Fatal, "extent", byte_of(&e), text)?;
+        }
+        places.push((ptr.sector(), e.sectors().min(Extent::MAX_SECTORS) as u32));
+    }
+    places.sort_unstable();
+    for pair in places.windows(2) {
+        if pair[0].0 + u64::from(pair[0].1) > pair[1].0 {
+            let text = format!("cache sector {} belongs to two extents", pair[1].0);
+            findings.report("F41", Severity::Fatal, "extent", pair[1].0.saturating_mul(SECTOR_BYTES), text)?;
+        }
+    }
+    Ok(())
+}
+
+/// F44: pointers far ahead of the gen table.
+fn judge_gens(marks: &Marks, findings: &mut Findings) {
+    const AHEAD_MAX: u8 = 64;
+    for (bucket, (now, chain)) in marks.gens.iter().zip(&marks.chain_gens).enumerate() {
+        let ahead = now.after(*chain);
+        if ahead > AHEAD_MAX {
+            let text = format_args!("a pointer is {ahead} gens ahead of the gen table");
+            findings.warn("F44", format_args!("bucket {bucket}"), marks.bucket_offset(bucket), text);
+        }
+    }
+}
