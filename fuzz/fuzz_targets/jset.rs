@@ -1,0 +1,4 @@
+//! Runs `brigade_format::fuzzing::jset` over what the fuzzer thinks up.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| brigade_format::fuzzing::jset(input));
