@@ -1,1 +1,16 @@
-//! Placeholder.
+//! The independent reader of cache devices: it shares the byte formats with the engine and nothing else, so that one can
+//! find the other's mistakes.
+//!
+//! # Invariants
+//! - FSCK-1: nothing is ever written.
+//! - FSCK-2: no content of a device makes it panic, loop, or use memory out of proportion to what it really read; what is
+//!   wrong is reported where it stands, and reading goes on with what does not depend on it.
+#![forbid(unsafe_code)]
+
+pub mod dump;
+mod journal;
+mod prios;
+mod source;
+mod tree;
+
+pub use source::ReadAt;

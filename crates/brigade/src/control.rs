@@ -1,0 +1,150 @@
+//! The control API: HTTP/1.1 and JSON on a unix socket, on one thread of its own.
+//!
+//! It is outside what the cache exists for, so it runs on a library (axum on a current-thread tokio) that never touches the
+//! data path: each request is a closure posted to the cache's thread. The socket is made before anything is opened, so
+//! that a taken path is a refusal, and answers once the cache is open.
+
+use crate::world::clear_dead_socket;
+use crate::{Error, Handle};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// The longest a stopping server waits for its last answers to be read.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A bound socket on which nobody answers yet.
+pub struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Socket {
+    /// Binds it, for our own user only, and makes the directory it lies in.
+    pub fn bind(path: &Path) -> Result<Socket, Error> {
+        let at =
+            |error: std::io::Error| Error::at(format!("control socket {}", path.display()), error);
+        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(at)?;
+        }
+        clear_dead_socket(path)?;
+        let listener = UnixListener::bind(path).map_err(at)?;
+        let socket = Socket {
+            path: path.to_owned(),
+            listener,
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(at)?;
+        socket.listener.set_nonblocking(true).map_err(at)?;
+        Ok(socket)
+    }
+
+    /// Answers for `handle` from now on.
+    pub fn answer(self, handle: Handle) -> Result<Control, Error> {
+        let listener = self.listener.try_clone().map_err(Error::new)?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("brigade-control".into())
+            .spawn(move || run(listener, handle, stopped))
+            .map_err(|e| Error::new(format!("no thread for the control socket: {e}")))?;
+        Ok(Control {
+            _socket: self,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The answering side; dropping it lets the last answers out and removes the socket.
+pub struct Control {
+    _socket: Socket,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(listener: UnixListener, handle: Handle, stopped: oneshot::Receiver<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "no control API"),
+    };
+    runtime.block_on(async move {
+        let listener = match tokio::net::UnixListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "no control API"),
+        };
+        let (grace_begins, graced) = oneshot::channel::<()>();
+        let ending = async move {
+            let _ = stopped.await;
+            drop(grace_begins);
+        };
+        let server = axum::serve(listener, router(handle)).with_graceful_shutdown(ending);
+        tokio::select! {
+            _ = server => {}
+            () = async { let _ = graced.await; tokio::time::sleep(GRACE).await } => {}
+        }
+    });
+    runtime.shutdown_timeout(GRACE);
+}
+
+fn router(handle: Handle) -> axum::Router {
+    axum::Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/stop", post(stop))
+        .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such resource") })
+        .method_not_allowed_fallback(|| async {
+            failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
+        })
+        .with_state(handle)
+}
+
+async fn status(State(handle): State<Handle>) -> Response {
+    answer(move || handle.status()).await
+}
+
+async fn stop(State(handle): State<Handle>) -> Response {
+    answer(move || handle.stop().map(|()| json!({ "stopped": true }))).await
+}
+
+async fn answer(work: impl FnOnce() -> Result<Value, Error> + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Json(value).into_response(),
+        Ok(Err(error)) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn failure(status: StatusCode, what: &str) -> Response {
+    (status, Json(json!({ "error": what }))).into_response()
+}

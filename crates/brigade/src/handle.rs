@@ -1,0 +1,216 @@
+//! What other threads hold: requests to the cache's thread, answered while the caller waits.
+
+use crate::Error;
+use crate::face::Volume;
+use crate::world::{Finish, LOOK_AGAIN, Opened, World};
+use brigade_env::{BlockDevice, StreamId};
+use brigade_uring::{HostEnv, Remote};
+use serde_json::Value;
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+/// A volume, as it was at open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// All names it is exported by.
+    pub names: Vec<String>,
+    /// Text about it.
+    pub description: String,
+    /// Capacity.
+    pub size_bytes: u64,
+    /// Offsets and lengths are multiples of this.
+    pub block_bytes: u32,
+    /// Longest request one call is cut into.
+    pub request_bytes_max: u32,
+    /// No writes.
+    pub is_read_only: bool,
+}
+
+/// An open cache. Clones are the same cache; it is stopped by [`Handle::stop`] or when the last one is dropped.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+struct Shared {
+    opened: Opened,
+    finish: Arc<Finish>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        ask_to_stop(&self.opened.remote);
+        if let Err(error) = self.finish.wait() {
+            tracing::error!(%error, "the cache did not stop in order");
+        }
+    }
+}
+
+fn ask_to_stop(remote: &Remote) {
+    remote.post(Box::new(|_| {
+        if let Some(world) = World::current() {
+            world.ask_to_stop();
+        }
+    }));
+}
+
+impl Handle {
+    pub(crate) fn new(opened: Opened, finish: Arc<Finish>) -> Handle {
+        Handle(Arc::new(Shared { opened, finish }))
+    }
+
+    /// The volumes, the default one first.
+    pub fn volumes(&self) -> &[VolumeInfo] {
+        &self.0.opened.volumes
+    }
+
+    /// Where frontends really listen.
+    pub fn addresses(&self) -> &[String] {
+        &self.0.opened.addresses
+    }
+
+    /// What was found at open that does not keep the set from being served.
+    pub fn warnings(&self) -> &[String] {
+        &self.0.opened.warnings
+    }
+
+    /// How I/O is done.
+    pub fn engine_name(&self) -> &'static str {
+        self.0.opened.engine
+    }
+
+    /// Reads; offset and length are multiples of the volume's block.
+    pub fn read(&self, volume: usize, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let step = self.check(volume, offset, into.len(), false)?;
+        let mut at = offset;
+        for piece in into.chunks_mut(step) {
+            let length = piece.len();
+            let bytes = self.on_volume(volume, move |device| async move {
+                Ok(device.read(StreamId::default(), at, length).await?.to_vec())
+            })?;
+            piece.copy_from_slice(&bytes);
+            at += length as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes; with `fua` it is durable on return.
+    pub fn write(&self, volume: usize, offset: u64, bytes: &[u8], fua: bool) -> io::Result<()> {
+        let step = self.check(volume, offset, bytes.len(), true)?;
+        let mut at = offset;
+        for piece in bytes.chunks(step) {
+            let piece = piece.to_vec();
+            let length = piece.len() as u64;
+            self.on_volume(volume, move |device| async move {
+                let mut buffer = device.buffer(piece.len());
+                buffer.copy_from_slice(&piece);
+                device.write(StreamId::default(), at, buffer, fua).await
+            })?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Makes every write that returned durable.
+    pub fn flush(&self, volume: usize) -> io::Result<()> {
+        self.on_volume(volume, |device| async move { device.flush().await })
+    }
+
+    /// What the cache is doing, in the shape of `brigade status --json`.
+    pub fn status(&self) -> Result<Value, Error> {
+        let status =
+            self.call(|world| async move { serde_json::to_value(world.server.status()) })?;
+        status.map_err(Error::new)
+    }
+
+    /// Stops in order: no new requests, running ones end, everything written. Waits for it; all callers get the outcome.
+    pub fn stop(&self) -> Result<(), Error> {
+        ask_to_stop(&self.0.opened.remote);
+        self.wait()
+    }
+
+    /// Asks for a stop and does not wait.
+    pub fn ask_to_stop(&self) {
+        ask_to_stop(&self.0.opened.remote);
+    }
+
+    /// Waits until somebody has stopped it.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.0.finish.wait()
+    }
+
+    fn check(
+        &self,
+        volume: usize,
+        offset: u64,
+        length: usize,
+        is_write: bool,
+    ) -> io::Result<usize> {
+        let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        let Some(info) = self.volumes().get(volume) else {
+            return invalid(format!("no volume {volume}"));
+        };
+        let block = u64::from(info.block_bytes.max(1));
+        if !offset.is_multiple_of(block) || !(length as u64).is_multiple_of(block) {
+            return invalid(format!(
+                "offset {offset}, length {length}: no multiples of {block}"
+            ));
+        }
+        if offset
+            .checked_add(length as u64)
+            .is_none_or(|end| end > info.size_bytes)
+        {
+            return invalid(format!(
+                "offset {offset}, length {length}: beyond the end at {}",
+                info.size_bytes
+            ));
+        }
+        if is_write && info.is_read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        Ok(info.request_bytes_max.max(info.block_bytes).max(512) as usize)
+    }
+
+    fn on_volume<T, F, R>(&self, volume: usize, request: R) -> io::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = io::Result<T>> + 'static,
+        R: FnOnce(Rc<Volume<HostEnv>>) -> F + Send + 'static,
+    {
+        self.call(move |world| async move {
+            let device = world.volumes.get(volume).cloned();
+            request(device.ok_or(io::ErrorKind::NotFound)?).await
+        })?
+    }
+
+    /// Runs a request on the cache's thread and waits for its answer.
+    fn call<T, F, R>(&self, request: R) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+        R: FnOnce(Rc<World>) -> F + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.0.opened.remote.post(Box::new(move |env: &HostEnv| {
+            let Some(world) = World::current() else {
+                return;
+            };
+            let running = world.begin();
+            brigade_env::Env::spawn(env, async move {
+                let _ = sender.send(request(world).await);
+                drop(running);
+            });
+        }));
+        loop {
+            match receiver.recv_timeout(LOOK_AGAIN) {
+                Ok(answer) => return Ok(answer),
+                Err(mpsc::RecvTimeoutError::Timeout) if !self.0.finish.is_set() => {}
+                Err(_) => {
+                    return receiver
+                        .try_recv()
+                        .map_err(|_| Error::new("the cache is stopped"));
+                }
+            }
+        }
+    }
+}

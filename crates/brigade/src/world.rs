@@ -1,0 +1,343 @@
+//! The thread the cache lives on: it makes the world, opens, serves, and ends in order.
+//!
+//! ```text
+//! start ─► host env ─► listeners ─► devices (locked) ─► Server::open ─► serving ─► stop asked ─►
+//!          frontends drained, embedded requests drained ─► Server::stop ─► finished
+//! ```
+//! Listeners are bound first: a taken address must be a refusal before anything is written. Other threads reach the
+//! world only by closures posted to it; a thread-local holds it for them.
+
+use crate::builder::Builder;
+use crate::face::{Server, Volume};
+use crate::handle::{Handle, VolumeInfo};
+use crate::{Error, state_dir};
+use brigade_env::sync::Notify;
+use brigade_env::{BlockDevice, Env, Exports};
+use brigade_nbd::{ServerOptions, Shutdown};
+use brigade_uring::{HostDevice, HostEnv, HostListener, OpenMode, Remote};
+use std::cell::{Cell, RefCell};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+thread_local! {
+    static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+}
+
+/// What closures posted to the thread work with.
+pub(crate) struct World {
+    pub(crate) server: Rc<Server<HostEnv>>,
+    pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
+    is_stopping: Cell<bool>,
+    running: Cell<usize>,
+    changed: Notify,
+}
+
+impl World {
+    /// The world of this thread, unless it is ending.
+    pub(crate) fn current() -> Option<Rc<World>> {
+        WORLD
+            .with(|world| world.borrow().clone())
+            .filter(|world| !world.is_stopping.get())
+    }
+
+    /// Counts one request until it is dropped.
+    pub(crate) fn begin(self: &Rc<Self>) -> Running {
+        self.running.set(self.running.get() + 1);
+        Running(self.clone())
+    }
+
+    /// No new requests from now on; the thread winds up.
+    pub(crate) fn ask_to_stop(&self) {
+        self.is_stopping.set(true);
+        self.changed.notify_all();
+    }
+}
+
+/// A request under way.
+pub(crate) struct Running(Rc<World>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.changed.notify_all();
+    }
+}
+
+/// How the thread ended, once it has.
+#[derive(Default)]
+pub(crate) struct Finish {
+    outcome: Mutex<Option<Result<(), Error>>>,
+    changed: Condvar,
+}
+
+impl Finish {
+    fn set(&self, outcome: Result<(), Error>) {
+        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(outcome);
+        self.changed.notify_all();
+    }
+
+    /// Whether it has.
+    pub(crate) fn is_set(&self) -> bool {
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+    }
+
+    /// Waits for it.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
+        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(outcome) = &*slot {
+                return outcome.clone();
+            }
+            slot = self
+                .changed
+                .wait(slot)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Tells the waiting even if the thread panics.
+struct FinishGuard(Arc<Finish>);
+
+impl Drop for FinishGuard {
+    fn drop(&mut self) {
+        self.0.set(Err(Error::new("the cache's thread died")));
+    }
+}
+
+/// What a successful open reports.
+pub(crate) struct Opened {
+    pub(crate) remote: Remote,
+    pub(crate) engine: &'static str,
+    pub(crate) volumes: Vec<VolumeInfo>,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Starts the thread and waits until it serves.
+pub(crate) fn start(builder: Builder) -> Result<Handle, Error> {
+    let finish = Arc::new(Finish::default());
+    let (sender, receiver) = mpsc::channel();
+    let guard = FinishGuard(finish.clone());
+    std::thread::Builder::new()
+        .name("brigade".into())
+        .spawn(move || run(&builder, &sender, &guard))
+        .map_err(|e| Error::new(format!("no thread for the cache: {e}")))?;
+    match receiver.recv() {
+        Ok(opened) => Ok(Handle::new(opened?, finish)),
+        Err(_) => Err(Error::new("the cache's thread died")),
+    }
+}
+
+fn run(builder: &Builder, sender: &mpsc::Sender<Result<Opened, Error>>, guard: &FinishGuard) {
+    let env = match HostEnv::new(builder.host.clone()) {
+        Ok(env) => env,
+        Err(error) => {
+            let _ = sender.send(Err(Error::new(format!("no I/O engine: {error}"))));
+            return;
+        }
+    };
+    let mut sockets = Sockets::default();
+    let outcome = env.block_on(live(builder, &env, &mut sockets, sender));
+    WORLD.with(|world| world.borrow_mut().take());
+    drop(sockets);
+    env.shutdown();
+    guard.0.set(outcome);
+}
+
+async fn live(
+    builder: &Builder,
+    env: &HostEnv,
+    sockets: &mut Sockets,
+    sender: &mpsc::Sender<Result<Opened, Error>>,
+) -> Result<(), Error> {
+    let (world, listeners) = match open(builder, env, sockets).await {
+        Ok(parts) => parts,
+        Err(error) => {
+            let _ = sender.send(Err(error));
+            return Ok(());
+        }
+    };
+    WORLD.with(|slot| *slot.borrow_mut() = Some(world.clone()));
+    let addresses = listeners
+        .iter()
+        .map(brigade_env::Listener::address)
+        .collect();
+    let shutdown = Shutdown::new();
+    for listener in listeners {
+        let options = ServerOptions::default();
+        env.spawn(brigade_nbd::serve(
+            env.clone(),
+            listener,
+            world.server.clone(),
+            options,
+            shutdown.clone(),
+        ));
+    }
+    let opened = Opened {
+        remote: env.remote(),
+        engine: env.engine_name(),
+        volumes: volume_infos(&world),
+        addresses,
+        warnings: world.server.warnings(),
+    };
+    if sender.send(Ok(opened)).is_err() {
+        world.ask_to_stop();
+    }
+    world
+        .changed
+        .until(|| world.is_stopping.get().then_some(()))
+        .await;
+    shutdown.trigger();
+    shutdown.wait().await;
+    world
+        .changed
+        .until(|| (world.running.get() == 0).then_some(()))
+        .await;
+    world.server.stop().await.map_err(Error::new)
+}
+
+async fn open(
+    builder: &Builder,
+    env: &HostEnv,
+    sockets: &mut Sockets,
+) -> Result<(Rc<World>, Vec<HostListener>), Error> {
+    let listeners = builder
+        .nbd
+        .iter()
+        .map(|a| listen(env, a, sockets))
+        .collect::<Result<Vec<_>, _>>()?;
+    let state_dir = if builder.caches.is_empty() {
+        None
+    } else {
+        Some(state_dir::choose(builder.state_dir.as_deref())?)
+    };
+    let caches = open_devices(env, &builder.caches, builder.options.read_only)?;
+    let backings = open_devices(env, &builder.backings, builder.options.read_only)?;
+    let survivor_env = env.clone();
+    let survivor = move |set: &str| {
+        survivor_env
+            .open_survivor(&state_dir.as_ref()?.join(set))
+            .ok()
+    };
+    let server = Server::open(
+        env.clone(),
+        caches,
+        backings,
+        survivor,
+        builder.options.clone(),
+    )
+    .await
+    .map_err(Error::new)?;
+    let volumes = server.volumes();
+    let world = World {
+        server,
+        volumes,
+        is_stopping: Cell::new(false),
+        running: Cell::new(0),
+        changed: Notify::new(),
+    };
+    Ok((Rc::new(world), listeners))
+}
+
+fn open_devices(
+    env: &HostEnv,
+    paths: &[PathBuf],
+    read_only: bool,
+) -> Result<Vec<HostDevice>, Error> {
+    let mode = if read_only {
+        OpenMode::ReadOnly
+    } else {
+        OpenMode::ReadWrite
+    };
+    let open = |path: &PathBuf| {
+        env.open_device(path, mode, true)
+            .map_err(|e| named(path, &e))
+    };
+    paths.iter().map(open).collect()
+}
+
+fn volume_infos(world: &World) -> Vec<VolumeInfo> {
+    let names = world.server.names();
+    let names_of = |volume: &Rc<Volume<HostEnv>>| {
+        let is_it = |name: &&String| {
+            world
+                .server
+                .find(name)
+                .is_some_and(|found| Rc::ptr_eq(&found, volume))
+        };
+        names.iter().filter(is_it).cloned().collect::<Vec<_>>()
+    };
+    let info = |volume: &Rc<Volume<HostEnv>>| VolumeInfo {
+        names: names_of(volume),
+        description: volume.description(),
+        size_bytes: volume.size_bytes(),
+        block_bytes: volume.block_sizes().minimum,
+        request_bytes_max: volume.block_sizes().maximum,
+        is_read_only: volume.is_read_only(),
+    };
+    world.volumes.iter().map(info).collect()
+}
+
+/// Some errors name their path already.
+fn named(path: &Path, error: &std::io::Error) -> Error {
+    let text = error.to_string();
+    let name = path.display().to_string();
+    if text.starts_with(&name) {
+        Error::new(text)
+    } else {
+        Error::at(name, text)
+    }
+}
+
+/// Socket files of ours, removed at the end.
+#[derive(Default)]
+struct Sockets(Vec<PathBuf>);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn listen(env: &HostEnv, address: &str, sockets: &mut Sockets) -> Result<HostListener, Error> {
+    match address.split_once(':') {
+        Some(("unix", path)) => {
+            let path = Path::new(path);
+            clear_dead_socket(path)?;
+            let listener = env.listen_unix(path).map_err(|e| Error::at(address, e))?;
+            sockets.0.push(path.to_owned());
+            Ok(listener)
+        }
+        Some(("tcp", rest)) => env.listen_tcp(rest).map_err(|e| Error::at(address, e)),
+        _ => Err(Error::at(address, "expected unix:PATH or tcp:HOST:PORT")),
+    }
+}
+
+/// Removes a socket nobody listens on any more; one that is in use is an error, and so is anything else in its place.
+pub(crate) fn clear_dead_socket(path: &Path) -> Result<(), Error> {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(Error::at(path.display(), "exists and is no socket"));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|e| Error::at(path.display(), e))
+        }
+        _ => Err(Error::at(path.display(), "another server listens there")),
+    }
+}
+
+/// How often a waiting caller looks whether the thread has ended meanwhile.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -1,0 +1,337 @@
+//! Every verb and flag, defined once: parsing, `--help`, completions, the manual page and `docs/cli.md` all come from here.
+//!
+//! A verb is listed when it works, not before.
+
+use crate::size::parse_size;
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "brigade",
+    version,
+    about = "A block cache in user space, compatible on disk with Linux bcache",
+    long_about = "A block cache in user space, compatible on disk with Linux bcache.\n\n\
+        DEV is a block device or a regular file, used as it is. SIZE takes 4096, 4k, 512K, 1M, 10G (powers of 1024). \
+        Exit status: 0 fine, 1 could not do it, 2 usage.",
+    after_help = "Try it with nothing prepared:\n  brigade demo",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Flags {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Writes superblocks; devices given together are attached to each other
+    Format(FormatFlags),
+    /// Shows what a superblock says
+    Show(ShowFlags),
+    /// Opens cache and backing devices and serves their volumes until told to stop
+    Serve(ServeFlags),
+    /// Prints everything on a cache device, in the words of docs/format.md
+    Dump(DumpFlags),
+    /// Makes small files, caches between them under load, and verifies every byte
+    Demo(DemoFlags),
+    /// Shows what a running server is doing
+    Status(StatusFlags),
+    /// Stops a running server in order
+    Stop(StopFlags),
+    /// Prints a completion script for a shell
+    Completions(CompletionsFlags),
+    /// Prints the manual page
+    #[command(after_help = "Example:\n  brigade man | man -l -")]
+    Man,
+    /// Prints docs/cli.md
+    #[command(hide = true)]
+    CliReference,
+}
+
+/// Flags of `format`.
+#[derive(Debug, Args)]
+#[command(
+    group(ArgGroup::new("devices").required(true).multiple(true).args(["cache", "backing"])),
+    after_help = "Examples:\n  brigade format --cache /dev/nvme0n1p3 --backing /dev/sdb --mode writeback\n  \
+        brigade format --create 1G --cache cache.img\n\n\
+        A device that holds anything recognisable (a file system, a partition table, bcache) is refused without --force."
+)]
+pub struct FormatFlags {
+    /// Device to become the cache (one per set)
+    #[arg(long, value_name = "DEV")]
+    pub cache: Vec<PathBuf>,
+    /// Device to be cached; may be given several times
+    #[arg(long, value_name = "DEV")]
+    pub backing: Vec<PathBuf>,
+    /// Unit of allocation on the cache, a power of two
+    #[arg(long, value_name = "SIZE", default_value = "512k", value_parser = parse_size)]
+    pub bucket_size: u64,
+    /// Smallest unit of I/O, 512 to 4096 [default: 4096]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub block_size: Option<u64>,
+    /// Which clean buckets are reused first
+    #[arg(long, value_enum, default_value = "lru")]
+    pub replacement: Replacement,
+    /// Discard buckets of the cache before they are reused
+    #[arg(long)]
+    pub discard: bool,
+    /// What the cache does with writes
+    #[arg(long, value_enum, default_value = "writethrough")]
+    pub mode: Mode,
+    /// Where data starts on the backing device
+    #[arg(long, value_name = "SIZE", default_value = "8k", value_parser = parse_size)]
+    pub data_offset: u64,
+    /// Name of the backing device, up to 32 bytes
+    #[arg(long, value_name = "NAME", requires = "backing")]
+    pub label: Option<String>,
+    /// Make missing files, sparse, of this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub create: Option<u64>,
+    /// Overwrite whatever is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `show`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brigade show /dev/nvme0n1p3 /dev/sdb")]
+pub struct ShowFlags {
+    /// Devices to look at
+    #[arg(value_name = "DEV", required = true)]
+    pub devices: Vec<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+#[command(
+    group(ArgGroup::new("devices").required(true).multiple(true).args(["cache", "backing"])),
+    group(ArgGroup::new("frontends").required(true).multiple(true).args(["nbd"])),
+    after_help = "Examples:\n  brigade serve --cache /dev/nvme0n1p3 --backing /dev/sdb --nbd unix:/run/volume.sock\n  \
+        brigade serve --backing disk.img --nbd tcp:127.0.0.1:10809\n\n\
+        One line starting with `ready` goes to standard output once requests are accepted. SIGTERM or SIGINT stops in \
+        order; a second one ends the process at once."
+)]
+pub struct ServeFlags {
+    /// Cache device; alone it serves its flash volumes
+    #[arg(long, value_name = "DEV")]
+    pub cache: Vec<PathBuf>,
+    /// Backing device; alone it is passed through
+    #[arg(long, value_name = "DEV")]
+    pub backing: Vec<PathBuf>,
+    /// Serve NBD at unix:PATH or tcp:HOST:PORT; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = parse_nbd)]
+    pub nbd: Vec<String>,
+    /// Cache mode from now on [default: what the backing device says]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// Write nothing, anywhere
+    #[arg(long)]
+    pub read_only: bool,
+    /// Memory for the index and its buffers
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// When a write is acknowledged: once it survives this process (memory), or once it is journalled
+    #[arg(long, value_enum, default_value = "memory")]
+    pub ack: Ack,
+    /// How I/O is done
+    #[arg(long, value_enum, default_value = "auto")]
+    pub engine: Engine,
+    /// Where the acknowledgement record lies; a memory file system [default: /dev/shm/brigade or /run/brigade]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Control socket [default: $XDG_RUNTIME_DIR/brigade/PID.sock or /run/brigade/PID.sock]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// Flags of `dump`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade dump cache.img\n  brigade dump cache.img --section btree --json"
+)]
+pub struct DumpFlags {
+    /// Cache device
+    #[arg(value_name = "DEV")]
+    pub device: PathBuf,
+    /// What to print
+    #[arg(long, value_enum, default_value = "all")]
+    pub section: Section,
+    /// Print JSON, one object to a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brigade demo --seconds 5 --dir /var/tmp --keep")]
+pub struct DemoFlags {
+    /// Where to make the files [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// How long to put it under load
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub seconds: u64,
+    /// Keep the files
+    #[arg(long)]
+    pub keep: bool,
+    /// How I/O is done
+    #[arg(long, value_enum, default_value = "auto")]
+    pub engine: Engine,
+}
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brigade status --json")]
+pub struct StatusFlags {
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `stop`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brigade stop --control /run/brigade/4711.sock")]
+pub struct StopFlags {
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// Flags of `completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brigade completions bash > /etc/bash_completion.d/brigade")]
+pub struct CompletionsFlags {
+    /// Shell to complete for
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// What the cache does with writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// To cache and backing device at once
+    Writethrough,
+    /// To the cache first, to the backing device later
+    Writeback,
+    /// To the backing device only
+    Writearound,
+    /// No caching
+    None,
+}
+
+/// Which clean buckets are reused first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Replacement {
+    /// Least recently used
+    Lru,
+    /// Oldest
+    Fifo,
+    /// Any
+    Random,
+}
+
+/// When a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// Once it survives the death of this process
+    Memory,
+    /// Once its index entry is in the journal
+    Journal,
+}
+
+/// How I/O is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// io_uring where the kernel lets us, threads elsewhere
+    Auto,
+    /// io_uring
+    Uring,
+    /// A pool of threads
+    Threads,
+}
+
+/// A part of what is on a cache device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Section {
+    /// Superblock
+    Superblock,
+    /// Journal entries
+    Journal,
+    /// Priorities and generations
+    Prios,
+    /// UUID table
+    Uuids,
+    /// The tree, node by node
+    Btree,
+    /// What the buckets hold
+    Buckets,
+    /// All of it
+    All,
+}
+
+fn parse_nbd(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        Some(("unix", path)) if !path.is_empty() => Ok(text.to_owned()),
+        Some(("tcp", rest))
+            if rest
+                .rsplit_once(':')
+                .is_some_and(|(_, port)| port.parse::<u16>().is_ok()) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("expected unix:PATH or tcp:HOST:PORT".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flag_definitions_are_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn every_listed_verb_has_an_example() {
+        for verb in Flags::command()
+            .get_subcommands()
+            .filter(|v| !v.is_hide_set())
+        {
+            let help = verb
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("Example"),
+                "{} has no example",
+                verb.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn nbd_addresses_name_their_transport() {
+        assert!(parse_nbd("unix:/x").is_ok() && parse_nbd("tcp:[::1]:10809").is_ok());
+        assert!(
+            parse_nbd("/x").is_err()
+                && parse_nbd("tcp:host").is_err()
+                && parse_nbd("unix:").is_err()
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! One file per verb.
+
+pub mod demo;
+pub mod dump;
+pub mod format;
+pub mod pages;
+pub mod serve;
+pub mod show;
+pub mod status;
