@@ -51,7 +51,7 @@ impl Allocator {
     pub fn free_metadata(&mut self, nr: BucketNr) {
         assert_eq!(self.bucket(nr).pin, 0, "free of a bucket in use");
         self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
-        self.to_unused(nr, Place::Metadata);
+        self.enter_unused(nr, Place::Metadata);
         self.top_up();
     }
 
@@ -64,7 +64,7 @@ impl Allocator {
 
     /// To Unused, or if its gen has no room for one more, to Idle: then a batch takes it once the table or a gc
     /// caught up.
-    pub(super) fn to_unused(&mut self, nr: BucketNr, from: Place) {
+    pub(super) fn enter_unused(&mut self, nr: BucketNr, from: Place) {
         if self.bucket(nr).may_increment() {
             self.go(nr, from, Place::Unused);
             self.lists.unused.push_back(Unused::new(nr));

@@ -249,7 +249,7 @@ impl Allocator {
                 self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
             }
             if bucket.live_sectors == 0 && bucket.pin == 0 && !bucket.is_referenced {
-                self.to_unused(nr, Place::Idle);
+                self.enter_unused(nr, Place::Idle);
             }
         }
         self.top_up();

@@ -279,6 +279,12 @@ fn a_sequential_stream_keeps_its_bucket_and_others_get_their_own() {
         .allocate(2, 1, 5004, 4, Data::Flash, false)
         .expect("space");
     assert_ne!(flash.bucket, other.bucket, "kinds of data do not mix");
+    let after_flash = cached(&mut alloc, 2, 5004, 4).expect("space");
+    assert_eq!(
+        after_flash.ptr,
+        other.ptr.advance(8),
+        "nor do they close each other's buckets"
+    );
     let rest = cached(&mut alloc, 3, 8, 100).expect("space");
     assert_eq!(rest.sectors, 8, "no more than the bucket has");
     assert_eq!(
@@ -466,6 +472,12 @@ fn metadata_churn_without_table_writes_stops_before_gens_run_too_far_ahead() {
     let batch = alloc
         .begin_batch(|| 0)
         .expect("the table's reserve was not touched by nodes");
+    alloc.batch_durable(batch);
+    assert!(
+        alloc.wants_batch(),
+        "the table caught up, so the buckets can be recycled"
+    );
+    let batch = alloc.begin_batch(|| 0).expect("victims");
     alloc.batch_durable(batch);
     assert!(alloc.can_take_metadata(1));
 }

@@ -415,6 +415,9 @@ impl World {
                 "pins of bucket {index}"
             );
         }
+        for (truth, bucket) in self.truth.iter().zip(&self.alloc.buckets) {
+            assert_eq!(u64::from(bucket.table_lag()), truth.epoch - truth.durable);
+        }
         for key in &self.keys {
             assert_eq!(
                 self.alloc.is_stale(key.ptr),
