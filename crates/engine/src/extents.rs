@@ -236,6 +236,12 @@ fn unpack((key, value): (&EndKey, &Packed)) -> Extent {
     value.unpack(key)
 }
 
+/// What adjoins a range.
+struct Neighbours {
+    left: Option<Extent>,
+    right: Option<Extent>,
+}
+
 /// The map. See the module's text.
 #[derive(Default)]
 pub struct ExtentMap {
@@ -287,45 +293,71 @@ impl ExtentMap {
         bucket_sectors: u32,
         removed: impl FnMut(Extent),
     ) {
-        self.remove(e.inode, e.start, e.end, removed);
-        if e.ptr.is_none() && !self.keeps_holes {
+        let around = self.displace(e.inode, e.start, e.end, removed);
+        if (e.ptr.is_none() && !self.keeps_holes) || e.start >= e.end {
             return;
         }
+        let left = around.left.filter(|_| merge.left);
+        let right = around.right.filter(|_| merge.right);
         if e.sectors() <= Extent::MAX_SECTORS {
-            self.store(e, merge, bucket_sectors);
+            self.store(e, Neighbours { left, right }, bucket_sectors);
         } else {
-            self.store_in_pieces(e, merge, bucket_sectors);
+            self.store_in_pieces(e, Neighbours { left, right }, bucket_sectors);
         }
     }
 
     /// Empties the range. `removed` gets each slice that was there, in order.
-    pub fn remove(&mut self, inode: u32, start: u64, end: u64, mut removed: impl FnMut(Extent)) {
+    pub fn remove(&mut self, inode: u32, start: u64, end: u64, removed: impl FnMut(Extent)) {
+        self.displace(inode, start, end, removed);
+    }
+
+    /// Empties the range in one pass over it and tells what adjoins it now.
+    fn displace(
+        &mut self,
+        inode: u32,
+        start: u64,
+        end: u64,
+        mut removed: impl FnMut(Extent),
+    ) -> Neighbours {
+        let mut around = Neighbours {
+            left: None,
+            right: None,
+        };
         if start >= end {
-            return;
+            return around;
         }
         let mut left_rest = None;
         let mut doomed = Vec::new();
-        for (key, value) in self.entries.range_mut(EndKey::new(inode, start + 1)..) {
+        for (key, value) in self.entries.range_mut(EndKey::new(inode, start)..) {
             let old = value.unpack(key);
             if old.inode != inode || old.start >= end {
+                around.right = Some(old).filter(|old| old.inode == inode && old.start == end);
                 break;
+            }
+            if old.end == start {
+                around.left = Some(old);
+                continue;
             }
             removed(old.slice(start, end));
             if old.start < start {
                 left_rest = Some(old.slice(old.start, start));
             }
             if old.end > end {
-                *value = Packed::new(&old.slice(end, old.end));
-            } else {
-                doomed.push(*key);
+                let right_rest = old.slice(end, old.end);
+                *value = Packed::new(&right_rest);
+                around.right = Some(right_rest);
+                break;
             }
+            doomed.push(*key);
         }
         for key in doomed {
             self.entries.remove(&key);
         }
         if let Some(rest) = left_rest {
             self.put(rest);
+            around.left = Some(rest);
         }
+        around
     }
 
     /// The parts of the range that hold something, clipped to it, ascending.
@@ -449,43 +481,40 @@ impl ExtentMap {
         }
     }
 
-    fn store_in_pieces(&mut self, e: Extent, merge: Merge, bucket_sectors: u32) {
+    fn store_in_pieces(&mut self, e: Extent, around: Neighbours, bucket_sectors: u32) {
         /// Keeps the cuts aligned; the longest key length is odd.
         const PIECE_SECTORS: u64 = 32768;
         let mut start = e.start;
         while start < e.end {
             let end = (start + PIECE_SECTORS).min(e.end);
-            let piece = Merge {
-                left: merge.left && start == e.start,
-                right: merge.right && end == e.end,
-            };
-            self.store(e.slice(start, end), piece, bucket_sectors);
+            let left = around.left.filter(|_| start == e.start);
+            let right = around.right.filter(|_| end == e.end);
+            self.store(
+                e.slice(start, end),
+                Neighbours { left, right },
+                bucket_sectors,
+            );
             start = end;
         }
     }
 
-    /// Puts `e` into its range, which is empty, growing together with its neighbours where allowed.
-    fn store(&mut self, mut e: Extent, merge: Merge, bucket_sectors: u32) {
-        if merge.left
-            && let Some(left) = self.ending_at(e.inode, e.start)
-            && left.can_merge(&e, bucket_sectors)
+    /// Puts `e` into its range, which is empty, growing together with the neighbours given where the format allows it.
+    fn store(&mut self, mut e: Extent, around: Neighbours, bucket_sectors: u32) {
+        if let Some(left) = around
+            .left
+            .filter(|left| left.can_merge(&e, bucket_sectors))
         {
             self.entries.remove(&EndKey::new(left.inode, left.end));
             e = Extent { end: e.end, ..left };
         }
-        if merge.right
-            && let Some(right) = self.first_from(e.inode, e.end)
-            && e.can_merge(&right, bucket_sectors)
+        if let Some(right) = around
+            .right
+            .filter(|right| e.can_merge(right, bucket_sectors))
         {
             // The merged extent ends where the right one did, so `put` overwrites its entry.
             e.end = right.end;
         }
         self.put(e);
-    }
-
-    fn ending_at(&self, inode: u32, end: u64) -> Option<Extent> {
-        let key = EndKey::new(inode, end);
-        self.entries.get(&key).map(|value| value.unpack(&key))
     }
 
     fn put(&mut self, e: Extent) {
