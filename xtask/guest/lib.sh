@@ -94,16 +94,16 @@ stop_everything() {
 }
 _nothing_at() { for _p in $1; do [ -e "$_p" ] && return 1; done; return 0; }
 
-# hash_volumes: HASH VOLUME BACKING SECTORS READONLY SHA256, for every volume ("-" for a flash volume)
-hash_volumes() {
-	sync; echo 3 > /proc/sys/vm/drop_caches
+# map_volumes: what is on every volume, to /out/VOLUME.BACKING.map ("none" for a flash volume)
+map_volumes() {
+	sync
 	for _v in /sys/block/bcache*; do
 		[ -e "$_v" ] || continue
-		_n=$(basename "$_v"); _by=-
+		_n=$(basename "$_v"); _by=none
 		for _b in /sys/block/vd*/bcache/dev; do
 			[ "$(basename "$(readlink -f "$_b")")" = "$_n" ] && _by=$(echo "$_b" | cut -d/ -f4)
 		done
-		echo "HASH $_n $_by $(cat "$_v/size") $(cat "$_v/ro") $(sha256sum "/dev/$_n" | cut -d' ' -f1)"
+		sectors map "/dev/$_n" > "/out/$_n.$_by.map" || fail "cannot read $_n"
 	done
 }
 # facts: telling sysfs values, FACT name.key=value; kernel_log: what the kernel said about bcache

@@ -204,6 +204,12 @@ impl Case {
         Ok(changed)
     }
 
+    /// What the kernel read from a volume, as runs.
+    pub fn extents(&self, volume: &Volume) -> Result<Vec<Extent>> {
+        let packed = self.folder.join(&volume.extents);
+        parse_extents(&fs::read(&packed).context(format!("cannot read {}", packed.display()))?)
+    }
+
     /// The first differences between a dump of a volume and what the kernel read, by extents.
     pub fn explain(&self, volume: &Volume, dump: &Path) -> Result<Vec<String>> {
         let file = fs::File::open(dump).context("cannot open the dump")?;
@@ -214,10 +220,7 @@ impl Case {
                 volume.sectors * SECTOR as u64
             )]);
         }
-        let packed = self.folder.join(&volume.extents);
-        let extents = parse_extents(
-            &fs::read(&packed).context(format!("cannot read {}", packed.display()))?,
-        )?;
+        let extents = self.extents(volume)?;
         compare(&file, &extents)
     }
 }
@@ -325,15 +328,17 @@ fn compare(dump: &fs::File, extents: &[Extent]) -> Result<Vec<String>> {
                 None if found != Content::Zeros => {
                     complain(format!("sector {number}: want zeros, found {found:?}"))
                 }
-                None => {}
                 Some(Extent {
                     what: ExtentContent::Tag(tag),
                     ..
-                }) => {
-                    if found != Content::Tag(*tag) {
-                        complain(format!("sector {number}: want tag {tag}, found {found:?}"));
-                    }
+                }) if found != Content::Tag(*tag) => {
+                    complain(format!("sector {number}: want tag {tag}, found {found:?}"));
                 }
+                None
+                | Some(Extent {
+                    what: ExtentContent::Tag(_),
+                    ..
+                }) => {}
                 Some(
                     extent @ Extent {
                         what: ExtentContent::Hash(expected),
@@ -514,8 +519,7 @@ mod tests {
                     .expect("the base is there");
             }
             for volume in case.volumes() {
-                parse_extents(&fs::read(fixtures().join(&volume.extents)).expect("extents"))
-                    .expect("parsed");
+                case.extents(&volume).expect("parsed");
             }
         }
     }

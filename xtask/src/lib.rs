@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod golden;
+pub mod interop;
 pub mod kernel;
 pub mod model;
 pub mod nbd;

@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use xtask::{kernel, sectors};
+use xtask::{interop, kernel, sectors};
 
 const USAGE: &str = "\
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
+cargo x interop NAME             one interop test (without NAME: the list)
 cargo x sectors ...              patterned sectors, as in the guest";
 
 fn main() -> ExitCode {
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let result = match (called, arguments.get(1).map_or("", String::as_str)) {
         ("sectors", _) => sectors::main(&arguments[1..]),
         (_, "kernel") => kernel::main(&arguments[2..]),
+        (_, "interop") => interop::main(&arguments[2..]),
         (_, "sectors") => sectors::main(&arguments[2..]),
         _ => {
             println!("{USAGE}");

@@ -210,7 +210,7 @@ fn random(device: &str, rest: &[&str]) -> Result<()> {
     }
     let threads = (at(&n, 7, 1) as usize).clamp(1, THREADS_MAX);
     let job = Job {
-        file: open(device, true)?,
+        device: device.to_string(),
         load,
         operations: at(&n, 1, 0),
         tag_base: at(&n, 6, 0),
@@ -236,8 +236,43 @@ fn random(device: &str, rest: &[&str]) -> Result<()> {
     })
 }
 
+/// Where a worker writes: a device of its own handle, or a connection of its own.
+enum Target {
+    File(File),
+    Nbd(Box<crate::nbd::Client>),
+}
+
+impl Target {
+    fn open(device: &str) -> Result<Target> {
+        match device.strip_prefix("nbd:") {
+            Some(socket) => Ok(Target::Nbd(Box::new(crate::nbd::Client::connect(
+                Path::new(socket),
+                "",
+            )?))),
+            None => open(device, true).map(Target::File),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], sector: u64) -> Result<()> {
+        let offset = sector * SECTOR as u64;
+        match self {
+            Target::File(file) => file
+                .write_all_at(bytes, offset)
+                .context(format!("write at sector {sector}")),
+            Target::Nbd(client) => client.write_at(offset, bytes, false),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        match self {
+            Target::File(file) => file.sync_all().context("flush"),
+            Target::Nbd(client) => client.flush(),
+        }
+    }
+}
+
 struct Job {
-    file: File,
+    device: String,
     load: RandomWorkload,
     operations: u64,
     tag_base: u64,
@@ -248,6 +283,7 @@ struct Job {
 
 impl Job {
     fn work(&self, thread: usize) -> Result<()> {
+        let mut target = Target::open(&self.device)?;
         let threads = self.progress.by_thread.len() as u64;
         let mut buffer = Aligned::new((self.load.align * self.load.count_max) as usize * SECTOR);
         let mut index = thread as u64;
@@ -255,16 +291,14 @@ impl Job {
             let op = self.load.operation(index);
             let bytes = buffer.bytes(op.count as usize * SECTOR);
             fill(bytes, op.sector, self.tag_base + index);
-            self.file
-                .write_all_at(bytes, op.sector * SECTOR as u64)
-                .context(format!("write at sector {}", op.sector))?;
+            target.write(bytes, op.sector)?;
             let mine = self.progress.by_thread[thread].fetch_add(1, Ordering::SeqCst) + 1;
             let all = self.progress.total.fetch_add(1, Ordering::SeqCst) + 1;
             if self.report_every > 0 && all.is_multiple_of(self.report_every) {
                 say(&format!("@@ops {all}"));
             }
             if thread == 0 && self.flush_every > 0 && mine.is_multiple_of(self.flush_every) {
-                self.flush()?;
+                self.flush(&mut target)?;
             }
             index += threads;
         }
@@ -272,14 +306,14 @@ impl Job {
     }
 
     /// What was complete before the flush began is what the flush covers.
-    fn flush(&self) -> Result<()> {
+    fn flush(&self, target: &mut Target) -> Result<()> {
         let covered: Vec<String> = self
             .progress
             .by_thread
             .iter()
             .map(|n| n.load(Ordering::SeqCst).to_string())
             .collect();
-        self.file.sync_all().context("flush")?;
+        target.flush()?;
         say(&format!("@@flushed {}", covered.join(",")));
         Ok(())
     }

@@ -1,0 +1,264 @@
+//! Interop tests: Brigade against the kernel, against crashes, and against images the kernel wrote.
+//!
+//! Each test is one function that says what it saw or what went wrong. `cargo x test` runs them all;
+//! `cargo x interop NAME [--rounds N] [--seed N]` runs one, and repeats what a printed seed did.
+
+mod alternation;
+mod filesystem;
+mod golden_images;
+mod kill;
+mod power_loss;
+
+use crate::kernel;
+use crate::pattern::SECTOR;
+use crate::process::{Context, Result};
+use crate::server;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime};
+
+const MIB: u64 = 1 << 20;
+
+/// What a test is given.
+pub struct Setting {
+    /// The program under judgement.
+    pub program: PathBuf,
+    /// An empty folder, gone afterwards.
+    pub scratch: PathBuf,
+    /// How often to repeat; none: the test's own number.
+    pub rounds: Option<u64>,
+    /// Start of all randomness.
+    pub seed: u64,
+    /// Only fixtures with this name, where there are several.
+    pub only: Option<String>,
+}
+
+/// How a test ended well.
+pub enum Passed {
+    /// It ran; what it saw.
+    Ran(String),
+    /// It could not run here; why.
+    Skipped(String),
+}
+
+/// One test.
+pub struct Test {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it shows.
+    pub shows: &'static str,
+    /// It boots the kernel.
+    pub needs_kernel: bool,
+    run: fn(&Setting) -> Result<Passed>,
+}
+
+/// All tests, quick ones first.
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "fixtures",
+        shows: "what the kernel wrote is read as the kernel reads it, and nothing is written to it",
+        needs_kernel: false,
+        run: golden_images::read_only,
+    },
+    Test {
+        name: "kill",
+        shows: "acknowledged writes survive kill -9 of the server",
+        needs_kernel: false,
+        run: kill::run,
+    },
+    Test {
+        name: "fio",
+        shows: "fio verifies random writes over four times the cache",
+        needs_kernel: false,
+        run: filesystem::fio,
+    },
+    Test {
+        name: "kernel-judges",
+        shows: "the harness itself: the kernel reads its own image as it did before",
+        needs_kernel: true,
+        run: golden_images::kernel_alone,
+    },
+    Test {
+        name: "kernel-opens",
+        shows: "the kernel reads what Brigade formatted and wrote",
+        needs_kernel: true,
+        run: alternation::kernel_opens,
+    },
+    Test {
+        name: "fixtures-rw",
+        shows: "images opened read-write by Brigade and stopped are still the kernel's",
+        needs_kernel: true,
+        run: golden_images::read_write,
+    },
+    Test {
+        name: "alternation",
+        shows: "Brigade and the kernel take turns on one set, with clean stops and crashes, and nothing is lost",
+        needs_kernel: true,
+        run: alternation::run,
+    },
+    Test {
+        name: "ext4",
+        shows: "a file system goes from Brigade to the kernel and back",
+        needs_kernel: true,
+        run: filesystem::ext4,
+    },
+    Test {
+        name: "power-loss",
+        shows: "what Brigade acknowledged a flush for survives a machine that stops",
+        needs_kernel: true,
+        run: power_loss::run,
+    },
+];
+
+/// Runs one test in a fresh folder.
+pub fn run(
+    test: &Test,
+    program: &Path,
+    rounds: Option<u64>,
+    seed: u64,
+    only: Option<String>,
+) -> Result<Passed> {
+    if test.needs_kernel {
+        kernel::setup(None, false)?;
+    }
+    let scratch = tempfile::Builder::new()
+        .prefix("brigade-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
+    let setting = Setting {
+        program: program.to_path_buf(),
+        scratch: scratch.path().to_path_buf(),
+        rounds,
+        seed,
+        only,
+    };
+    (test.run)(&setting).map_err(|error| {
+        format!(
+            "{error}\n  again: cargo x interop {} --seed {seed}",
+            test.name
+        )
+    })
+}
+
+/// A seed nobody chose.
+pub fn any_seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    crate::pattern::mix(now.as_nanos() as u64) >> 16
+}
+
+/// `cargo x interop`.
+pub fn main(arguments: &[String]) -> Result<ExitCode> {
+    let option = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1).cloned();
+    let number = |name: &str| {
+        option(name)
+            .map(|text| text.parse::<u64>().context(name))
+            .transpose()
+    };
+    let Some(test) = arguments
+        .first()
+        .and_then(|name| TESTS.iter().find(|test| test.name == *name))
+    else {
+        println!("cargo x interop NAME [--rounds N] [--seed N] [--only FIXTURE]");
+        TESTS
+            .iter()
+            .for_each(|test| println!("  {:14} {}", test.name, test.shows));
+        return Ok(ExitCode::from(2));
+    };
+    let seed = number("--seed")?.unwrap_or_else(any_seed);
+    let program = if test.name == "kernel-judges" {
+        PathBuf::new()
+    } else {
+        server::brigade()?
+    };
+    let start = Instant::now();
+    println!("{}: {} (seed {seed})", test.name, test.shows);
+    match run(test, &program, number("--rounds")?, seed, option("--only"))? {
+        Passed::Ran(note) => println!("passed in {:.1} s: {note}", start.elapsed().as_secs_f32()),
+        Passed::Skipped(why) => println!("SKIPPED: {why}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The guest's name of drive number `index`.
+pub fn drive_name(index: usize) -> String {
+    let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    match index {
+        0..26 => format!("vd{}", letter(index)),
+        _ => format!("vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
+
+/// A folder inside the scratch folder, made anew.
+pub fn folder(setting: &Setting, name: &str) -> Result<PathBuf> {
+    let path = setting.scratch.join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).context("cannot make a folder")?;
+    Ok(path)
+}
+
+/// SHA-256 of an export, read by nbdcopy if it is there and by our own client otherwise; the dump stays.
+pub fn dump_export(server: &server::Server, export: &str, target: &Path) -> Result<()> {
+    if crate::process::find_program("nbdcopy").is_some() {
+        let _ = std::fs::remove_file(target);
+        return crate::process::output(
+            std::process::Command::new("nbdcopy")
+                .arg(server.uri(export))
+                .arg(target),
+        )
+        .map(drop);
+    }
+    let mut client = crate::nbd::Client::connect(&server.socket, export)?;
+    let mut file = std::fs::File::create(target).context("cannot make a dump")?;
+    let mut at = 0;
+    while at < client.size {
+        let length = (client.size - at).min(MIB) as usize;
+        std::io::Write::write_all(&mut file, &client.read_at(at, length)?)
+            .context("cannot write a dump")?;
+        at += length as u64;
+    }
+    client.disconnect();
+    Ok(())
+}
+
+/// Reads a whole export into a model and fails with the differences.
+pub fn check_export(
+    server: &server::Server,
+    model: &mut crate::model::Model,
+    what: &str,
+) -> Result<()> {
+    let mut client = crate::nbd::Client::connect(&server.socket, "")?;
+    if client.size != model.sectors() * SECTOR as u64 {
+        return Err(format!(
+            "{what}: the volume has {} bytes, not {}",
+            client.size,
+            model.sectors() * SECTOR as u64
+        ));
+    }
+    let mut complaints = crate::model::Complaints::default();
+    let mut at = 0;
+    while at < client.size {
+        let bytes = client.read_at(at, (client.size - at).min(MIB / 4) as usize)?;
+        for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
+            let number = at / SECTOR as u64 + i as u64;
+            model.observe_one(
+                number,
+                crate::pattern::classify(sector, number),
+                &mut complaints,
+            );
+        }
+        at += bytes.len() as u64;
+    }
+    client.disconnect();
+    complain(what, complaints.finish())
+}
+
+/// Fails with these lines if there are any.
+pub fn complain(what: &str, lines: Vec<String>) -> Result<()> {
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{what}:\n  {}", lines.join("\n  ")))
+    }
+}
