@@ -345,7 +345,7 @@ impl Handshake {
         }
         if wanted.description {
             let text = device.description();
-            let text = text[..text.floor_char_boundary(STRING_BYTES_MAX)].as_bytes();
+            let text = &text.as_bytes()[..text.floor_char_boundary(STRING_BYTES_MAX)];
             put_reply(
                 out,
                 kind,

@@ -255,7 +255,7 @@ pub fn data_chunk_header(cookie: u64, offset: u64, length: u32) -> Header {
 
 /// The last chunk of a failed structured reply, with a message for people.
 pub fn error_chunk(cookie: u64, errno: Errno, message: &str) -> (Header, Vec<u8>) {
-    let message = message[..message.floor_char_boundary(200)].as_bytes();
+    let message = &message.as_bytes()[..message.floor_char_boundary(200)];
     let header = chunk_header(cookie, chunk::DONE, chunk::ERROR, 6 + message.len() as u32)
         .with(&(errno as u32).to_be_bytes())
         .with(&(message.len() as u16).to_be_bytes());
