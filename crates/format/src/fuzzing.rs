@@ -6,6 +6,7 @@ use crate::crc;
 use crate::jset::{self, Probe};
 use crate::key::{KeyRules, key_words, parse_keys};
 use crate::node;
+use crate::order;
 use crate::prio;
 use crate::ptr::Ptr;
 use crate::superblock::Superblock;
@@ -34,6 +35,10 @@ pub fn keys(input: &[u8]) {
             .cut_front(key.size() / 2)
             .merged_with(&key.cut_back(1), 128);
     }
+    let _ = (
+        order::check_leaf_set(&keys),
+        order::check_interior_set(&keys),
+    );
     let words = key_words(&keys);
     let mut output = vec![0; words.len() * 8];
     bytes::put_words(&mut output, 0, &words);

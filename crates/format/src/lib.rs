@@ -19,6 +19,7 @@ pub mod fuzzing;
 pub mod jset;
 pub mod key;
 pub mod node;
+pub mod order;
 pub mod prio;
 mod ptr;
 pub mod superblock;

@@ -2,7 +2,7 @@
 //! said, and where the format leaves a writer no choice we write the same bytes.
 
 use brigade_format::superblock::{BackingState, CacheGeometry, CacheMode, Role, Superblock};
-use brigade_format::{Pos, Probe, Ptr, jset, key_words, node, prio, uuid_table};
+use brigade_format::{Pos, Probe, Ptr, jset, key_words, node, order, prio, uuid_table};
 use std::path::Path;
 
 const BLOCK: usize = 512;
@@ -119,8 +119,7 @@ fn every_set_of_a_leaf_written_again_has_the_same_bytes() {
         let at = set.block_offset * BLOCK;
         let len = node::bset_bytes(words.len());
         assert_eq!(written[..len], bytes[at..at + len]);
-        let ends: Vec<_> = set.keys.iter().map(|key| key.pos()).collect();
-        assert!(ends.is_sorted());
+        assert_eq!(order::check_leaf_set(&set.keys), Ok(()));
     }
 }
 
@@ -129,6 +128,9 @@ fn the_root_of_a_killed_set_names_live_and_freed_children() {
     let (geometry, bytes) = (geometry(), data("kill-gens-8k-root.bin"));
     let root = node::parse_node(&bytes, BLOCK, ROOT, geometry.set_magic).unwrap();
     assert_eq!(root.sets.len(), 5);
+    for set in &root.sets {
+        assert_eq!(order::check_interior_set(&set.keys), Ok(()));
+    }
     let keys: Vec<_> = root.sets.iter().flat_map(|set| &set.keys).collect();
     assert_eq!(keys.len(), 49);
     let rules = geometry.key_rules();

@@ -205,6 +205,9 @@ impl Superblock {
 
     /// The 4096 bytes to write: this role's fields over the bytes as read, with a fresh checksum.
     ///
+    /// The device's uuid, `nbuckets` or `data_offset`, and the sizes of block and bucket are settled when a
+    /// device is formatted: those fields are for reading, and changing one changes nothing here.
+    ///
     /// # Panics
     /// If the journal list has more than 256 buckets.
     pub fn encode(&self) -> [u8; BYTES] {
