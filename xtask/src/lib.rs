@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod golden;
 pub mod interop;
 pub mod kernel;
@@ -15,3 +16,5 @@ pub mod pattern;
 pub mod process;
 pub mod sectors;
 pub mod server;
+pub mod test;
+pub mod tidy;

@@ -3,9 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use xtask::{interop, kernel, sectors};
+use xtask::{bench, golden, interop, kernel, process, sectors, test, tidy};
 
 const USAGE: &str = "\
+cargo x test [--fast] [--seed N] everything that must pass; --fast leaves the virtual machine out
+cargo x tidy                     house rules
+cargo x bench nbd [--rounds N]   beside nbdkit
+cargo x golden list              the kernel-made images in fixtures/
+cargo x golden unpack NAME DIR   one of them, ready to open
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
 cargo x interop NAME             one interop test (without NAME: the list)
 cargo x sectors ...              patterned sectors, as in the guest";
@@ -18,6 +23,10 @@ fn main() -> ExitCode {
     // In the guest this program goes by the name of its one job.
     let result = match (called, arguments.get(1).map_or("", String::as_str)) {
         ("sectors", _) => sectors::main(&arguments[1..]),
+        (_, "test") => test::main(&arguments[2..]),
+        (_, "tidy") => tidy_only(),
+        (_, "bench") => bench::main(&arguments[2..]),
+        (_, "golden") => golden_command(&arguments[2..]),
         (_, "kernel") => kernel::main(&arguments[2..]),
         (_, "interop") => interop::main(&arguments[2..]),
         (_, "sectors") => sectors::main(&arguments[2..]),
@@ -30,4 +39,28 @@ fn main() -> ExitCode {
         eprintln!("xtask: {error}");
         ExitCode::FAILURE
     })
+}
+
+fn tidy_only() -> process::Result<ExitCode> {
+    tidy::check().map(|_| ExitCode::SUCCESS)
+}
+
+fn golden_command(arguments: &[String]) -> process::Result<ExitCode> {
+    match arguments {
+        [verb] if verb == "list" => {
+            for case in golden::list(&golden::fixtures())? {
+                println!("{:28} {}", case.name, case.title());
+            }
+        }
+        [verb, name, folder] if verb == "unpack" => {
+            for path in golden::load(&golden::fixtures(), name)?.unpack(folder.as_ref())? {
+                println!("{}", path.display());
+            }
+        }
+        _ => {
+            println!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

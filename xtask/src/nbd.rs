@@ -216,6 +216,28 @@ impl Client {
 
     /// Waits for one answer, whichever comes first.
     pub fn receive(&mut self) -> Result<Reply> {
+        let (cookie, error, length) = self.reply_header()?;
+        let mut data = vec![0; length];
+        self.input.read_exact(&mut data).context("NBD connection")?;
+        Ok(Reply {
+            cookie,
+            error,
+            data,
+        })
+    }
+
+    /// Waits for one answer and puts what was read into `data`, which must be as long as the longest read;
+    /// returns the error number.
+    pub fn receive_into(&mut self, data: &mut [u8]) -> Result<u32> {
+        let (_, error, length) = self.reply_header()?;
+        let data = data
+            .get_mut(..length)
+            .ok_or("a read longer than the buffer")?;
+        self.input.read_exact(data).context("NBD connection")?;
+        Ok(error)
+    }
+
+    fn reply_header(&mut self) -> Result<(u64, u32, usize)> {
         if !self.batch.is_empty() {
             self.push()?;
         }
@@ -230,13 +252,7 @@ impl Client {
             .remove(&cookie)
             .filter(|_| error == 0)
             .unwrap_or(0);
-        let mut data = vec![0; length];
-        self.input.read_exact(&mut data).context("NBD connection")?;
-        Ok(Reply {
-            cookie,
-            error,
-            data,
-        })
+        Ok((cookie, error, length))
     }
 
     /// True when an answer may be there already, without waiting.

@@ -1,0 +1,328 @@
+//! `cargo x bench nbd`: Brigade beside nbdkit, in the same run, on the same memory-backed files.
+//!
+//! Ratios are what counts: the servers take turns, every round gives one ratio, and the median of those is
+//! printed, so that a machine that is busy with other things slows all of them. The client is the judge's own
+//! and the same for all.
+
+use crate::nbd::Client;
+use crate::pattern::{SECTOR, fill, mix};
+use crate::process::{Context, Result, find_program, need_programs, output};
+use crate::server::{Serve, Server, brigade, format, start_ready};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+const VOLUME_BYTES: u64 = 256 << 20;
+const CACHE_BYTES: u64 = 1 << 30;
+const BLOCK: usize = 4096;
+const DEPTH: usize = 32;
+const FILL_BYTES: usize = 64 << 10;
+const ROUNDS: usize = 7;
+const ROUND_TIME: Duration = Duration::from_millis(1500);
+const TICKS_PER_SECOND: f64 = 100.0;
+/// Cached reads against nbdkit's file plugin.
+const TARGET_NBDKIT: f64 = 2.5;
+/// Cached reads against Brigade without a cache.
+const TARGET_PASS_THROUGH: f64 = 0.8;
+
+/// A server under measurement.
+struct Subject {
+    name: &'static str,
+    socket: PathBuf,
+    pid: u32,
+    _process: Process,
+}
+
+enum Process {
+    Nbdkit(Child),
+    Brigade(#[expect(dead_code, reason = "kept for its drop")] Server),
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Process::Nbdkit(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Copy)]
+struct Rate {
+    per_second: f64,
+    cpu_us: f64,
+}
+
+/// Runs `cargo x bench nbd [--rounds N]`.
+pub fn main(arguments: &[String]) -> Result<ExitCode> {
+    if arguments.first().map(String::as_str) != Some("nbd") {
+        println!("cargo x bench nbd [--rounds N]");
+        return Ok(ExitCode::from(2));
+    }
+    let rounds = match arguments.iter().skip_while(|a| *a != "--rounds").nth(1) {
+        Some(text) => text.parse::<usize>().context("--rounds")?.max(1),
+        None => ROUNDS,
+    };
+    need_programs(&[("nbdkit", "nbdkit")])?;
+    let program = brigade()?;
+    let base = if Path::new("/dev/shm").is_dir() {
+        Path::new("/dev/shm")
+    } else {
+        Path::new("/tmp")
+    };
+    let scratch = tempfile::Builder::new()
+        .prefix("brigade-bench-")
+        .tempdir_in(base)
+        .context("no scratch folder")?;
+    let subjects = [
+        nbdkit(scratch.path())?,
+        pass_through(&program, scratch.path())?,
+        cached(&program, scratch.path())?,
+    ];
+    for subject in &subjects {
+        warm(subject).context(subject.name)?;
+    }
+    println!(
+        "4 KiB blocks, queue depth {DEPTH}, one connection, {rounds} rounds of {ROUND_TIME:?} each, median"
+    );
+    let [nbdkit, pass_through, cached] = compare(&subjects, rounds, false)?;
+    let against_nbdkit = ratio(
+        "randread cached/nbdkit",
+        &cached,
+        &nbdkit,
+        Some(TARGET_NBDKIT),
+    );
+    let against_pass = ratio(
+        "randread cached/passthrough",
+        &cached,
+        &pass_through,
+        Some(TARGET_PASS_THROUGH),
+    );
+    let [nbdkit, pass_through, cached] = compare(&subjects, rounds, true)?;
+    ratio("randwrite cached/nbdkit", &cached, &nbdkit, None);
+    ratio("randwrite cached/passthrough", &cached, &pass_through, None);
+    Ok(if against_nbdkit && against_pass {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn nbdkit(folder: &Path) -> Result<Subject> {
+    let (file, socket) = (folder.join("nbdkit.img"), folder.join("nbdkit.sock"));
+    std::fs::File::create(&file)
+        .and_then(|file| file.set_len(VOLUME_BYTES))
+        .context("cannot make a file")?;
+    let program = find_program("nbdkit").ok_or("no nbdkit")?;
+    let child = Command::new(program)
+        .args(["--foreground", "--unix"])
+        .arg(&socket)
+        .arg("file")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot start nbdkit")?;
+    let subject = Subject {
+        name: "nbdkit",
+        socket,
+        pid: child.id(),
+        _process: Process::Nbdkit(child),
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while Client::connect(&subject.socket, "").is_err() {
+        if Instant::now() > end {
+            return Err("nbdkit does not answer".into());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(subject)
+}
+
+fn serving(name: &'static str, program: &Path, folder: &Path, serve: &Serve) -> Result<Subject> {
+    let server = start_ready(program, serve, folder)?;
+    Ok(Subject {
+        name,
+        socket: server.socket.clone(),
+        pid: server.pid(),
+        _process: Process::Brigade(server),
+    })
+}
+
+fn subfolder(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    std::fs::create_dir_all(&path).context("cannot make a folder")?;
+    Ok(path)
+}
+
+fn pass_through(program: &Path, folder: &Path) -> Result<Subject> {
+    let folder = subfolder(folder, "passthrough")?;
+    let backing = folder.join("back.img");
+    std::fs::File::create(&backing)
+        .and_then(|file| file.set_len(VOLUME_BYTES))
+        .context("cannot make a file")?;
+    output(
+        Command::new(program)
+            .arg("format")
+            .arg("--backing")
+            .arg(&backing),
+    )?;
+    serving(
+        "passthrough",
+        program,
+        &folder,
+        &Serve {
+            backings: vec![backing],
+            ..Serve::default()
+        },
+    )
+}
+
+fn cached(program: &Path, folder: &Path) -> Result<Subject> {
+    let folder = subfolder(folder, "cached")?;
+    let (cache, backing) = (folder.join("cache.img"), folder.join("back.img"));
+    format(
+        program,
+        (&cache, CACHE_BYTES),
+        (&backing, VOLUME_BYTES),
+        &["--mode", "writeback"],
+    )?;
+    let serve = Serve {
+        caches: vec![cache],
+        backings: vec![backing],
+        mode: Some("writeback"),
+        read_only: false,
+    };
+    serving("cached", program, &folder, &serve)
+}
+
+/// Writes everything once, in an order in which nothing looks sequential, and reads it once.
+fn warm(subject: &Subject) -> Result<()> {
+    let mut client = Client::connect(&subject.socket, "")?;
+    let pieces = client.size / FILL_BYTES as u64;
+    let mut data = vec![0u8; FILL_BYTES];
+    // An odd stride visits every piece of a power of two, and nearly every one of another number.
+    for i in 0..pieces {
+        let offset = (i * 1021 % pieces) * FILL_BYTES as u64;
+        fill(&mut data, offset / SECTOR as u64, 1);
+        client.write_at(offset, &data, false)?;
+    }
+    client.flush()?;
+    for i in 0..pieces {
+        client.read_at((i * 1021 % pieces) * FILL_BYTES as u64, FILL_BYTES)?;
+    }
+    client.disconnect();
+    Ok(())
+}
+
+fn compare(subjects: &[Subject; 3], rounds: usize, write: bool) -> Result<[Vec<Rate>; 3]> {
+    let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        for turn in 0..subjects.len() {
+            let i = (turn + round) % subjects.len();
+            let rate = measure(&subjects[i], write, mix(round as u64)).context(subjects[i].name)?;
+            rates[i].push(rate);
+        }
+    }
+    for (subject, rates) in subjects.iter().zip(&rates) {
+        let (speed, cpu) = (
+            median(rates.iter().map(|r| r.per_second)),
+            median(rates.iter().map(|r| r.cpu_us)),
+        );
+        let kind = if write { "randwrite" } else { "randread" };
+        println!(
+            "{kind:10} {:12} {speed:9.0} IO/s {cpu:6.2} server CPU us/IO",
+            subject.name
+        );
+    }
+    Ok(rates)
+}
+
+fn measure(subject: &Subject, write: bool, seed: u64) -> Result<Rate> {
+    let mut client = Client::connect(&subject.socket, "")?;
+    // The last piece may be cut off; it was not warmed.
+    let blocks = client.size / FILL_BYTES as u64 * (FILL_BYTES / BLOCK) as u64;
+    let mut data = vec![0u8; BLOCK];
+    fill(&mut data, 0, 2);
+    let mut count = 0u64;
+    let mut send = |client: &mut Client| {
+        count += 1;
+        let offset = mix(seed.wrapping_add(count)) % blocks * BLOCK as u64;
+        if write {
+            client.send_write(offset, &data, false)
+        } else {
+            client.send_read(offset, BLOCK)
+        };
+    };
+    let cpu_before = cpu_seconds(subject.pid)?;
+    let start = Instant::now();
+    (0..DEPTH).for_each(|_| send(&mut client));
+    let (mut done, mut sunk) = (0u64, vec![0u8; BLOCK]);
+    while start.elapsed() < ROUND_TIME {
+        loop {
+            let error = client.receive_into(&mut sunk)?;
+            if error != 0 {
+                return Err(format!("the server answered with error {error}"));
+            }
+            done += 1;
+            send(&mut client);
+            if !client.has_buffered_reply() {
+                break;
+            }
+        }
+    }
+    let time = start.elapsed().as_secs_f64();
+    let cpu = cpu_seconds(subject.pid)? - cpu_before;
+    for _ in 0..DEPTH {
+        client.receive_into(&mut sunk)?;
+    }
+    client.disconnect();
+    Ok(Rate {
+        per_second: done as f64 / time,
+        cpu_us: cpu * 1e6 / done.max(1) as f64,
+    })
+}
+
+/// Processor time of a process, from the fields after its name.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |i: usize| {
+        fields
+            .get(i)
+            .and_then(|text| text.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    Ok((ticks(11) + ticks(12)) / TICKS_PER_SECOND)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Prints the median of the rounds' ratios; true if it reaches the target.
+fn ratio(name: &str, above: &[Rate], below: &[Rate], target: Option<f64>) -> bool {
+    let value = median(
+        above
+            .iter()
+            .zip(below)
+            .map(|(a, b)| a.per_second / b.per_second),
+    );
+    let reached = target.is_none_or(|target| value >= target);
+    let note = target.map_or(String::new(), |target| {
+        format!(
+            " (target {target}: {})",
+            if reached { "reached" } else { "MISSED" }
+        )
+    });
+    println!("{name} {value:.2}{note}");
+    reached
+}
