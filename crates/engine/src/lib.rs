@@ -1,1 +1,45 @@
-//! Placeholder.
+//! The cache, generic over [`brigade_env::Env`].
+//!
+//! A [`Server`] holds what one process serves: cache sets with their volumes, and backing devices that run without a
+//! cache. Everything runs on one thread; tasks are cooperative, and between two awaits a function runs to completion.
+//! The whole index is resident: looking something up never waits, so a request first decides, synchronously, and then
+//! moves bytes ("map first, move after").
+//!
+//! Layers, lowest first; a module uses its own line and the ones above it:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | 0 | `error`, `limits`, `options`, `stats`, `extents` |
+//! | 1 | `alloc` (pure), `buckets`, `device` |
+//! | 2 | `journal` |
+//! | 3 | `btree`, `meta` |
+//! | 4 | `data`, `recovery` |
+//! | 5 | `request` |
+//! | 6 | `set` |
+#![forbid(unsafe_code)]
+
+pub mod alloc;
+mod btree;
+mod buckets;
+mod data;
+mod device;
+mod error;
+pub mod extents;
+mod journal;
+mod limits;
+mod meta;
+mod options;
+pub mod recovery;
+mod request;
+mod set;
+mod stats;
+mod wait;
+
+pub use error::{Error, ErrorKind};
+pub use options::{AckPolicy, Options};
+pub use set::server::Server;
+pub use set::volume::Volume;
+pub use stats::{
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus, ReadStatus, Status,
+    VolumeStatus, WriteStatus,
+};

@@ -151,6 +151,8 @@ struct Scan {
     kept: BTreeMap<u64, Kept>,
     /// Highest seq so far and the last_seq that entry has.
     best: Option<(u64, u64)>,
+    /// The bytes at the end of that entry's bucket, to read on without reading again.
+    best_tail: Option<Slider>,
 }
 
 impl Scan {
@@ -205,7 +207,7 @@ pub(super) async fn read<E: Env>(
     judge_heads(&reader, &all, newest_head, findings)?;
     let range = judge_range(&reader, &all, newest_head, discards, findings)?;
     judge_search(&reader, &scan.heads, newest_head, &range, findings);
-    let behind = look_behind(&mut reader, &scan.bad, newest_head).await?;
+    let behind = look_behind(&mut reader, &scan.bad, scan.best_tail.take(), newest_head).await?;
     let later_prio_head = judge_behind(&reader, &behind, newest_head, newest_end, findings)?;
     let byte_offset = reader.base(newest_head.index) + newest_head.at;
     let slot = |id, key: &Result<Key, FormatError>| {
@@ -247,7 +249,7 @@ pub(super) async fn read<E: Env>(
 async fn scan_ring<E: Env>(reader: &mut Reader<'_, E>) -> Result<Scan, LoadError> {
     let count = reader.geometry.journal_buckets.len();
     let first = CHUNK_BYTES.min(reader.bucket_bytes());
-    let mut scan = Scan { heads: vec![Vec::new(); count], bad: vec![None; count], kept: BTreeMap::new(), best: None };
+    let mut scan = Scan { heads: vec![Vec::new(); count], bad: vec![None; count], kept: BTreeMap::new(), best: None, best_tail: None };
     let mut window = ReadWindow::default();
     let mut asked = 0;
     for index in 0..count {
@@ -260,7 +262,11 @@ async fn scan_ring<E: Env>(reader: &mut Reader<'_, E>) -> Result<Scan, LoadError
         reader.bytes_read += first;
         let mut slider = Slider { index, data: buffer.to_vec(), start: 0 };
         drop(buffer);
+        let best_before = scan.best;
         scan.bad[index] = scan_bucket(reader, &mut slider, &mut scan).await?;
+        if scan.best != best_before {
+            scan.best_tail = Some(slider);
+        }
     }
     Ok(scan)
 }
@@ -384,6 +390,7 @@ fn judge_search<E: Env>(
 async fn look_behind<E: Env>(
     reader: &mut Reader<'_, E>,
     bad: &[Option<BadBlock>],
+    mut best_tail: Option<Slider>,
     newest: EntryHead,
 ) -> Result<Vec<Behind>, LoadError> {
     let mut behind = Vec::new();
@@ -391,7 +398,9 @@ async fn look_behind<E: Env>(
         let Some(block) = block else { continue };
         let is_suspect = block.claimed_seq.is_some_and(|seq| seq > newest.seq);
         if index == newest.index || is_suspect {
-            look_behind_in(reader, index, block.at, newest.seq, &mut behind).await?;
+            let tail = best_tail.take_if(|tail| tail.index == index);
+            let slider = tail.unwrap_or_else(|| Slider::new(index));
+            look_behind_in(reader, slider, block.at, newest.seq, &mut behind).await?;
         }
     }
     Ok(behind)
@@ -399,14 +408,14 @@ async fn look_behind<E: Env>(
 
 async fn look_behind_in<E: Env>(
     reader: &mut Reader<'_, E>,
-    index: usize,
+    mut slider: Slider,
     first: u64,
     newest_seq: u64,
     behind: &mut Vec<Behind>,
 ) -> Result<(), LoadError> {
     let (magic, bucket_bytes, block_bytes) =
         (reader.geometry.set_magic, reader.bucket_bytes(), reader.block_bytes());
-    let mut slider = Slider::new(index);
+    let index = slider.index;
     let mut at = first;
     while at < bucket_bytes {
         let bytes = slider.from(reader, at).await?;

@@ -13,7 +13,12 @@ fn entry(seq: u64, last_seq: u64, keys: &[Key]) -> Entry {
 
 /// A disk whose tree holds `sets` and whose journal has one entry for each of `replayed`.
 fn disk(sets: &[&[Key]], replayed: &[Key]) -> Disk {
+    disk_of_level(0, sets, replayed)
+}
+
+fn disk_of_level(level: u16, sets: &[&[Key]], replayed: &[Key]) -> Disk {
     let mut disk = Disk::new();
+    disk.level = level;
     disk.sets = if sets.is_empty() { vec![Vec::new()] } else { sets.iter().map(|set| set.to_vec()).collect() };
     let mut entries: Vec<Entry> =
         replayed.iter().enumerate().map(|(i, key)| entry(i as u64 + 1, 1, &[*key])).collect();
@@ -183,8 +188,7 @@ fn of_several_replayed_keys_the_newest_decides_and_survivors_come_last() {
 
 #[test]
 fn decisions_are_cut_at_leaf_boundaries() {
-    let mut disk = disk(&[], &[extent(0, 10, 100, 0, true), Key::hole(0, 30, 20)]);
-    disk.level = 1;
+    let mut disk = disk_of_level(1, &[], &[extent(0, 10, 100, 0, true), Key::hole(0, 30, 20)]);
     disk.sets = vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::new(0, 40), 31, 1), node_key(Pos::MAX, 32, 1)]];
     disk.nodes = (30..33).map(|bucket| (bucket, vec![Vec::new()])).collect();
     let loaded = loaded(disk);
@@ -212,8 +216,7 @@ fn pointers_raise_gens_before_anything_is_called_stale() {
 
 #[test]
 fn a_freeing_key_takes_the_place_of_the_node_it_names() {
-    let mut disk = disk(&[], &[]);
-    disk.level = 1;
+    let mut disk = disk_of_level(1, &[], &[]);
     let freeing = Key::freeing(BUCKET as u32, Ptr::new(30 * BUCKET, Gen(2)));
     disk.sets = vec![vec![node_key(Pos::MAX, 30, 1)], vec![freeing, node_key(Pos::MAX, 31, 1)]];
     disk.nodes = vec![(31, vec![vec![extent(0, 4, 100, 0, false)]])];
@@ -292,7 +295,7 @@ fn leftovers_of_the_previous_lap_mean_nothing() {
         let entries: Vec<Entry> = (first..first + 4).map(|seq| entry(seq, seq, &[])).collect();
         disk.journal(index, &entries);
     }
-    disk.journal(1, &[entry(33, 30, &[]), entry(34, 33, &[])]);
+    disk.journal(1, &[entry(33, 32, &[]), entry(34, 33, &[])]);
     let loaded = loaded(disk);
     assert_eq!((loaded.newest.seq, loaded.newest.last_seq), (34, 33));
     assert_eq!(loaded.ring.newest_index, 1);
@@ -349,8 +352,7 @@ fn keys_out_of_order_or_out_of_range_are_refused() {
     assert_eq!(refusal(disk(&[&unsorted], &[])).id, Some("F32"));
     let overlapping = [extent(0, 4, 100, 0, false), extent(3, 6, 101, 0, false)];
     assert_eq!(refusal(disk(&[&overlapping], &[])).id, Some("F32"));
-    let mut wide = disk(&[], &[]);
-    wide.level = 1;
+    let mut wide = disk_of_level(1, &[], &[]);
     wide.sets = vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::MAX, 31, 1)]];
     wide.nodes = vec![(30, vec![Vec::new()]), (31, vec![vec![extent(4, 9, 100, 0, false)]])];
     assert_eq!(refusal(wide).id, Some("F33"));
@@ -359,8 +361,7 @@ fn keys_out_of_order_or_out_of_range_are_refused() {
 #[test]
 fn an_interior_node_needs_exactly_the_children_that_tile_it() {
     let tree = |sets: Vec<Vec<Key>>| {
-        let mut disk = disk(&[], &[]);
-        disk.level = 1;
+        let mut disk = disk_of_level(1, &[], &[]);
         disk.sets = sets;
         disk.nodes = vec![(30, vec![Vec::new()]), (31, vec![Vec::new()])];
         disk.finish();

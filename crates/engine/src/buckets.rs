@@ -1,0 +1,89 @@
+//! The allocator with waiting: who needs buckets sleeps here, who makes them is woken here.
+//!
+//! [`crate::alloc`] decides and never waits. Waiters re-check after every release; metadata is asked for in one piece, before
+//! any node is touched, so nobody who holds something waits for a bucket.
+
+use crate::alloc::{Allocator, MetadataBucket, Reserve};
+use crate::error::Poison;
+use brigade_env::sync::Notify;
+use brigade_format::{BucketNr, Ptr};
+use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::io;
+use std::rc::Rc;
+
+/// Bucket state shared by all parts of a set.
+pub struct Buckets {
+    alloc: RefCell<Allocator>,
+    poison: Rc<Poison>,
+    /// Buckets became ready or unused.
+    pub released: Notify,
+    /// Somebody wants more, or victims may have appeared.
+    pub demand: Notify,
+    /// The last search for victims found none.
+    pub is_dry: Cell<bool>,
+}
+
+impl Buckets {
+    /// Wraps the allocator of a set.
+    pub fn new(alloc: Allocator, poison: Rc<Poison>) -> Rc<Self> {
+        Rc::new(Buckets {
+            alloc: RefCell::new(alloc),
+            poison,
+            released: Notify::new(),
+            demand: Notify::new(),
+            is_dry: Cell::new(false),
+        })
+    }
+
+    /// For deciding; never held across an await.
+    pub fn get(&self) -> Ref<'_, Allocator> {
+        self.alloc.borrow()
+    }
+
+    /// For changing; never held across an await.
+    pub fn get_mut(&self) -> RefMut<'_, Allocator> {
+        self.alloc.borrow_mut()
+    }
+
+    /// Whether the pointer's bucket was recycled (docs/format.md 6.3).
+    pub fn is_stale(&self, ptr: Ptr) -> bool {
+        self.alloc.borrow().is_stale(ptr)
+    }
+
+    /// Takes `count` buckets for nodes or the UUID table, all at once, waiting until so many are there.
+    pub async fn take_metadata(&self, count: usize) -> io::Result<Vec<MetadataBucket>> {
+        loop {
+            self.poison.check()?;
+            let released = self.released.wait();
+            {
+                let mut alloc = self.alloc.borrow_mut();
+                if alloc.can_take_metadata(count) {
+                    let take = |_| alloc.take_metadata(Reserve::Btree).expect("counted just now");
+                    let taken = (0..count).map(take).collect();
+                    if alloc.wants_batch() {
+                        self.demand.notify_all();
+                    }
+                    return Ok(taken);
+                }
+            }
+            self.demand.notify_all();
+            released.await;
+        }
+    }
+
+    /// Gives back metadata buckets that nothing durable names.
+    pub fn free_metadata(&self, buckets: impl IntoIterator<Item = BucketNr>) {
+        let mut alloc = self.alloc.borrow_mut();
+        for nr in buckets {
+            alloc.free_metadata(nr);
+        }
+        drop(alloc);
+        self.released.notify_all();
+    }
+
+    /// Wakes everybody, for instance because the set is poisoned or closing.
+    pub fn wake_all(&self) {
+        self.released.notify_all();
+        self.demand.notify_all();
+    }
+}

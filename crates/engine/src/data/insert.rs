@@ -1,0 +1,125 @@
+//! The one way into the index.
+//!
+//! A change enters the map, the counters, the leaf's pending set, the journal's stage and the record in memory in one
+//! synchronous step. So of two overlapping changes the one that is later in the index is later in the journal
+//! (docs/format.md 8.3), and whoever compares before changing compares with what he changes.
+
+use crate::btree::{Change, Index};
+use crate::buckets::Buckets;
+use crate::extents::Extent;
+use crate::journal::Journal;
+use brigade_env::Env;
+use brigade_env::sync::Notify;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+
+/// Words of keys that one operation adds at once; more are added in several steps.
+const WORDS_AT_ONCE: usize = 192;
+
+/// See the module documentation.
+pub struct Inserter<E: Env> {
+    env: E,
+    index: Rc<RefCell<Index>>,
+    buckets: Rc<Buckets>,
+    journal: Rc<Journal<E>>,
+    /// Raised every so often, when leaves may have much pending.
+    leaf_demand: Rc<dyn Fn()>,
+    inserted_words: Cell<usize>,
+    words_high: usize,
+    /// Something became dirty.
+    pub dirtied: Notify,
+}
+
+impl<E: Env> Inserter<E> {
+    /// Ties the parts together. `leaf_demand` is called after every `words_high` words.
+    pub fn new(
+        env: E,
+        index: Rc<RefCell<Index>>,
+        buckets: Rc<Buckets>,
+        journal: Rc<Journal<E>>,
+        words_high: usize,
+        leaf_demand: Rc<dyn Fn()>,
+    ) -> Rc<Self> {
+        let (inserted_words, dirtied) = (Cell::new(0), Notify::new());
+        Rc::new(Inserter { env, index, buckets, journal, leaf_demand, inserted_words, words_high, dirtied })
+    }
+
+    /// Lays extents and holes over what is there, journalled. `still` is asked, in the same step as the change, what of it
+    /// is still to be done. Gives the number of the last journal entry used.
+    pub async fn insert(
+        &self,
+        extents: &[Extent],
+        mut still: impl FnMut(&Index, &Extent) -> Vec<Extent>,
+    ) -> io::Result<Option<u64>> {
+        let mut last = None;
+        let at_once = WORDS_AT_ONCE.min(self.journal.words_max()) / 3;
+        for some in extents.chunks(at_once) {
+            loop {
+                self.journal.room(some.len() * 3).await?;
+                let wanted: Vec<Extent> = {
+                    let index = self.index.borrow();
+                    some.iter().flat_map(|extent| still(&index, extent)).collect()
+                };
+                if wanted.is_empty() {
+                    break;
+                }
+                if self.journal.has_room(wanted.len() * 3) {
+                    last = Some(self.apply(&wanted));
+                    break;
+                }
+                // A change that fell into more pieces than it was meant to be takes them in turns.
+                if wanted.len() > at_once {
+                    for piece in wanted.chunks(at_once) {
+                        last = Box::pin(self.insert(piece, &mut still)).await?.or(last);
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    /// Lays everything given over what is there, journalled.
+    pub async fn insert_all(&self, extents: &[Extent]) -> io::Result<Option<u64>> {
+        self.insert(extents, |_, extent| vec![*extent]).await
+    }
+
+    fn apply(&self, extents: &[Extent]) -> u64 {
+        let seq = self.journal.append(extents.iter().map(Extent::to_key));
+        self.change(extents, Some(seq));
+        if extents.iter().any(|extent| extent.dirty) {
+            self.dirtied.notify_all();
+        }
+        seq
+    }
+
+    /// Puts clean data where nothing is cached; only the leaf will know. Gives the sectors that found room.
+    pub fn fill(&self, extent: Extent) -> u64 {
+        assert!(!extent.dirty, "dirty data is journalled");
+        let absent = self.index.borrow().absent(&self.buckets.get(), extent.inode, extent.start, extent.end);
+        let pieces: Vec<_> = absent.into_iter().map(|(start, end)| extent.slice(start, end)).collect();
+        self.change(&pieces, None);
+        pieces.iter().map(Extent::sectors).sum()
+    }
+
+    fn change(&self, extents: &[Extent], seq: Option<u64>) {
+        let change = Change { seq, now: self.env.now() };
+        let mut index = self.index.borrow_mut();
+        let mut alloc = self.buckets.get_mut();
+        for &extent in extents {
+            for pin in index.insert(&mut alloc, extent, change) {
+                self.journal.pin(pin);
+            }
+        }
+        drop((index, alloc));
+        let words = self.inserted_words.get() + extents.len() * 3;
+        self.inserted_words.set(words % self.words_high);
+        if words >= self.words_high {
+            (self.leaf_demand)();
+        }
+        if self.buckets.is_dry.get() {
+            self.buckets.demand.notify_all();
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Background writing back of dirty data.
+//!
+//! ```text
+//! dirty extents, ascending ─► hold the range ─► read from the cache ─► still the same? ─► write to the backing device
+//!    ─► flush it ─► still the same? clean in the index, journalled      (docs/format.md 10.10)
+//! nothing dirty left: cleanings durable ─► the backing device says clean   (docs/format.md 9.5)
+//! ```
+//! "Still the same" compares location and dirty flag per sector in the step that acts on it, so a write that came meanwhile
+//! is never called clean. A round is bounded in extents, bytes and keys looked at.
+
+use super::insert::Inserter;
+use super::locks::RangeLocks;
+use crate::btree::Index;
+use crate::device::Disk;
+use crate::extents::Extent;
+use crate::journal::Journal;
+use crate::limits::{WRITEBACK_BYTES, WRITEBACK_EXTENTS};
+use crate::meta::BackingSuper;
+use crate::stats::VolumeCounters;
+use brigade_env::sync::{Notify, join_all};
+use brigade_env::{Durability, Env};
+use brigade_format::BackingState;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Longest piece written back in one I/O, in sectors.
+const PIECE_SECTORS: u64 = 2048;
+/// Keys looked at in one synchronous step.
+const SCAN_KEYS: usize = 4096;
+/// Pause after an error, and between looks when there is little to do.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What a volume's writeback works with.
+pub struct WritebackParts<E: Env> {
+    /// The world.
+    pub env: E,
+    /// The volume's slot.
+    pub inode: u32,
+    /// Where dirty data is.
+    pub cache: Rc<Disk<E>>,
+    /// Where it goes.
+    pub backing: Rc<Disk<E>>,
+    /// Its state.
+    pub superblock: Rc<BackingSuper<E>>,
+    /// First and last sector (exclusive) of the backing device that are served.
+    pub range: (u64, u64),
+    /// The index.
+    pub index: Rc<RefCell<Index>>,
+    /// The way into it.
+    pub inserter: Rc<Inserter<E>>,
+    /// For making cleanings durable.
+    pub journal: Rc<Journal<E>>,
+    /// Who writes to the backing device.
+    pub locks: Rc<RangeLocks>,
+    /// What happened.
+    pub counters: Rc<VolumeCounters>,
+    /// Dirty sectors above which it runs at full speed.
+    pub target_sectors: u64,
+    /// When a volume counts as idle.
+    pub delay: Duration,
+    /// When the last request came.
+    pub last_request: Rc<Cell<Duration>>,
+}
+
+/// See the module documentation.
+pub struct Writeback<E: Env> {
+    parts: WritebackParts<E>,
+    cursor: Cell<u64>,
+    is_closing: Cell<bool>,
+    running: Cell<bool>,
+    changed: Notify,
+}
+
+impl<E: Env> Writeback<E> {
+    /// Of one volume.
+    pub fn new(parts: WritebackParts<E>) -> Rc<Self> {
+        let (is_closing, running) = (Cell::new(false), Cell::new(false));
+        Rc::new(Writeback { parts, cursor: Cell::new(0), is_closing, running, changed: Notify::new() })
+    }
+
+    fn dirty(&self) -> u64 {
+        self.parts.index.borrow().dirty_sectors(self.parts.inode)
+    }
+
+    /// The background task.
+    pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
+        while !self.is_closing.get() {
+            let dirtied = self.parts.inserter.dirtied.wait();
+            let dirty = self.dirty();
+            let idle = self.parts.env.now().saturating_sub(self.parts.last_request.get()) >= self.parts.delay;
+            let outcome = if dirty > self.parts.target_sectors || (idle && dirty > 0) {
+                self.round().await.map(|_| ())
+            } else if dirty == 0 {
+                let _ = self.become_clean().await;
+                if self.dirty() == 0 && !self.is_closing.get() {
+                    self.wait(dirtied).await;
+                }
+                continue;
+            } else {
+                self.pause(PAUSE.min(self.parts.delay)).await;
+                continue;
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(device = self.parts.backing.name(), %error, "write-back failed; the data stays dirty");
+                self.pause(PAUSE).await;
+            }
+        }
+        self.running.set(false);
+        self.changed.notify_all();
+    }
+
+    async fn pause(&self, pause: Duration) {
+        let closing = self.changed.wait();
+        if !self.is_closing.get() {
+            crate::wait::either(self.parts.env.sleep(pause), closing).await;
+        }
+    }
+
+    async fn wait(&self, dirtied: impl Future<Output = ()>) {
+        let closing = self.changed.wait();
+        crate::wait::either(dirtied, closing).await;
+    }
+
+    async fn become_clean(&self) -> io::Result<()> {
+        if self.parts.superblock.state() != BackingState::Dirty {
+            return Ok(());
+        }
+        self.parts.backing.flush().await?;
+        self.parts.journal.flush().await?;
+        self.parts.superblock.become_clean(|| self.dirty() == 0).await.map(|_| ())
+    }
+
+    /// Writes some dirty extents back; gives the sectors cleaned.
+    pub async fn round(&self) -> io::Result<u64> {
+        let batch = self.next_batch().await;
+        if batch.is_empty() {
+            return Ok(0);
+        }
+        let results = join_all(batch.iter().map(|extent| self.write_one(*extent))).await;
+        let copied: Vec<Extent> = results.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
+        if copied.is_empty() {
+            return Ok(0);
+        }
+        self.parts.backing.flush().await?;
+        let clean: Vec<_> = copied.iter().map(|extent| Extent { dirty: false, ..*extent }).collect();
+        let before = self.dirty();
+        self.parts
+            .inserter
+            .insert(&clean, |index, extent| {
+                let still = same(index, &Extent { dirty: true, ..*extent });
+                still.into_iter().map(|extent| Extent { dirty: false, ..extent }).collect()
+            })
+            .await?;
+        let sectors = copied.iter().map(Extent::sectors).sum::<u64>();
+        self.parts.counters.written_back_bytes.add(sectors * 512);
+        Ok(sectors.max(before.saturating_sub(self.dirty())))
+    }
+
+    /// Copies what is still there of an extent; gives what was copied.
+    async fn write_one(&self, extent: Extent) -> io::Result<Vec<Extent>> {
+        let parts = &self.parts;
+        let _held = parts.locks.lock(extent.start, extent.end).await;
+        let before = same(&parts.index.borrow(), &extent);
+        let read = |piece: Extent| async move {
+            let buffer = parts.cache.buffers().get(piece.sectors() as usize * 512);
+            let ptr = piece.ptr.expect("dirty data has a place");
+            parts.cache.read(ptr.sector(), buffer).await.map(|buffer| (piece, buffer))
+        };
+        let data = join_all(before.into_iter().map(read)).await;
+        let write = |result: io::Result<(Extent, brigade_env::Buffer)>| async move {
+            let (piece, buffer) = result?;
+            if same(&parts.index.borrow(), &piece) != [piece] {
+                return Ok(None);
+            }
+            parts.backing.write(piece.start, buffer, Durability::Volatile).await.map(|_| Some(piece))
+        };
+        let written = join_all(data.into_iter().map(write)).await;
+        Ok(written.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Dirty extents from the cursor on, in pieces.
+    async fn next_batch(&self) -> Vec<Extent> {
+        let (low, high) = self.parts.range;
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let start = self.cursor.get().clamp(low, high);
+        let mut at = start;
+        let mut wrapped = false;
+        loop {
+            let (found, next) = self.scan(at, if wrapped { start } else { high });
+            for extent in found {
+                if batch.len() >= WRITEBACK_EXTENTS || bytes >= WRITEBACK_BYTES {
+                    self.cursor.set(extent.start);
+                    return batch;
+                }
+                bytes += extent.sectors() * 512;
+                batch.push(extent);
+            }
+            match next {
+                Some(next) => at = next,
+                None if wrapped || start == low => {
+                    self.cursor.set(low);
+                    return batch;
+                }
+                None => (wrapped, at) = (true, low),
+            }
+            brigade_env::sync::yield_now().await;
+        }
+    }
+
+    /// Dirty pieces among the next keys, and where to go on.
+    fn scan(&self, from: u64, to: u64) -> (Vec<Extent>, Option<u64>) {
+        let index = self.parts.index.borrow();
+        let mut found = Vec::new();
+        for (seen, extent) in index.map.range(self.parts.inode, from, to).enumerate() {
+            if seen == SCAN_KEYS || found.len() > WRITEBACK_EXTENTS {
+                return (found, Some(extent.start));
+            }
+            let mut at = extent.start;
+            while extent.dirty && at < extent.end {
+                let end = extent.end.min(at + PIECE_SECTORS);
+                found.push(extent.slice(at, end));
+                at = end;
+            }
+        }
+        (found, None)
+    }
+
+    /// Stops the task and waits for its round to end.
+    pub async fn stop(&self) {
+        self.is_closing.set(true);
+        self.changed.notify_all();
+        self.parts.inserter.dirtied.notify_all();
+        while self.running.get() {
+            self.changed.wait().await;
+        }
+    }
+}
+
+/// The parts of an extent's range where the index still has exactly it: same location, same dirty flag.
+pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
+    let is_same = |found: &Extent| *found == extent.slice(found.start, found.end);
+    index.map.range(extent.inode, extent.start, extent.end).filter(is_same).collect()
+}

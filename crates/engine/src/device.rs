@@ -1,0 +1,154 @@
+//! A device in sectors, with flushes that share.
+//!
+//! Requests that ask for a flush while one is under way all wait for the *next* one together, so queue depth pays for it
+//! once. A failed flush or metadata write throws the set's [`Poison`].
+
+use crate::error::Poison;
+use crate::limits::SECTOR;
+use brigade_env::sync::Notify;
+use brigade_env::{Buffer, BufferPool, Device, Durability, Env, Geometry};
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+/// A cache or backing device. Shared by everything that does I/O on it.
+pub struct Disk<E: Env> {
+    device: E::Device,
+    buffers: BufferPool,
+    poison: Rc<Poison>,
+    flush_started: Cell<u64>,
+    flush_finished: Cell<u64>,
+    flush_running: Cell<bool>,
+    flush_failed_at: Cell<u64>,
+    flush_changed: Notify,
+    written_bytes: Cell<u64>,
+    metadata_bytes: Cell<u64>,
+}
+
+impl<E: Env> Disk<E> {
+    /// Wraps an open device.
+    pub fn new(env: &E, device: E::Device, poison: Rc<Poison>) -> Rc<Self> {
+        Rc::new(Disk {
+            device,
+            buffers: env.buffers().clone(),
+            poison,
+            flush_started: Cell::new(0),
+            flush_finished: Cell::new(0),
+            flush_running: Cell::new(false),
+            flush_failed_at: Cell::new(0),
+            flush_changed: Notify::new(),
+            written_bytes: Cell::new(0),
+            metadata_bytes: Cell::new(0),
+        })
+    }
+
+    /// The path.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &E::Device {
+        &self.device
+    }
+
+    /// Size and units.
+    pub fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    /// Size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.geometry().size_bytes / SECTOR
+    }
+
+    /// Bytes written since the server started, all of them and those of metadata.
+    pub fn written(&self) -> (u64, u64) {
+        (self.written_bytes.get(), self.metadata_bytes.get())
+    }
+
+    /// Where buffers come from.
+    pub fn buffers(&self) -> &BufferPool {
+        &self.buffers
+    }
+
+    /// Fills `buffer` from `sector`.
+    pub async fn read(&self, sector: u64, buffer: Buffer) -> io::Result<Buffer> {
+        self.device.read(sector * SECTOR, buffer).await
+    }
+
+    /// Writes data.
+    pub async fn write(&self, sector: u64, buffer: Buffer, durability: Durability) -> io::Result<Buffer> {
+        self.written_bytes.set(self.written_bytes.get() + buffer.len() as u64);
+        self.device.write(sector * SECTOR, buffer, durability).await
+    }
+
+    /// Writes metadata; a failure poisons the set.
+    pub async fn write_metadata(&self, sector: u64, bytes: &[u8], durability: Durability) -> io::Result<()> {
+        self.poison.check()?;
+        let mut buffer = self.buffers.get(bytes.len());
+        buffer.copy_from_slice(bytes);
+        self.metadata_bytes.set(self.metadata_bytes.get() + bytes.len() as u64);
+        let result = self.write(sector, buffer, durability).await;
+        if let Err(error) = &result {
+            self.poison.throw(format!("{}: metadata write at byte {}: {error}", self.name(), sector * SECTOR));
+        }
+        result.map(|_| ())
+    }
+
+    /// Reads `bytes` bytes into memory of their own.
+    pub async fn read_bytes(&self, sector: u64, bytes: usize) -> io::Result<Buffer> {
+        self.read(sector, self.buffers.get(bytes)).await
+    }
+
+    /// Tells the device that a range is not needed.
+    pub async fn discard(&self, sector: u64, sectors: u64) -> io::Result<()> {
+        self.device.discard(sector * SECTOR, sectors * SECTOR).await
+    }
+
+    /// Zeroes a range.
+    pub async fn write_zeroes(&self, sector: u64, sectors: u64, may_unmap: bool) -> io::Result<()> {
+        self.device.write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap).await
+    }
+
+    /// Makes every write that has completed durable. Callers that come while a flush runs share the next one.
+    pub async fn flush(&self) -> io::Result<()> {
+        let target = self.flush_started.get() + 1;
+        while self.flush_started.get() < target {
+            if self.flush_running.get() {
+                self.flush_changed.wait().await;
+                continue;
+            }
+            self.flush_running.set(true);
+            self.flush_started.set(target);
+            let result = self.device.flush().await;
+            self.flush_running.set(false);
+            self.flush_finished.set(target);
+            if let Err(error) = &result {
+                self.flush_failed_at.set(target);
+                self.poison.throw(format!("{}: flush: {error}", self.name()));
+            }
+            self.flush_changed.notify_all();
+            return result;
+        }
+        while self.flush_finished.get() < target {
+            self.flush_changed.wait().await;
+        }
+        if self.flush_failed_at.get() >= target {
+            return Err(io::Error::other(format!("{}: flush failed", self.name())));
+        }
+        Ok(())
+    }
+
+    /// Waits for a flush that is under way now, if any.
+    pub async fn flush_settled(&self) -> io::Result<()> {
+        let target = self.flush_started.get();
+        while self.flush_finished.get() < target {
+            self.flush_changed.wait().await;
+        }
+        if target > 0 && self.flush_failed_at.get() >= target {
+            return Err(io::Error::other(format!("{}: flush failed", self.name())));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,391 @@
+//! The stage being filled and the task that writes it.
+
+use super::ring::{Ring, RingStart};
+use super::survivor::SurvivorLog;
+use crate::device::Disk;
+use crate::error::Poison;
+use crate::limits::{JOURNAL_DELAY_MIN, OPEN_ENTRIES_HIGH, OPEN_ENTRIES_MAX, SECTOR};
+use brigade_env::sync::Notify;
+use brigade_env::{Durability, Env};
+use brigade_format::{Key, jset};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What the header of every entry names. Set by those who own it.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// Key of the root node.
+    pub root: Key,
+    /// Its level.
+    pub root_level: u16,
+    /// Key of the UUID table.
+    pub uuid_bucket: Key,
+    /// First bucket of the gen table.
+    pub prio_head: u64,
+}
+
+/// How a session's journal starts.
+pub struct JournalSetup<E: Env> {
+    /// Where it is.
+    pub disk: Rc<Disk<E>>,
+    /// See [`brigade_format::superblock::CacheGeometry`].
+    pub set_magic: u64,
+    /// Sectors of a bucket.
+    pub bucket_sectors: u64,
+    /// Sectors of a block.
+    pub block_sectors: u64,
+    /// The ring as found.
+    pub ring: RingStart,
+    /// Number of the next entry.
+    pub next_seq: u64,
+    /// Oldest entry the newest durable one still needs; `next_seq` if none.
+    pub last_seq: u64,
+    /// First header.
+    pub roots: Roots,
+    /// Longest wait of a key.
+    pub delay: Duration,
+}
+
+struct State<S: brigade_env::Survivor> {
+    ring: Ring,
+    roots: Roots,
+    seq: u64,
+    words: Vec<u64>,
+    is_wanted: bool,
+    timer_set: bool,
+    in_flight: bool,
+    durable_seq: u64,
+    durable_last_seq: u64,
+    pins: BTreeMap<u64, usize>,
+    survivor: Option<SurvivorLog<S>>,
+    entries_written: u64,
+    last_took: Duration,
+    is_closing: bool,
+}
+
+/// See the module documentation.
+pub struct Journal<E: Env> {
+    env: E,
+    disk: Rc<Disk<E>>,
+    poison: Rc<Poison>,
+    set_magic: u64,
+    block_sectors: u64,
+    words_max: usize,
+    delay: Duration,
+    state: RefCell<State<E::Survivor>>,
+    work: Notify,
+    progress: Notify,
+    /// Raised when leaves should be written to make room.
+    pub pressure: Notify,
+}
+
+impl<E: Env> Journal<E> {
+    /// Starts the session's journal; nothing is written yet.
+    pub fn new(env: E, poison: Rc<Poison>, setup: JournalSetup<E>) -> Rc<Self> {
+        let bytes_max = (jset::MAX_BYTES as u64).min(setup.bucket_sectors * SECTOR) as usize;
+        let words_max = ((bytes_max - jset::HEADER_BYTES) / 8).min(jset::MAX_KEY_WORDS);
+        Rc::new(Journal {
+            env,
+            disk: setup.disk,
+            poison,
+            set_magic: setup.set_magic,
+            block_sectors: setup.block_sectors,
+            words_max,
+            delay: setup.delay,
+            state: RefCell::new(State {
+                ring: Ring::new(setup.ring, setup.bucket_sectors),
+                roots: setup.roots,
+                seq: setup.next_seq,
+                words: Vec::new(),
+                is_wanted: false,
+                timer_set: false,
+                in_flight: false,
+                durable_seq: setup.next_seq - 1,
+                durable_last_seq: setup.last_seq,
+                pins: BTreeMap::new(),
+                survivor: None,
+                entries_written: 0,
+                last_took: Duration::ZERO,
+                is_closing: false,
+            }),
+            work: Notify::new(),
+            progress: Notify::new(),
+            pressure: Notify::new(),
+        })
+    }
+
+    /// Words of keys that fit an empty entry.
+    pub fn words_max(&self) -> usize {
+        self.words_max
+    }
+
+    /// Whether `words` more words of keys would be taken now from a client.
+    pub fn has_room(&self, words: usize) -> bool {
+        let state = self.state.borrow();
+        state.words.len() + words <= self.words_max
+            && state.ring.free(state.durable_last_seq) >= state.ring.reserve()
+            && state.seq - state.pins.keys().next().copied().unwrap_or(state.seq) < OPEN_ENTRIES_MAX
+    }
+
+    /// Waits until [`Journal::has_room`].
+    pub async fn room(&self, words: usize) -> io::Result<()> {
+        assert!(words <= self.words_max, "one operation's keys fit an entry");
+        loop {
+            self.poison.check()?;
+            if self.has_room(words) {
+                return Ok(());
+            }
+            let progress = self.progress.wait();
+            let full = self.state.borrow().words.len() + words > self.words_max;
+            if full {
+                self.want();
+            }
+            self.pressure.notify_all();
+            progress.await;
+        }
+    }
+
+    /// Adds keys to the stage and to the record in memory, and gives the stage's number. There must be room
+    /// (asked for in the same synchronous step), except for the few keys of the set's own recovery.
+    pub fn append(self: &Rc<Self>, keys: impl IntoIterator<Item = Key>) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let first = state.words.len();
+        for key in keys {
+            key.push_to(&mut state.words);
+        }
+        assert!(state.words.len() <= self.words_max, "room was asked for");
+        let seq = state.seq;
+        let State { survivor, words, .. } = &mut *state;
+        if let Some(log) = survivor
+            && let Err(error) = log.append(seq, &words[first..])
+        {
+            tracing::warn!(%error, "record in memory failed; writes are acknowledged by the journal from now on");
+            *survivor = None;
+        }
+        if !state.timer_set && !state.is_closing {
+            state.timer_set = true;
+            let delay = (state.last_took * 4).clamp(JOURNAL_DELAY_MIN.min(self.delay), self.delay);
+            drop(state);
+            let journal = self.clone();
+            self.env.spawn(async move {
+                journal.env.sleep(delay).await;
+                if journal.state.borrow().seq == seq {
+                    journal.want();
+                }
+            });
+        }
+        seq
+    }
+
+    /// Waits until keys appended to stage `seq` survive this process.
+    pub async fn survives(&self, seq: u64) -> io::Result<()> {
+        if self.state.borrow().survivor.is_some() {
+            return self.poison.check();
+        }
+        self.flush_through(seq).await
+    }
+
+    /// Waits until entry `seq` is durable.
+    pub async fn flush_through(&self, seq: u64) -> io::Result<()> {
+        loop {
+            self.poison.check()?;
+            let progress = self.progress.wait();
+            {
+                let mut state = self.state.borrow_mut();
+                if state.durable_seq >= seq {
+                    return Ok(());
+                }
+                if state.seq <= seq {
+                    state.is_wanted = true;
+                }
+            }
+            self.work.notify_all();
+            progress.await;
+        }
+    }
+
+    /// Makes everything appended so far durable. Costs nothing if there is nothing.
+    pub async fn flush(&self) -> io::Result<()> {
+        let target = {
+            let state = self.state.borrow();
+            if state.words.is_empty() { state.seq - 1 } else { state.seq }
+        };
+        self.flush_through(target).await
+    }
+
+    /// Writes an entry even without keys, with the header as it is now, and waits for it.
+    pub async fn write_now(&self) -> io::Result<u64> {
+        let seq = self.state.borrow().seq;
+        self.flush_through(seq).await?;
+        Ok(seq)
+    }
+
+    /// Changes the header of the entries to come.
+    pub fn set_roots(&self, change: impl FnOnce(&mut Roots)) {
+        change(&mut self.state.borrow_mut().roots);
+    }
+
+    /// Keeps entry `seq` and all later ones needed until [`Journal::unpin`].
+    pub fn pin(&self, seq: u64) {
+        *self.state.borrow_mut().pins.entry(seq).or_default() += 1;
+    }
+
+    /// Gives a pin back: the leaf with the keys of that entry is durable.
+    pub fn unpin(&self, seq: u64) {
+        let mut state = self.state.borrow_mut();
+        let count = state.pins.get_mut(&seq).expect("a pin held");
+        *count -= 1;
+        if *count == 0 {
+            state.pins.remove(&seq);
+        }
+    }
+
+    /// Newest number that is durable.
+    pub fn durable_seq(&self) -> u64 {
+        self.state.borrow().durable_seq
+    }
+
+    /// Whether leaves should be written: the ring is half full, or too many entries are open.
+    pub fn is_pressed(&self) -> bool {
+        let state = self.state.borrow();
+        let oldest = state.pins.keys().next().copied().unwrap_or(state.seq);
+        let free = state.ring.free(state.durable_last_seq);
+        let half_full = free <= state.ring.len() / 2 && free + 1 < state.ring.len();
+        half_full || free < state.ring.reserve() || state.seq - oldest > OPEN_ENTRIES_HIGH
+    }
+
+    /// Whether writing one more entry now would free buckets of the ring.
+    pub fn would_free(&self) -> bool {
+        let state = self.state.borrow();
+        state.ring.free(last_seq(&state)) > state.ring.free(state.durable_last_seq)
+    }
+
+    /// For `status`.
+    pub fn status(&self) -> crate::stats::JournalStatus {
+        let state = self.state.borrow();
+        crate::stats::JournalStatus {
+            seq: state.seq,
+            durable_seq: state.durable_seq,
+            last_seq: last_seq(&state),
+            buckets: state.ring.len() as u64,
+            buckets_free: state.ring.free(state.durable_last_seq) as u64,
+            entries_written: state.entries_written,
+            memory_record: state.survivor.is_some(),
+        }
+    }
+
+    /// From now on plain writes are acknowledged by the record in memory.
+    pub fn use_survivor(&self, log: SurvivorLog<E::Survivor>) {
+        let mut state = self.state.borrow_mut();
+        assert!(state.words.is_empty(), "the record begins with an empty stage");
+        state.survivor = Some(log);
+    }
+
+    /// Ends the session: an empty entry that needs nothing (docs/format.md 8.4), then no more.
+    pub async fn close(&self) -> io::Result<()> {
+        self.flush().await?;
+        self.write_now().await?;
+        let mut state = self.state.borrow_mut();
+        assert!(state.pins.is_empty() || self.poison.is_thrown(), "all leaves are durable");
+        if let Some(mut survivor) = state.survivor.take() {
+            survivor.finish()?;
+        }
+        state.is_closing = true;
+        drop(state);
+        self.work.notify_all();
+        Ok(())
+    }
+
+    /// Lets the writer task end without writing anything more.
+    pub fn abandon(&self) {
+        self.state.borrow_mut().is_closing = true;
+        self.work.notify_all();
+        self.progress.notify_all();
+    }
+
+    fn want(&self) {
+        self.state.borrow_mut().is_wanted = true;
+        self.work.notify_all();
+    }
+
+    /// The writer task.
+    pub async fn run(self: Rc<Self>) {
+        loop {
+            let work = self.work.wait();
+            let (closing, wanted) = {
+                let state = self.state.borrow();
+                (state.is_closing, state.is_wanted)
+            };
+            if closing || self.poison.is_thrown() {
+                self.progress.notify_all();
+                return;
+            }
+            if !wanted {
+                work.await;
+                continue;
+            }
+            let Some((sector, entry, seq, last_seq)) = self.take_stage() else {
+                self.pressure.notify_all();
+                work.await;
+                continue;
+            };
+            let started = self.env.now();
+            let result = self.write_entry(sector, &entry).await;
+            let mut state = self.state.borrow_mut();
+            state.in_flight = false;
+            if result.is_ok() {
+                state.durable_seq = seq;
+                state.durable_last_seq = last_seq;
+                state.entries_written += 1;
+                state.last_took = self.env.now().saturating_sub(started);
+            }
+            drop(state);
+            self.progress.notify_all();
+            if self.is_pressed() {
+                self.pressure.notify_all();
+            }
+        }
+    }
+
+    async fn write_entry(&self, sector: u64, entry: &[u8]) -> io::Result<()> {
+        self.disk.flush().await?;
+        self.disk.write_metadata(sector, entry, Durability::Durable).await
+    }
+
+    /// Closes the stage and opens the next: what is to be written where. `None` if the ring has no room.
+    fn take_stage(&self) -> Option<(u64, Vec<u8>, u64, u64)> {
+        let mut state = self.state.borrow_mut();
+        assert!(!state.in_flight, "JNL-1");
+        let seq = state.seq;
+        let last = last_seq(&state);
+        assert!(last >= state.durable_last_seq.min(seq), "JNL-2");
+        let bytes = jset::HEADER_BYTES + state.words.len() * 8;
+        let block_bytes = self.block_sectors * SECTOR;
+        let sectors = (bytes as u64).div_ceil(block_bytes) * self.block_sectors;
+        let durable_last = state.durable_last_seq;
+        let sector = state.ring.take(sectors, seq, durable_last)?;
+        let header = jset::JsetHeader {
+            seq,
+            version: 1,
+            last_seq: last,
+            uuid_bucket: state.roots.uuid_bucket,
+            btree_root: state.roots.root,
+            btree_level: state.roots.root_level,
+            prio_bucket: state.roots.prio_head,
+        };
+        let entry = jset::encode(&header, &state.words, self.set_magic, block_bytes as usize);
+        state.words.clear();
+        state.seq = seq + 1;
+        state.is_wanted = false;
+        state.timer_set = false;
+        state.in_flight = true;
+        Some((sector, entry, seq, last))
+    }
+}
+
+fn last_seq<S: brigade_env::Survivor>(state: &State<S>) -> u64 {
+    state.pins.keys().next().copied().unwrap_or(state.seq).min(state.seq)
+}

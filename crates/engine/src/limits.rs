@@ -1,0 +1,40 @@
+//! Every bound in one place, with the kernel's value beside it where it has one.
+
+use std::time::Duration;
+
+/// Bytes in a sector.
+pub const SECTOR: u64 = 512;
+/// Longest extent, in sectors (the SIZE field, docs/format.md 3.1).
+pub const EXTENT_SECTORS_MAX: u64 = 65535;
+/// Longest hole written as one key, in sectors (kernel: 32768).
+pub const HOLE_SECTORS_MAX: u64 = 32768;
+/// Largest range of one miss that is put into the cache, in sectors (kernel: 2048).
+pub const FILL_SECTORS_MAX: u64 = 2048;
+/// Bytes of fills under way at once; more misses are served without filling.
+pub const FILL_BYTES_MAX: usize = 32 << 20;
+/// Open journal entries: newest minus oldest needed (kernel 20000; docs/format.md 5.6 says 16384).
+pub const OPEN_ENTRIES_MAX: u64 = 16384;
+/// Open entries at which leaves begin to be written.
+pub const OPEN_ENTRIES_HIGH: u64 = 8192;
+/// Longest time a key waits for the journal without a flush (kernel: 100 ms).
+pub const JOURNAL_DELAY_MAX: Duration = Duration::from_millis(100);
+/// Shortest such time: lets a burst share one entry.
+pub const JOURNAL_DELAY_MIN: Duration = Duration::from_millis(2);
+/// Pending words at which a leaf is written early (kernel: 4048 bytes; larger sets make fewer, longer appends).
+pub const LEAF_PENDING_WORDS: usize = 1536;
+/// Longest time a leaf stays unwritten (kernel: 30 s).
+pub const LEAF_DELAY: Duration = Duration::from_secs(30);
+/// Leaves written in one round.
+pub const LEAF_BATCH: usize = 64;
+/// Remembered recent requests per volume for sequential detection (kernel: 128).
+pub const RECENT_REQUESTS: usize = 128;
+/// How long one is remembered (kernel: 5 s).
+pub const RECENT_VALID: Duration = Duration::from_secs(5);
+/// Dirty extents written back in one round, and their bytes.
+pub const WRITEBACK_EXTENTS: usize = 128;
+/// Bytes written back in one round.
+pub const WRITEBACK_BYTES: u64 = 8 << 20;
+/// In-use percentage above which nothing more becomes dirty (kernel: 70).
+pub const CUTOFF_SYNC_PERCENT: u64 = 70;
+/// In-use percentage above which nothing more is cached (kernel: 95).
+pub const CUTOFF_ALL_PERCENT: u64 = 95;

@@ -1,0 +1,148 @@
+//! The gen table on disk and the task that makes buckets ready.
+//!
+//! ```text
+//! victims: gen + 1 in memory ─► links, last to first ─► journal entry naming the first (flushes before, durable) ─► reuse
+//!                                                                                     └► old chain's buckets are free
+//! ```
+//! (docs/format.md 6.6, 10.3.) A freed node's gen is not raised in memory before the parent's append is durable, so the table
+//! never says more than the tree (10.5).
+
+use crate::alloc::Batch;
+use crate::buckets::Buckets;
+use crate::device::Disk;
+use crate::error::Poison;
+use crate::journal::Journal;
+use brigade_env::sync::join_all;
+use brigade_env::{Durability, Env};
+use brigade_format::{BucketNr, Gen, prio};
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often a dry allocator looks again without being asked.
+const DRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the table's writer starts with.
+pub struct TableSetup {
+    /// See [`brigade_format::CacheGeometry`].
+    pub set_magic: u64,
+    /// Sectors of a bucket.
+    pub bucket_sectors: u64,
+    /// Bytes of a bucket that are used.
+    pub meta_bytes: usize,
+    /// The chain the journal names now; empty for a new set.
+    pub chain: Vec<BucketNr>,
+    /// Its number.
+    pub seq: u64,
+    /// Discard buckets before they are reused.
+    pub discard: bool,
+}
+
+/// See the module documentation.
+pub struct GenTable<E: Env> {
+    env: E,
+    disk: Rc<Disk<E>>,
+    poison: Rc<Poison>,
+    buckets: Rc<Buckets>,
+    setup: TableSetup,
+    chain: RefCell<Vec<BucketNr>>,
+    seq: Cell<u64>,
+    is_closing: Cell<bool>,
+}
+
+impl<E: Env> GenTable<E> {
+    /// Ties the parts together.
+    pub fn new(env: E, disk: Rc<Disk<E>>, poison: Rc<Poison>, buckets: Rc<Buckets>, setup: TableSetup) -> Rc<Self> {
+        let (chain, seq) = (RefCell::new(setup.chain.clone()), Cell::new(setup.seq));
+        Rc::new(GenTable { env, disk, poison, buckets, setup, chain, seq, is_closing: Cell::new(false) })
+    }
+
+    /// Writes the links of the batch's table; nothing names them yet. Gives the head.
+    pub async fn write_links(&self, batch: &Batch) -> io::Result<BucketNr> {
+        let seq = self.seq.get() + 1;
+        self.seq.set(seq);
+        let entries: Vec<(u16, Gen)> = self.buckets.get().table_snapshot();
+        let links: Vec<BucketNr> = batch.table_buckets().iter().map(|bucket| bucket.nr).collect();
+        let per_link = prio::entries_per_bucket(self.setup.meta_bytes);
+        let write = |(i, entries): (usize, &[(u16, Gen)])| {
+            let next = links.get(i + 1).map_or(0, |next| next.0);
+            let bytes = prio::encode(seq, next, entries, self.setup.set_magic, self.setup.meta_bytes);
+            let sector = links[i].0 * self.setup.bucket_sectors;
+            async move { self.disk.write_metadata(sector, &bytes, Durability::Volatile).await }
+        };
+        let results = join_all(entries.chunks(per_link).enumerate().map(write)).await;
+        results.into_iter().collect::<io::Result<()>>()?;
+        Ok(links[0])
+    }
+
+    /// The journal names `batch`'s table durably: releases the batch, frees the old chain.
+    pub fn finish(&self, batch: Batch) {
+        let links = batch.table_buckets().iter().map(|bucket| bucket.nr).collect();
+        let old = self.chain.replace(links);
+        self.buckets.get_mut().batch_durable(batch);
+        self.buckets.free_metadata(old);
+    }
+
+    /// Writes the table of a batch and releases it.
+    pub async fn write(&self, journal: &Journal<E>, batch: Batch) -> io::Result<()> {
+        let head = self.write_links(&batch).await?;
+        journal.set_roots(|roots| roots.prio_head = head.0);
+        journal.write_now().await?;
+        if self.setup.discard {
+            for nr in batch.buckets() {
+                let sector = nr.0 * self.setup.bucket_sectors;
+                // A discard is a hint; its failure means nothing.
+                let _ = self.disk.discard(sector, self.setup.bucket_sectors).await;
+            }
+        }
+        self.finish(batch);
+        Ok(())
+    }
+
+    /// The background task: recycles buckets ahead of demand.
+    pub async fn run(self: Rc<Self>, journal: Rc<Journal<E>>) {
+        loop {
+            let demand = self.buckets.demand.wait();
+            if self.is_closing.get() || self.poison.is_thrown() {
+                self.buckets.wake_all();
+                return;
+            }
+            let batch = self.begin();
+            let Some(batch) = batch else {
+                if self.buckets.is_dry.get() {
+                    drop(demand);
+                    self.env.sleep(DRY_PAUSE).await;
+                    self.buckets.released.notify_all();
+                    if !self.buckets.get().wants_batch() {
+                        self.buckets.is_dry.set(false);
+                    }
+                } else {
+                    demand.await;
+                }
+                continue;
+            };
+            self.buckets.is_dry.set(false);
+            if self.write(&journal, batch).await.is_err() {
+                self.buckets.wake_all();
+                return;
+            }
+        }
+    }
+
+    fn begin(&self) -> Option<Batch> {
+        let mut alloc = self.buckets.get_mut();
+        if !alloc.wants_batch() {
+            return None;
+        }
+        let batch = alloc.begin_batch(|| self.env.random_u64());
+        self.buckets.is_dry.set(batch.is_none());
+        batch
+    }
+
+    /// Lets the task end.
+    pub fn stop(&self) {
+        self.is_closing.set(true);
+        self.buckets.demand.notify_all();
+    }
+}

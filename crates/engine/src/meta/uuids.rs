@@ -1,0 +1,62 @@
+//! The UUID table: which inode is which volume.
+//!
+//! Written whole into a new bucket; it counts once a journal entry names it, and only then is a new slot used
+//! (docs/format.md 7, 10.8).
+
+use crate::buckets::Buckets;
+use crate::device::Disk;
+use crate::journal::Journal;
+use brigade_env::{Durability, Env};
+use brigade_format::uuid_table::{self, UuidEntry};
+use brigade_format::{Key, Pos, Ptr};
+use std::cell::{Ref, RefCell};
+use std::io;
+use std::rc::Rc;
+
+/// See the module documentation.
+pub struct UuidTable<E: Env> {
+    disk: Rc<Disk<E>>,
+    buckets: Rc<Buckets>,
+    bucket_sectors: u32,
+    meta_sectors: u32,
+    entries: RefCell<Vec<UuidEntry>>,
+}
+
+impl<E: Env> UuidTable<E> {
+    /// The table as found.
+    pub fn new(
+        disk: Rc<Disk<E>>,
+        buckets: Rc<Buckets>,
+        bucket_sectors: u32,
+        meta_sectors: u32,
+        entries: Vec<UuidEntry>,
+    ) -> Self {
+        UuidTable { disk, buckets, bucket_sectors, meta_sectors, entries: RefCell::new(entries) }
+    }
+
+    /// All slots.
+    pub fn entries(&self) -> Ref<'_, Vec<UuidEntry>> {
+        self.entries.borrow()
+    }
+
+    /// Writes a table with the given slots; nothing names it yet. Gives the key for the journal.
+    pub async fn write_bucket(&self, entries: Vec<UuidEntry>) -> io::Result<Key> {
+        let bucket = self.buckets.take_metadata(1).await?.remove(0);
+        let sector = bucket.nr.0 * u64::from(self.bucket_sectors);
+        let bytes = uuid_table::encode(&entries);
+        self.disk.write_metadata(sector, &bytes, Durability::Durable).await?;
+        *self.entries.borrow_mut() = entries;
+        Ok(Key::node(Pos::ZERO, self.meta_sectors, Ptr::new(sector, bucket.r#gen)))
+    }
+
+    /// Replaces the table, durably.
+    pub async fn write(&self, journal: &Journal<E>, entries: Vec<UuidEntry>) -> io::Result<()> {
+        let key = self.write_bucket(entries).await?;
+        let mut old = key;
+        journal.set_roots(|roots| old = std::mem::replace(&mut roots.uuid_bucket, key));
+        journal.write_now().await?;
+        let place = old.ptr(0).expect("the table has a place");
+        self.buckets.free_metadata([place.bucket(self.bucket_sectors)]);
+        Ok(())
+    }
+}

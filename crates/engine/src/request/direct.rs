@@ -1,0 +1,206 @@
+//! Writing to the backing device: writethrough, bypass, zeroes, discard.
+//!
+//! ```text
+//! hold the range ─► hole over clean extents, durable (REQ-3) ─► backing device (and, admitted, the cache)
+//!    ─► over dirty extents: flush the backing device, then hole (REQ-2) ─► acknowledged
+//!    ─► admitted: after the next flush of the backing device, clean extent (REQ-1)
+//! ```
+//! Where nothing is cached, which is the common case of a bypass, the journal is not involved.
+
+use super::{Backing, Cache, Core, Fill, Placed};
+use crate::data::Candidate;
+use crate::extents::Extent;
+use crate::limits::HOLE_SECTORS_MAX;
+use brigade_env::sync::join;
+use brigade_env::{Buffer, Durability, Env, StreamId};
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+/// What is written to the backing device.
+pub enum DirectWrite {
+    /// Data.
+    Data(Buffer),
+    /// Zeros; may be deallocated.
+    Zeroes {
+        /// May be deallocated.
+        may_unmap: bool,
+    },
+    /// Nothing in particular.
+    Discard,
+}
+
+/// Writes a range of the backing device; with `admit` the data also goes to the cache.
+pub async fn write<E: Env>(
+    core: &Rc<Core<E>>,
+    backing: &Backing<E>,
+    stream: StreamId,
+    range: (u64, u64),
+    what: DirectWrite,
+    fua: bool,
+    admit: bool,
+) -> io::Result<()> {
+    let (start, end) = range;
+    let Some(cache) = core.cache.clone() else {
+        return to_backing(backing, start, end - start, what, fua).await;
+    };
+    let _held = core.locks.lock(start, end).await;
+    core.candidates.cancel(start, end);
+    let dirty = let_go_of_clean(core, &cache, start, end).await?;
+    let fill = match (&what, admit) {
+        (DirectWrite::Data(buffer), true) => place_copy(core, &cache, stream, start, end, buffer),
+        _ => None,
+    };
+    let (written, copied) = match fill {
+        None => (to_backing(backing, start, end - start, what, fua).await, None),
+        Some((placed, copy)) => {
+            let both = join(
+                to_backing(backing, start, end - start, what, fua),
+                core.write_placed(&cache, &placed, copy),
+            );
+            let (written, copied) = both.await;
+            (written, Some((placed, copied)))
+        }
+    };
+    let finished = match written {
+        Ok(()) => let_go_of_dirty(&cache, backing, &dirty, fua).await,
+        Err(error) => Err(error),
+    };
+    core.candidates.cancel(start, end);
+    // The new candidate begins after that: it has what was just written.
+    let candidate = (end - start <= crate::limits::FILL_SECTORS_MAX).then(|| core.candidates.open(start, end));
+    drop(_held);
+    finish_copy(core, &cache, copied, candidate, finished.is_ok());
+    finished
+}
+
+fn place_copy<E: Env>(
+    core: &Core<E>,
+    cache: &Cache<E>,
+    stream: StreamId,
+    start: u64,
+    end: u64,
+    buffer: &Buffer,
+) -> Option<(Placed, Buffer)> {
+    if end - start > crate::limits::FILL_SECTORS_MAX {
+        return None;
+    }
+    let Some(placed) = core.place(cache, stream, start, end - start, false) else {
+        core.counters.fill_dropped.add(1);
+        return None;
+    };
+    let mut copy = core.buffers.get(buffer.len());
+    copy.copy_from_slice(buffer);
+    Some((placed, copy))
+}
+
+fn finish_copy<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Cache<E>,
+    copied: Option<(Placed, io::Result<()>)>,
+    candidate: Option<Candidate>,
+    is_written: bool,
+) {
+    let Some((placed, copied)) = copied else { return };
+    match candidate {
+        Some(candidate) if is_written && copied.is_ok() => {
+            core.admit(cache, Fill { candidate, extents: placed.extents, pinned: placed.pinned });
+        }
+        _ => core.unpin(cache, placed.pinned),
+    }
+}
+
+/// Marks the device unflushed, again when it is dropped: a flush that began while the write ran does not cover it.
+struct Unflushed<'a>(&'a Cell<bool>);
+
+impl Drop for Unflushed<'_> {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
+}
+
+async fn to_backing<E: Env>(
+    backing: &Backing<E>,
+    start: u64,
+    sectors: u64,
+    what: DirectWrite,
+    fua: bool,
+) -> io::Result<()> {
+    let _unflushed = Unflushed(&backing.unflushed);
+    match what {
+        DirectWrite::Data(buffer) => {
+            let durability = if fua { Durability::Durable } else { Durability::Volatile };
+            return backing.disk.write(start, buffer, durability).await.map(|_| ());
+        }
+        DirectWrite::Zeroes { may_unmap } => backing.disk.write_zeroes(start, sectors, may_unmap).await,
+        DirectWrite::Discard => backing.disk.discard(start, sectors).await,
+    }?;
+    if fua { backing.disk.flush().await } else { Ok(()) }
+}
+
+/// Drops clean extents of the range, durably; gives the dirty ones.
+async fn let_go_of_clean<E: Env>(
+    core: &Core<E>,
+    cache: &Cache<E>,
+    start: u64,
+    end: u64,
+) -> io::Result<Vec<Extent>> {
+    let writer = cache.writer.as_ref().expect("checked to be writable");
+    let live = cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end);
+    let (dirty, clean): (Vec<_>, Vec<_>) = live.into_iter().partition(|extent| extent.dirty);
+    if clean.is_empty() {
+        return Ok(dirty);
+    }
+    let is_clean = |extent: &Extent| !extent.dirty;
+    let inserted = writer
+        .inserter
+        .insert(&holes(&clean), |index, hole| {
+            let now = index.live(&cache.buckets.get(), hole.inode, hole.start, hole.end);
+            holes(&now.into_iter().filter(is_clean).collect::<Vec<_>>())
+        })
+        .await?;
+    if let Some(seq) = inserted {
+        writer.journal.flush_through(seq).await?;
+    }
+    Ok(dirty)
+}
+
+/// Drops dirty extents whose range was just written, once the backing device durably has the new data.
+async fn let_go_of_dirty<E: Env>(
+    cache: &Cache<E>,
+    backing: &Backing<E>,
+    dirty: &[Extent],
+    fua: bool,
+) -> io::Result<()> {
+    if dirty.is_empty() {
+        return Ok(());
+    }
+    let writer = cache.writer.as_ref().expect("checked to be writable");
+    backing.disk.flush().await?;
+    let mut last = None;
+    for old in dirty {
+        let seq = writer
+            .inserter
+            .insert(&holes(&[*old]), |index, hole| {
+                holes(&crate::data::same(index, &old.slice(hole.start, hole.end)))
+            })
+            .await?;
+        last = seq.or(last);
+    }
+    let Some(seq) = last else { return Ok(()) };
+    if fua { writer.journal.flush_through(seq).await } else { writer.journal.survives(seq).await }?;
+    Ok(())
+}
+
+pub(super) fn holes(extents: &[Extent]) -> Vec<Extent> {
+    let mut holes = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let mut at = extent.start;
+        while at < extent.end {
+            let end = extent.end.min(at + HOLE_SECTORS_MAX);
+            holes.push(Extent::hole(extent.inode, at, end));
+            at = end;
+        }
+    }
+    holes
+}

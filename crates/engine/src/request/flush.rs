@@ -1,0 +1,54 @@
+//! Making acknowledged writes durable.
+
+use super::Core;
+use brigade_env::Env;
+use brigade_env::sync::join;
+use std::io;
+use std::rc::Rc;
+
+/// Everything acknowledged before the call survives a power loss once it returns.
+pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
+    core.note_request();
+    core.counters.flushes.add(1);
+    if core.is_read_only {
+        return Ok(());
+    }
+    let journal = async {
+        match core.cache.as_ref().and_then(|cache| cache.writer.as_ref()) {
+            Some(writer) => writer.journal.flush().await,
+            None => Ok(()),
+        }
+    };
+    let (journal, backing) = join(journal, core.flush_backing()).await;
+    journal?;
+    backing?;
+    match &core.cache {
+        Some(cache) => cache.poison.check(),
+        None => Ok(()),
+    }
+}
+
+impl<E: Env> Core<E> {
+    /// Flushes the backing device if anything was written to it, and lets in the clean data that waited for it.
+    pub async fn flush_backing(&self) -> io::Result<()> {
+        let Some(backing) = &self.backing else { return Ok(()) };
+        let waiting = std::mem::take(&mut *self.unflushed_fills.borrow_mut());
+        let result = if backing.unflushed.replace(false) {
+            backing.disk.flush().await
+        } else {
+            // Somebody else's flush may still be under way, and covers what this caller wrote only once it is done.
+            backing.disk.flush_settled().await
+        };
+        if result.is_err() {
+            backing.unflushed.set(true);
+        }
+        for fill in waiting {
+            match (&self.cache, &result) {
+                (Some(cache), Ok(())) => self.finish_fill(cache, fill),
+                (Some(cache), Err(_)) => self.unpin(cache, fill.pinned),
+                (None, _) => (),
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,354 @@
+//! What clients ask for, from volume sectors to device I/O.
+//!
+//! A request is mapped synchronously (which parts are where, which way a write goes), then bytes move, then, for writes, the
+//! index changes in one step, and only then is it acknowledged.
+//!
+//! | way | data goes to | index | acknowledged when |
+//! |---|---|---|---|
+//! | writeback | cache | dirty extents | the keys survive the process |
+//! | direct, admitted (writethrough) | backing and cache | clean, after the next flush of the backing device | backing write done |
+//! | direct (bypass, discard, zeroes) | backing | nothing cached | backing write done |
+//!
+//! Direct writes keep three laws (docs/format.md 10.11):
+//! - **REQ-1** No clean extent becomes durable before the backing device durably has the same data: clean data enters the index
+//!   after a flush.
+//! - **REQ-2** Nothing hides dirty data before the backing device durably has newer data: the hole over a dirty extent follows a
+//!   flush.
+//! - **REQ-3** While the backing device is written, no durable clean extent covers the range: a hole over clean extents
+//!   is durable before.
+
+mod direct;
+mod flush;
+mod read;
+mod recent;
+mod status;
+mod writeback;
+
+use crate::btree::Index;
+use crate::buckets::Buckets;
+use crate::data::{Candidate, Candidates, Inserter, RangeLocks};
+use crate::device::Disk;
+use crate::error::Poison;
+use crate::extents::Extent;
+use crate::journal::Journal;
+use crate::limits::{CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
+use crate::meta::BackingSuper;
+use crate::options::Options;
+use crate::stats::VolumeCounters;
+use brigade_env::{Buffer, BufferPool, Env, StreamId};
+use brigade_format::{BucketNr, CacheMode};
+use recent::Recent;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use direct::DirectWrite;
+pub use flush::flush;
+pub use read::{prefetch, read};
+pub use status::status;
+
+/// What requests need of a cache set.
+pub struct Cache<E: Env> {
+    /// The cache device.
+    pub disk: Rc<Disk<E>>,
+    /// Thrown when durability failed.
+    pub poison: Rc<Poison>,
+    /// What is cached.
+    pub index: Rc<RefCell<Index>>,
+    /// Buckets to put data in.
+    pub buckets: Rc<Buckets>,
+    /// Way into the index; absent when nothing may be written.
+    pub writer: Option<CacheWriter<E>>,
+    /// Sectors of a bucket.
+    pub bucket_sectors: u32,
+    /// Sectors of a block.
+    pub block_sectors: u64,
+}
+
+/// What is there only when the set may be written.
+pub struct CacheWriter<E: Env> {
+    /// The way into the index.
+    pub inserter: Rc<Inserter<E>>,
+    /// Makes it durable.
+    pub journal: Rc<Journal<E>>,
+}
+
+/// What requests need of a backing device.
+pub struct Backing<E: Env> {
+    /// The device.
+    pub disk: Rc<Disk<E>>,
+    /// Its superblock.
+    pub superblock: Rc<BackingSuper<E>>,
+    /// First sector of the volume.
+    pub data_offset: u64,
+    /// Something was written since the last flush.
+    pub unflushed: Cell<bool>,
+}
+
+/// A volume, as requests see it.
+pub struct Core<E: Env> {
+    /// The world.
+    pub env: E,
+    /// Where buffers come from.
+    pub buffers: BufferPool,
+    /// The cache, unless the volume runs without.
+    pub cache: Option<Rc<Cache<E>>>,
+    /// The backing device, unless it is a flash volume.
+    pub backing: Option<Rc<Backing<E>>>,
+    /// Its slot in the UUID table.
+    pub inode: u32,
+    /// Capacity.
+    pub sectors: u64,
+    /// Nothing may be written.
+    pub is_read_only: bool,
+    /// How it is cached.
+    pub mode: Cell<CacheMode>,
+    /// Choices.
+    pub options: Rc<Options>,
+    /// What happened.
+    pub counters: Rc<VolumeCounters>,
+    /// Who writes to the backing device.
+    pub locks: Rc<RangeLocks>,
+    /// Clean data on its way into the index.
+    pub candidates: Rc<Candidates>,
+    /// Clean data that waits for a flush of the backing device.
+    pub unflushed_fills: RefCell<Vec<Fill>>,
+    /// Bytes of fills under way.
+    pub fill_bytes: Cell<usize>,
+    /// Recent requests, for sequential detection.
+    pub recent: RefCell<Recent>,
+    /// When the last request came.
+    pub last_request: Rc<Cell<Duration>>,
+    /// A flush for waiting fills is on its way.
+    pub fill_flush_set: Cell<bool>,
+}
+
+/// Clean data in the cache that is not in the index yet.
+pub struct Fill {
+    candidate: Candidate,
+    extents: Vec<Extent>,
+    pinned: Vec<BucketNr>,
+}
+
+/// Data placed in the cache, pinned until its keys are in the index.
+struct Placed {
+    extents: Vec<Extent>,
+    pinned: Vec<BucketNr>,
+}
+
+impl<E: Env> Core<E> {
+    /// First sector of the volume in the terms of keys and of the backing device.
+    pub fn data_offset(&self) -> u64 {
+        self.backing.as_ref().map_or(0, |backing| backing.data_offset)
+    }
+
+    fn note_request(&self) {
+        self.last_request.set(self.env.now());
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.is_read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        if let Some(cache) = &self.cache {
+            cache.poison.check()?;
+        }
+        Ok(())
+    }
+
+    /// Whether a request must not leave data in the cache (in the order of rules of the kernel).
+    fn bypasses(&self, cache: &Cache<E>, stream: StreamId, start: u64, sectors: u64, is_write: bool) -> bool {
+        let mode = self.mode.get();
+        let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
+        if in_use > CUTOFF_ALL_PERCENT || mode == CacheMode::None || (is_write && mode == CacheMode::Writearound) {
+            return true;
+        }
+        if !start.is_multiple_of(cache.block_sectors) || !sectors.is_multiple_of(cache.block_sectors) {
+            return true;
+        }
+        if cache.index.borrow().memory_bytes() > self.options.memory_bytes {
+            return true;
+        }
+        let cutoff = self.options.sequential_cutoff;
+        let run = self.recent.borrow_mut().note(stream, start, sectors, self.env.now());
+        if cutoff != 0 && run >= cutoff {
+            return true;
+        }
+        cache.buckets.get_mut().account_traffic(sectors);
+        false
+    }
+
+    fn may_become_dirty(&self, cache: &Cache<E>) -> bool {
+        let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
+        self.mode.get() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
+    }
+
+    /// Takes room in the cache for a range, all of it or nothing. Does not wait.
+    fn place(&self, cache: &Cache<E>, stream: StreamId, start: u64, sectors: u64, dirty: bool) -> Option<Placed> {
+        let kind = if self.backing.is_some() { crate::alloc::Data::Cached } else { crate::alloc::Data::Flash };
+        let mut alloc = cache.buckets.get_mut();
+        let mut placed = Placed { extents: Vec::new(), pinned: Vec::new() };
+        let mut at = start;
+        while at < start + sectors {
+            let wanted = (start + sectors - at).min(crate::limits::EXTENT_SECTORS_MAX);
+            let Some(place) = alloc.allocate(stream.0, self.inode, at, wanted, kind, false) else {
+                placed.pinned.drain(..).for_each(|bucket| alloc.release_pin(bucket));
+                drop(alloc);
+                cache.buckets.demand.notify_all();
+                return None;
+            };
+            let end = at + u64::from(place.sectors);
+            placed.extents.push(Extent { inode: self.inode, start: at, end, ptr: Some(place.ptr), dirty });
+            placed.pinned.push(place.bucket);
+            at = end;
+        }
+        if alloc.wants_batch() {
+            cache.buckets.demand.notify_all();
+        }
+        Some(placed)
+    }
+
+    /// Writes data to where it was placed.
+    async fn write_placed(&self, cache: &Cache<E>, placed: &Placed, buffer: Buffer) -> io::Result<()> {
+        if let [only] = placed.extents[..] {
+            let ptr = only.ptr.expect("placed");
+            return cache.disk.write(ptr.sector(), buffer, brigade_env::Durability::Volatile).await.map(|_| ());
+        }
+        let start = placed.extents[0].start;
+        let piece = |extent: &Extent| {
+            let bytes = (extent.start - start) as usize * 512..(extent.end - start) as usize * 512;
+            let mut piece = self.buffers.get(bytes.len());
+            piece.copy_from_slice(&buffer[bytes]);
+            let ptr = extent.ptr.expect("placed");
+            async move { cache.disk.write(ptr.sector(), piece, brigade_env::Durability::Volatile).await.map(|_| ()) }
+        };
+        let pieces: Vec<_> = placed.extents.iter().map(piece).collect();
+        brigade_env::sync::join_all(pieces).await.into_iter().collect()
+    }
+
+    fn unpin(&self, cache: &Cache<E>, pinned: Vec<BucketNr>) {
+        let mut alloc = cache.buckets.get_mut();
+        pinned.into_iter().for_each(|bucket| alloc.release_pin(bucket));
+    }
+
+    /// Enters clean data into the index, or drops it if the range was written or is being written.
+    fn finish_fill(&self, cache: &Cache<E>, fill: Fill) {
+        let Some(writer) = &cache.writer else { return };
+        for extent in &fill.extents {
+            if fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end) {
+                self.counters.fill_collisions.add(1);
+                break;
+            }
+            let sectors = writer.inserter.fill(*extent);
+            self.counters.fill_bytes.add(sectors * 512);
+        }
+        self.unpin(cache, fill.pinned);
+    }
+
+    /// Enters clean data into the index now, or once the backing device was flushed if it may not durably have it (REQ-1).
+    fn admit(self: &Rc<Self>, cache: &Cache<E>, fill: Fill) {
+        let unflushed = self.backing.as_ref().is_some_and(|backing| backing.unflushed.get());
+        if !unflushed {
+            self.finish_fill(cache, fill);
+            return;
+        }
+        self.unflushed_fills.borrow_mut().push(fill);
+        if !self.fill_flush_set.replace(true) {
+            let core = self.clone();
+            self.env.spawn(async move {
+                core.env.sleep(crate::limits::JOURNAL_DELAY_MAX).await;
+                core.fill_flush_set.set(false);
+                if let Err(error) = core.flush_backing().await {
+                    tracing::warn!(%error, "flush of the backing device failed");
+                }
+            });
+        }
+    }
+}
+
+/// Writes a range, the way its volume, its mode and the state of the cache ask for.
+pub async fn write<E: Env>(
+    core: Rc<Core<E>>,
+    stream: StreamId,
+    sector: u64,
+    buffer: Buffer,
+    fua: bool,
+) -> io::Result<()> {
+    let started = core.env.now();
+    core.note_request();
+    core.check_writable()?;
+    core.counters.write_bytes.add(buffer.len() as u64);
+    let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
+    core.counters.write_latency.record(core.env.now().saturating_sub(started));
+    if let Some(cache) = &core.cache {
+        cache.poison.check()?;
+    }
+    result
+}
+
+async fn route<E: Env>(core: &Rc<Core<E>>, stream: StreamId, start: u64, buffer: Buffer, fua: bool) -> io::Result<()> {
+    let sectors = buffer.len() as u64 / 512;
+    let counters = &core.counters;
+    let (bypass, dirty) = match (&core.cache, &core.backing) {
+        (None, _) => (true, false),
+        (Some(_), None) => (false, true),
+        (Some(cache), Some(_)) => {
+            let bypass = core.bypasses(cache, stream, start, sectors, true);
+            (bypass, !bypass && core.may_become_dirty(cache))
+        }
+    };
+    let mut buffer = buffer;
+    if let (true, Some(cache)) = (dirty, &core.cache) {
+        match writeback::write(core, cache, stream, start, buffer, fua).await? {
+            writeback::Outcome::Done => {
+                counters.writeback.add(1);
+                return Ok(());
+            }
+            writeback::Outcome::NoRoom(back) => buffer = back,
+        }
+    }
+    let Some(backing) = &core.backing else { return Err(io::ErrorKind::StorageFull.into()) };
+    if bypass { counters.write_bypassed.add(1) } else { counters.writethrough.add(1) }
+    let what = DirectWrite::Data(buffer);
+    direct::write(core, backing, stream, (start, start + sectors), what, fua, !bypass).await
+}
+
+/// Zeroes or discards a range.
+pub async fn clear<E: Env>(
+    core: Rc<Core<E>>,
+    sector: u64,
+    sectors: u64,
+    what: DirectWrite,
+    fua: bool,
+) -> io::Result<()> {
+    core.note_request();
+    core.check_writable()?;
+    if sectors == 0 {
+        return Ok(());
+    }
+    let (start, end) = (sector + core.data_offset(), sector + core.data_offset() + sectors);
+    match (&core.backing, &core.cache) {
+        (Some(backing), _) => {
+            // What the backing device cannot drop, the cache does not drop either: old content must not come back.
+            if matches!(what, DirectWrite::Discard) && !backing.disk.geometry().can_discard {
+                return Ok(());
+            }
+            direct::write(&core, backing, StreamId::default(), (start, end), what, fua, false).await
+        }
+        (None, Some(cache)) => clear_flash(&core, cache, start, end, fua).await,
+        (None, None) => Ok(()),
+    }
+}
+
+/// Drops a range of a flash volume, which reads as zeros then.
+async fn clear_flash<E: Env>(core: &Core<E>, cache: &Cache<E>, start: u64, end: u64, fua: bool) -> io::Result<()> {
+    let Some(writer) = &cache.writer else { return Err(io::ErrorKind::ReadOnlyFilesystem.into()) };
+    let live = cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end);
+    let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;
+    match inserted {
+        Some(seq) if fua => writer.journal.flush_through(seq).await,
+        Some(seq) => writer.journal.survives(seq).await,
+        None => Ok(()),
+    }
+}

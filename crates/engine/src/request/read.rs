@@ -1,0 +1,212 @@
+//! Reading.
+//!
+//! Map the range to pieces, read them all at once, and look again whether the buckets read from are still the same: one that
+//! was recycled meanwhile may hold other bytes by now, and the whole request is mapped anew, also where data was dirty (it
+//! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards.
+
+use super::{Backing, Cache, Core, Fill};
+use crate::extents::Extent;
+use crate::limits::{FILL_BYTES_MAX, FILL_SECTORS_MAX};
+use brigade_env::sync::join_all;
+use brigade_env::{Buffer, Env, StreamId};
+use brigade_format::Ptr;
+use std::io;
+use std::rc::Rc;
+
+/// A part of a request and where its bytes are, in key sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    start: u64,
+    end: u64,
+    /// `None`: not cached.
+    ptr: Option<Ptr>,
+    dirty: bool,
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        (self.end - self.start) as usize * 512
+    }
+}
+
+/// Reads `sectors` of a volume.
+pub async fn read<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sectors: u64) -> io::Result<Buffer> {
+    let started = core.env.now();
+    core.note_request();
+    let start = sector + core.data_offset();
+    let result = match (&core.cache, &core.backing) {
+        (None, Some(backing)) => backing.disk.read_bytes(start, sectors as usize * 512).await,
+        (Some(cache), _) => cached(&core, cache, stream, start, sectors).await,
+        (None, None) => Err(io::ErrorKind::NotFound.into()),
+    };
+    core.counters.read_latency.record(core.env.now().saturating_sub(started));
+    result
+}
+
+async fn cached<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Rc<Cache<E>>,
+    stream: StreamId,
+    start: u64,
+    sectors: u64,
+) -> io::Result<Buffer> {
+    let is_flash = core.backing.is_none();
+    let bypass = is_flash || core.bypasses(cache, stream, start, sectors, false);
+    loop {
+        let pieces = map(core, cache, start, start + sectors);
+        let is_hit = pieces.iter().all(|piece| piece.ptr.is_some());
+        let outcome = match pieces[..] {
+            [Piece { ptr: Some(ptr), .. }] => {
+                cache.disk.read(ptr.sector(), core.buffers.get(sectors as usize * 512)).await
+            }
+            _ => read_pieces(core, cache, stream, &pieces, !bypass).await,
+        };
+        if pieces.iter().filter_map(|piece| piece.ptr).any(|ptr| cache.buckets.is_stale(ptr)) {
+            core.counters.read_races.add(1);
+            continue;
+        }
+        let buffer = match outcome {
+            Ok(buffer) => buffer,
+            Err(error) => return retry_from_backing(core, &pieces, start, sectors, error).await,
+        };
+        let counters = &core.counters;
+        match (is_hit, bypass) {
+            (true, _) => {
+                counters.hits.add(1);
+                counters.hit_bytes.add(buffer.len() as u64);
+            }
+            (false, false) => {
+                counters.misses.add(1);
+                counters.miss_bytes.add(buffer.len() as u64);
+            }
+            (false, true) => counters.read_bypassed.add(1),
+        }
+        return Ok(buffer);
+    }
+}
+
+/// A cached copy could not be read. If none of it was dirty the backing device has the same data.
+async fn retry_from_backing<E: Env>(
+    core: &Core<E>,
+    pieces: &[Piece],
+    start: u64,
+    sectors: u64,
+    error: io::Error,
+) -> io::Result<Buffer> {
+    match &core.backing {
+        Some(backing) if pieces.iter().all(|piece| !piece.dirty) && pieces.iter().any(|piece| piece.ptr.is_some()) => {
+            tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
+            backing.disk.read_bytes(start, sectors as usize * 512).await
+        }
+        _ => Err(error),
+    }
+}
+
+fn map<E: Env>(core: &Core<E>, cache: &Cache<E>, start: u64, end: u64) -> Vec<Piece> {
+    let index = cache.index.borrow();
+    let mut alloc = cache.buckets.get_mut();
+    let mut pieces = Vec::with_capacity(1);
+    let mut at = start;
+    for extent in index.map.range(core.inode, start, end) {
+        let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) else { continue };
+        if at < extent.start {
+            pieces.push(Piece { start: at, end: extent.start, ptr: None, dirty: false });
+        }
+        alloc.touch(ptr.bucket(cache.bucket_sectors));
+        pieces.push(Piece { start: extent.start, end: extent.end, ptr: Some(ptr), dirty: extent.dirty });
+        at = extent.end;
+    }
+    if at < end {
+        pieces.push(Piece { start: at, end, ptr: None, dirty: false });
+    }
+    pieces
+}
+
+async fn read_pieces<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Rc<Cache<E>>,
+    stream: StreamId,
+    pieces: &[Piece],
+    fill: bool,
+) -> io::Result<Buffer> {
+    let read = |piece: Piece| async move {
+        match (piece.ptr, &core.backing) {
+            (Some(ptr), _) => cache.disk.read(ptr.sector(), core.buffers.get(piece.bytes())).await,
+            (None, Some(backing)) => miss(core, cache, backing, stream, piece, fill).await,
+            (None, None) => Ok(core.buffers.get_zeroed(piece.bytes())),
+        }
+    };
+    let mut results = join_all(pieces.iter().map(|piece| read(*piece))).await;
+    if results.len() == 1 {
+        return results.remove(0);
+    }
+    let total = pieces.iter().map(Piece::bytes).sum();
+    let mut whole = core.buffers.get(total);
+    let mut at = 0;
+    for result in results {
+        let part = result?;
+        whole[at..at + part.len()].copy_from_slice(&part);
+        at += part.len();
+    }
+    Ok(whole)
+}
+
+/// Reads a gap from the backing device, and starts putting it into the cache.
+async fn miss<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Rc<Cache<E>>,
+    backing: &Backing<E>,
+    stream: StreamId,
+    piece: Piece,
+    fill: bool,
+) -> io::Result<Buffer> {
+    let bytes = piece.bytes();
+    let fits = core.fill_bytes.get() + bytes <= FILL_BYTES_MAX && piece.end - piece.start <= FILL_SECTORS_MAX;
+    if !fill || !fits || cache.writer.is_none() {
+        return backing.disk.read_bytes(piece.start, bytes).await;
+    }
+    // Opened before the first byte is read: a write from here on cancels it.
+    let candidate = core.candidates.open(piece.start, piece.end);
+    let buffer = backing.disk.read_bytes(piece.start, bytes).await?;
+    let Some(placed) = core.place(cache, stream, piece.start, piece.end - piece.start, false) else {
+        core.counters.fill_dropped.add(1);
+        return Ok(buffer);
+    };
+    let mut copy = core.buffers.get(bytes);
+    copy.copy_from_slice(&buffer);
+    core.fill_bytes.set(core.fill_bytes.get() + bytes);
+    let (core, cache) = (core.clone(), cache.clone());
+    let env = core.env.clone();
+    env.spawn(async move {
+        let written = core.write_placed(&cache, &placed, copy).await;
+        core.fill_bytes.set(core.fill_bytes.get() - bytes);
+        match written {
+            Ok(()) => {
+                let fill = Fill { candidate, extents: placed.extents, pinned: placed.pinned };
+                core.admit(&cache, fill);
+            }
+            Err(_) => core.unpin(&cache, placed.pinned),
+        }
+    });
+    Ok(buffer)
+}
+
+/// Brings a range into the cache, whatever its size.
+pub async fn prefetch<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sectors: u64) -> io::Result<()> {
+    let Some(cache) = core.cache.clone() else { return Ok(()) };
+    let start = sector + core.data_offset();
+    let mut at = start;
+    while at < start + sectors {
+        let end = (start + sectors).min(at + FILL_SECTORS_MAX);
+        let pieces = map(&core, &cache, at, end);
+        read_pieces(&core, &cache, stream, &pieces, true).await?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Extents of a range as they are now, for block status.
+pub fn extents<E: Env>(core: &Core<E>, start: u64, end: u64) -> Vec<Extent> {
+    let Some(cache) = &core.cache else { return Vec::new() };
+    cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end)
+}

@@ -1,0 +1,77 @@
+//! Writing to the cache only: the data becomes dirty there.
+//!
+//! ```text
+//! backing device says dirty (durable) ─► data in the cache ─► keys in index, journal stage, record in memory ─► acknowledged
+//!                                                                           FUA: ... ─► journal entry durable ─► acknowledged
+//! ```
+
+use super::{Cache, Core, Placed};
+use brigade_env::{Buffer, Env, StreamId};
+use std::io;
+use std::rc::Rc;
+
+/// What became of the attempt.
+pub enum Outcome {
+    /// Done and acknowledgeable.
+    Done,
+    /// There is no room and none is to be had soon; nothing was written.
+    NoRoom(Buffer),
+}
+
+/// Writes a range to the cache.
+pub async fn write<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Rc<Cache<E>>,
+    stream: StreamId,
+    start: u64,
+    buffer: Buffer,
+    fua: bool,
+) -> io::Result<Outcome> {
+    let writer = cache.writer.as_ref().expect("checked to be writable");
+    let sectors = buffer.len() as u64 / 512;
+    let _intent = match &core.backing {
+        Some(backing) => Some(backing.superblock.dirty_intent().await?),
+        None => None,
+    };
+    let Some(placed) = place(core, cache, stream, start, sectors).await? else {
+        return Ok(Outcome::NoRoom(buffer));
+    };
+    if let Err(error) = core.write_placed(cache, &placed, buffer).await {
+        core.unpin(cache, placed.pinned);
+        return Err(error);
+    }
+    let inserted = writer.inserter.insert_all(&placed.extents).await;
+    core.candidates.cancel(start, start + sectors);
+    core.unpin(cache, placed.pinned);
+    if let Some(seq) = inserted? {
+        if fua {
+            writer.journal.flush_through(seq).await?;
+        } else {
+            writer.journal.survives(seq).await?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Takes room for the range, waiting while buckets are being made ready.
+async fn place<E: Env>(
+    core: &Core<E>,
+    cache: &Cache<E>,
+    stream: StreamId,
+    start: u64,
+    sectors: u64,
+) -> io::Result<Option<Placed>> {
+    loop {
+        cache.poison.check()?;
+        let released = cache.buckets.released.wait();
+        if let Some(placed) = core.place(cache, stream, start, sectors, true) {
+            return Ok(Some(placed));
+        }
+        // More than can ever be ready at once goes another way, as does everything when nothing can be recycled.
+        let most = u64::from(cache.bucket_sectors) * 8;
+        if cache.buckets.is_dry.get() || sectors > most.max(cache.buckets.get().stats().available) {
+            return Ok(None);
+        }
+        released.await;
+    }
+}

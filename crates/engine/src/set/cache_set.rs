@@ -1,0 +1,124 @@
+//! A cache set that is open.
+
+use crate::btree::Tree;
+use crate::device::Disk;
+use crate::error::Error;
+use crate::journal::Journal;
+use crate::meta::{GenTable, UuidTable};
+use crate::recovery::{Finding, LoadStats};
+use crate::request::Cache;
+use crate::stats::{BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus};
+use brigade_env::Env;
+use brigade_format::{CacheGeometry, Superblock};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+/// See the module documentation.
+pub struct CacheSet<E: Env> {
+    /// What requests use.
+    pub cache: Rc<Cache<E>>,
+    /// The cache device's superblock as it is on disk.
+    pub superblock: Superblock,
+    /// Its sizes.
+    pub geometry: CacheGeometry,
+    /// Which inode is what.
+    pub uuids: UuidTable<E>,
+    /// What writing needs; absent when the set is open read-only.
+    pub running: Option<Running<E>>,
+    /// What was noticed at open.
+    pub findings: Vec<Finding>,
+    /// What opening read.
+    pub loaded: LoadStats,
+    /// Inodes with keys in tree or journal: their slots must not be given out.
+    pub inodes_seen: BTreeSet<u32>,
+}
+
+/// The parts and tasks of a set that may be written.
+pub struct Running<E: Env> {
+    /// Makes changes durable.
+    pub journal: Rc<Journal<E>>,
+    /// The index on disk.
+    pub tree: Rc<Tree<E>>,
+    /// Makes buckets ready.
+    pub table: Rc<GenTable<E>>,
+}
+
+impl<E: Env> CacheSet<E> {
+    /// The cache device.
+    pub fn disk(&self) -> &Rc<Disk<E>> {
+        &self.cache.disk
+    }
+
+    /// The set's identity, as text.
+    pub fn uuid(&self) -> String {
+        uuid_text(&self.superblock.set_uuid)
+    }
+
+    /// Writes everything and ends; what is dirty stays dirty. After this the next open has nothing to replay.
+    pub async fn stop(&self) -> Result<(), Error> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let name = self.disk().name();
+        running.table.stop();
+        running.tree.stop().await;
+        let stopped = async {
+            running.tree.write_all().await?;
+            running.journal.close().await
+        };
+        let result = stopped.await;
+        running.journal.abandon();
+        match (result, self.cache.poison.reason()) {
+            (Ok(()), None) => Ok(()),
+            (_, Some(reason)) => Err(Error { kind: crate::ErrorKind::Poisoned, device: name.into(), what: reason }),
+            (Err(error), None) => Err(Error::io(name, "stop", &error)),
+        }
+    }
+
+    /// For `status`.
+    pub fn status(&self) -> CacheSetStatus {
+        let index = self.cache.index.borrow();
+        let buckets = self.cache.buckets.get();
+        let stats = buckets.stats();
+        let (written_bytes, metadata_written_bytes) = self.disk().written();
+        let root = index.nodes.root();
+        let state = match (self.cache.poison.is_thrown(), &self.running) {
+            (true, _) => "poisoned",
+            (false, None) => "read-only",
+            (false, Some(_)) => "running",
+        };
+        CacheSetStatus {
+            uuid: self.uuid(),
+            state: state.into(),
+            devices: vec![DeviceStatus {
+                path: self.disk().name().into(),
+                bucket_bytes: self.geometry.bucket_bytes(),
+                buckets: BucketStatus {
+                    total: stats.total,
+                    free: stats.free,
+                    clean: stats.clean,
+                    dirty: stats.dirty,
+                    metadata: stats.metadata,
+                },
+                written_bytes,
+                metadata_written_bytes,
+            }],
+            btree: BtreeStatus {
+                keys: index.map.len() as u64,
+                nodes: index.nodes.len() as u64,
+                depth: u64::from(index.nodes.get(root).level),
+                memory_bytes: index.memory_bytes(),
+                read_bytes: self.loaded.bytes_read,
+            },
+            journal: self.running.as_ref().map_or(JournalStatus::default(), |running| running.journal.status()),
+            gc: GcStatus {
+                passes: self.running.as_ref().map_or(0, |running| running.tree.gc_passes()),
+                generations_behind: u64::from(buckets.need_gc()),
+            },
+        }
+    }
+}
+
+/// A uuid as text.
+pub fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}

@@ -1,0 +1,10 @@
+//! The parts put together: a cache set from open to stop, volumes, and the server that holds them all.
+//!
+//! This is the only place that knows a whole [`cache_set::CacheSet`]; everything below gets just the parts it uses.
+
+mod attach;
+mod blank;
+pub mod cache_set;
+mod open;
+pub mod server;
+pub mod volume;

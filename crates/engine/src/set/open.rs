@@ -1,0 +1,403 @@
+//! From a cache device to a running set: recovery, then a first state that needs no replay.
+//!
+//! ```text
+//! load (reads only) ─► read-only: done
+//!   ─► buckets, tree, journal ─► keys of the record in memory: journalled, durable
+//!   ─► replayed ranges: into the leaves, durable ─► entry that needs nothing
+//!   ─► gen table ─► UUID table if it was old ─► superblock (seq + 1) ─► new record in memory ─► background tasks
+//! ```
+//! Each step may be cut off: until the entry that needs nothing is durable, the old range is replayed again
+//! (docs/format.md 8.2).
+
+use super::blank;
+use super::cache_set::{CacheSet, Running, uuid_text};
+use crate::alloc::{Allocator, Config, Replacement};
+use crate::btree::{Change, Index, Layout, Nodes, Tree};
+use crate::buckets::Buckets;
+use crate::data::Inserter;
+use crate::device::Disk;
+use crate::error::{Error, Poison};
+use crate::extents::Extent;
+use crate::journal::{Journal, JournalSetup, RingStart, Roots, survivor};
+use crate::limits::SECTOR;
+use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
+use crate::options::{AckPolicy, Options};
+use crate::recovery::{self, How, Loaded, SurvivorEntry};
+use crate::request::{Cache, CacheWriter};
+use brigade_env::Env;
+use brigade_format::uuid_table::UuidEntry;
+use brigade_format::{BucketNr, CacheGeometry, Superblock};
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+/// A cache device whose superblock was read and found good.
+pub struct Found<E: Env> {
+    /// The device.
+    pub disk: Rc<Disk<E>>,
+    /// Thrown when durability fails.
+    pub poison: Rc<Poison>,
+    /// As read.
+    pub superblock: Superblock,
+    /// Sizes.
+    pub geometry: CacheGeometry,
+}
+
+impl<E: Env> Found<E> {
+    /// Bucket state with everything that is in place for good marked.
+    pub(super) fn allocator(&self) -> Allocator {
+        let geometry = &self.geometry;
+        let replacement = match self.superblock.replacement() {
+            Some(brigade_format::Replacement::Fifo) => Replacement::Fifo,
+            Some(brigade_format::Replacement::Random) => Replacement::Random,
+            Some(brigade_format::Replacement::Lru) | None => Replacement::Lru,
+        };
+        Allocator::new(Config {
+            first_bucket: geometry.first_bucket,
+            nbuckets: geometry.nbuckets,
+            bucket_sectors: geometry.bucket_sectors,
+            block_sectors: geometry.block_sectors,
+            table_buckets: geometry.prio_buckets as u32,
+            journal_buckets: geometry.journal_buckets.len() as u32,
+            replacement,
+        })
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        let device = self.disk.geometry();
+        let block = self.geometry.block_bytes();
+        let unit = block.min(device.physical_block_bytes as usize).max(device.logical_block_bytes as usize);
+        Layout {
+            set_magic: self.geometry.set_magic,
+            bucket_sectors: u64::from(self.geometry.bucket_sectors),
+            block_sectors: u64::from(self.geometry.block_sectors),
+            node_sectors: u64::from(self.geometry.node_sectors),
+            unit_bytes: unit,
+        }
+    }
+
+    pub(super) fn table(&self, env: &E, buckets: &Rc<Buckets>, chain: Vec<BucketNr>, seq: u64) -> Rc<GenTable<E>> {
+        let setup = TableSetup {
+            set_magic: self.geometry.set_magic,
+            bucket_sectors: u64::from(self.geometry.bucket_sectors),
+            meta_bytes: self.geometry.meta_bytes(),
+            chain,
+            seq,
+            discard: self.superblock.discard() && self.disk.geometry().can_discard,
+        };
+        GenTable::new(env.clone(), self.disk.clone(), self.poison.clone(), buckets.clone(), setup)
+    }
+
+    pub(super) fn uuid_table(&self, buckets: &Rc<Buckets>, entries: Vec<UuidEntry>) -> UuidTable<E> {
+        let geometry = &self.geometry;
+        let (disk, buckets) = (self.disk.clone(), buckets.clone());
+        UuidTable::new(disk, buckets, geometry.bucket_sectors, geometry.meta_sectors, entries)
+    }
+
+    pub(super) fn journal(&self, env: &E, ring: RingStart, seqs: (u64, u64), roots: Roots, options: &Options) -> Rc<Journal<E>> {
+        let (next_seq, last_seq) = seqs;
+        let setup = JournalSetup {
+            disk: self.disk.clone(),
+            set_magic: self.geometry.set_magic,
+            bucket_sectors: u64::from(self.geometry.bucket_sectors),
+            block_sectors: u64::from(self.geometry.block_sectors),
+            ring,
+            next_seq,
+            last_seq,
+            roots,
+            delay: options.journal_delay,
+        };
+        Journal::new(env.clone(), self.poison.clone(), setup)
+    }
+}
+
+/// A set that was read but not written: what may be refused is refused now.
+pub struct Prepared<E: Env> {
+    /// The device.
+    pub found: Found<E>,
+    /// What was read; `None` for a blank set.
+    pub loaded: Option<Loaded>,
+    survivors: Vec<SurvivorEntry>,
+    store: Option<E::Survivor>,
+}
+
+impl<E: Env> Prepared<E> {
+    /// The set's UUID table, empty if it is blank.
+    pub fn uuids(&self) -> Vec<UuidEntry> {
+        match &self.loaded {
+            Some(loaded) => loaded.uuids.clone(),
+            None => blank::empty_table(&self.found),
+        }
+    }
+
+    /// Whether it is going to be opened without writing.
+    pub fn is_read_only(&self, options: &Options) -> bool {
+        options.read_only || self.found.geometry.read_only_layout
+    }
+}
+
+/// Reads a set and judges it.
+pub async fn prepare<E: Env>(
+    env: &E,
+    found: Found<E>,
+    store: Option<E::Survivor>,
+    options: &Options,
+) -> Result<Prepared<E>, Error> {
+    if !found.superblock.is_sync() {
+        return Ok(Prepared { found, loaded: None, survivors: Vec::new(), store });
+    }
+    let survivors = match &store {
+        Some(store) => survivor::recall(store, &found.superblock.set_uuid, found.superblock.seq),
+        None => Vec::new(),
+    };
+    let read_only = options.read_only || found.geometry.read_only_layout;
+    let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
+    let loaded = recovery::load(env, found.disk.device(), superblock, geometry, &survivors, How { read_only })
+        .await
+        .map_err(|error| Error::format(found.disk.name(), error))?;
+    Ok(Prepared { found, loaded: Some(loaded), survivors, store })
+}
+
+/// Opens a set that was read.
+pub async fn open<E: Env>(env: &E, prepared: Prepared<E>, options: &Options) -> Result<CacheSet<E>, Error> {
+    let read_only = prepared.is_read_only(options);
+    let Prepared { found, loaded, survivors, store } = prepared;
+    let name = found.disk.name().to_string();
+    let io = |error: io::Error| Error::io(&name, "open", &error);
+    match (loaded, read_only) {
+        (Some(loaded), true) => Ok(open_read_only(found, loaded)),
+        (Some(loaded), false) => start(env, found, loaded, survivors, store, options).await.map_err(io),
+        (None, true) => Ok(blank::view(found)),
+        (None, false) => blank::initialise(env, found, store, options).await.map_err(io),
+    }
+}
+
+fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
+    let mut alloc = found.allocator();
+    let first = found.geometry.first_bucket;
+    for nr in first..found.geometry.nbuckets {
+        let at = nr as usize;
+        alloc.set_gen(BucketNr(nr), loaded.gens[at], loaded.prios[at]);
+        alloc.note_pointer_gen(BucketNr(nr), loaded.oldest_gens[at]);
+        if loaded.referenced[at] {
+            alloc.mark_referenced(BucketNr(nr));
+        }
+    }
+    let node_buckets = loaded.nodes.iter().map(|node| &node.key).chain([&loaded.newest.uuid_bucket]);
+    let places = node_buckets.filter_map(|key| key.ptr(0)).map(|ptr| ptr.bucket(found.geometry.bucket_sectors));
+    let tables = loaded.prio_buckets.iter().chain(&found.geometry.journal_buckets).copied().map(BucketNr);
+    places.chain(tables).for_each(|nr| alloc.mark_metadata(nr));
+    for extent in loaded.index.iter() {
+        if let Some(ptr) = extent.ptr {
+            alloc.add_live(ptr, extent.sectors() as u32, extent.dirty);
+        }
+    }
+    alloc.start();
+    alloc
+}
+
+fn load_nodes(loaded: &Loaded) -> Nodes {
+    let mut nodes = Nodes::default();
+    let mut ids = Vec::with_capacity(loaded.nodes.len());
+    for node in &loaded.nodes {
+        let parent = node.parent.map(|at| ids[at]);
+        let id = nodes.add(node.level, node.key, node.low, node.seq, u64::from(node.blocks_used), parent);
+        match parent {
+            Some(parent) => nodes.adopt(parent, &[id]),
+            None => nodes.set_root(id),
+        }
+        // A kernel takes version 0 sets only as long as the node's sets all are.
+        nodes.get_mut(id).rewrite_wanted = node.has_old_bset_version;
+        ids.push(id);
+    }
+    nodes
+}
+
+fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
+    let buckets = Buckets::new(load_buckets(&found, &loaded), found.poison.clone());
+    let nodes = load_nodes(&loaded);
+    let map = std::mem::take(&mut loaded.index);
+    let index = Rc::new(RefCell::new(Index::new(map, nodes, found.geometry.bucket_sectors)));
+    let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
+    let cache = cache(&found, index, &buckets, None);
+    CacheSet {
+        cache,
+        superblock: found.superblock,
+        geometry: found.geometry,
+        uuids,
+        running: None,
+        findings: loaded.findings,
+        loaded: loaded.stats,
+        inodes_seen: loaded.inodes_seen,
+    }
+}
+
+pub(super) fn cache<E: Env>(
+    found: &Found<E>,
+    index: Rc<RefCell<Index>>,
+    buckets: &Rc<Buckets>,
+    writer: Option<CacheWriter<E>>,
+) -> Rc<Cache<E>> {
+    Rc::new(Cache {
+        disk: found.disk.clone(),
+        poison: found.poison.clone(),
+        index,
+        buckets: buckets.clone(),
+        writer,
+        bucket_sectors: found.geometry.bucket_sectors,
+        block_sectors: u64::from(found.geometry.block_sectors),
+    })
+}
+
+/// The parts of a running set around an index.
+pub(super) fn assemble<E: Env>(
+    env: &E,
+    found: &Found<E>,
+    index: Index,
+    buckets: &Rc<Buckets>,
+    journal: &Rc<Journal<E>>,
+) -> (Rc<Tree<E>>, Rc<Cache<E>>) {
+    let index = Rc::new(RefCell::new(index));
+    let tree = Tree::new(
+        env.clone(),
+        found.disk.clone(),
+        found.poison.clone(),
+        found.layout(),
+        index.clone(),
+        buckets.clone(),
+        journal.clone(),
+    );
+    let demand = {
+        let tree = Rc::downgrade(&tree);
+        Rc::new(move || {
+            if let Some(tree) = tree.upgrade() {
+                tree.demand.notify_all();
+            }
+        })
+    };
+    let words_high = tree.pending_words_high();
+    let inserter =
+        Inserter::new(env.clone(), index.clone(), buckets.clone(), journal.clone(), words_high, demand);
+    let writer = CacheWriter { inserter, journal: journal.clone() };
+    (tree, cache(found, index, buckets, Some(writer)))
+}
+
+async fn start<E: Env>(
+    env: &E,
+    mut found: Found<E>,
+    mut loaded: Loaded,
+    survivors: Vec<SurvivorEntry>,
+    store: Option<E::Survivor>,
+    options: &Options,
+) -> io::Result<CacheSet<E>> {
+    let buckets = Buckets::new(load_buckets(&found, &loaded), found.poison.clone());
+    let nodes = load_nodes(&loaded);
+    let map = std::mem::take(&mut loaded.index);
+    let index = Index::new(map, nodes, found.geometry.bucket_sectors);
+    let newest = &loaded.newest;
+    let ring = RingStart {
+        buckets: found.geometry.journal_buckets.clone(),
+        newest_index: loaded.ring.newest_index,
+        bucket_max_seq: loaded.ring.bucket_max_seq.clone(),
+    };
+    let roots = Roots {
+        root: newest.root,
+        root_level: newest.root_level,
+        uuid_bucket: newest.uuid_bucket,
+        prio_head: newest.prio_head,
+    };
+    let journal = found.journal(env, ring, (newest.seq + 1, newest.last_seq), roots, options);
+    // Held until the replayed ranges are in the leaves; entries written meanwhile keep the range needed.
+    journal.pin(newest.last_seq);
+    env.spawn(journal.clone().run());
+    let (tree, cache) = assemble(env, &found, index, &buckets, &journal);
+    let chain = loaded.prio_buckets.iter().copied().map(BucketNr).collect();
+    let table = found.table(env, &buckets, chain, loaded.prio_seq);
+
+    journal_again(&journal, &survivors, &loaded.rejournal).await?;
+    lay_overlay(&cache, &loaded.overlay, env);
+    tree.write_all().await?;
+    journal.unpin(newest.last_seq);
+    journal.write_now().await?;
+
+    // From here on the allocator measures its lead over the table from what the table really says.
+    let batch = buckets.get_mut().begin_table_write();
+    if let Some(batch) = batch {
+        table.write(&journal, batch).await?;
+    }
+    let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
+    if loaded.uuids_are_old_format {
+        let entries = uuids.entries().clone();
+        uuids.write(&journal, entries).await?;
+    }
+    found.superblock.count_write();
+    found.superblock.last_mount = env.unix_seconds();
+    write_superblock(&found.disk, &found.superblock).await?;
+    begin_record(&journal, &found, store, options);
+    env.spawn(table.clone().run(journal.clone()));
+    env.spawn(tree.clone().run());
+    Ok(CacheSet {
+        cache,
+        superblock: found.superblock,
+        geometry: found.geometry,
+        uuids,
+        running: Some(Running { journal, tree, table }),
+        findings: loaded.findings,
+        loaded: loaded.stats,
+        inodes_seen: loaded.inodes_seen,
+    })
+}
+
+/// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.
+pub(super) fn begin_record<E: Env>(
+    journal: &Rc<Journal<E>>,
+    found: &Found<E>,
+    store: Option<E::Survivor>,
+    options: &Options,
+) {
+    let Some(store) = store.filter(|_| options.ack == AckPolicy::Memory) else { return };
+    match survivor::SurvivorLog::start(store, &found.superblock.set_uuid, found.superblock.seq) {
+        Ok(log) => journal.use_survivor(log),
+        Err(error) => {
+            let set = uuid_text(&found.superblock.set_uuid);
+            tracing::warn!(%set, %error, "no record in memory; writes are acknowledged by the journal");
+        }
+    }
+}
+
+/// Gives keys that only the record in memory had, and dirty keys that the tree kept against the journal, a durable entry.
+async fn journal_again<E: Env>(
+    journal: &Rc<Journal<E>>,
+    survivors: &[SurvivorEntry],
+    kept: &[Extent],
+) -> io::Result<()> {
+    for entry in survivors {
+        if entry.seq > journal.durable_seq() {
+            journal.append(entry.keys.iter().copied());
+            journal.flush().await?;
+        }
+    }
+    for some in kept.chunks(journal.words_max() / 3) {
+        journal.append(some.iter().map(Extent::to_key));
+        journal.flush().await?;
+    }
+    Ok(())
+}
+
+/// Puts what replay decided into the leaves' pending sets. The map has it already.
+fn lay_overlay<E: Env>(cache: &Cache<E>, overlay: &[Extent], env: &E) {
+    let change = Change { seq: None, now: env.now() };
+    let mut index = cache.index.borrow_mut();
+    for &extent in overlay {
+        index.add_pending(extent, change);
+    }
+}
+
+/// Whether the device is large enough for its own geometry, in the words of an error.
+pub fn read_superblock_bytes<E: Env>(disk: &Disk<E>) -> Result<(), Error> {
+    if disk.geometry().size_bytes < 16 * SECTOR {
+        let what = format!("superblock at byte 4096: the device has only {} bytes", disk.geometry().size_bytes);
+        return Err(Error::format(disk.name(), what));
+    }
+    Ok(())
+}

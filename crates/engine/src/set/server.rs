@@ -1,0 +1,436 @@
+//! Everything one process serves.
+//!
+//! Devices are examined all before any is written to: whatever is to be refused is refused with nothing changed. Then sets
+//! are opened, backing devices attached by what their superblocks say, flash volumes added.
+
+use super::attach::{self, Attach, Refusal};
+use super::cache_set::{CacheSet, uuid_text};
+use super::open::{self, Found, Prepared};
+use super::volume::Volume;
+use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
+use crate::device::Disk;
+use crate::error::{Error, Poison};
+use crate::meta::{BackingSuper, write_superblock};
+use crate::options::Options;
+use crate::recovery::Finding;
+use crate::request::{Backing, Core};
+use crate::stats::Status;
+use brigade_env::{Env, Exports};
+use brigade_format::uuid_table::UuidEntry;
+use brigade_format::{BackingState, CacheMode, Role, Superblock};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// See the module documentation.
+pub struct Server<E: Env> {
+    env: E,
+    options: Rc<Options>,
+    sets: Vec<CacheSet<E>>,
+    volumes: Vec<Rc<Volume<E>>>,
+    warnings: Vec<String>,
+}
+
+/// A backing device whose superblock was read and found good.
+struct FoundBacking<E: Env> {
+    disk: Rc<Disk<E>>,
+    superblock: Superblock,
+    data_offset: u64,
+}
+
+impl<E: Env> Server<E> {
+    /// Opens everything; `survivor` gives the record in memory of a set, by the set's uuid. Refuses, with nothing written
+    /// to any device, what must not be served.
+    pub async fn open(
+        env: E,
+        caches: Vec<E::Device>,
+        backings: Vec<E::Device>,
+        survivor: impl Fn(&str) -> Option<E::Survivor>,
+        options: Options,
+    ) -> Result<Rc<Self>, Error> {
+        let options = Rc::new(options);
+        let mut found_caches = Vec::new();
+        for device in caches {
+            found_caches.push(find_cache(&env, device).await?);
+        }
+        let mut found_backings = Vec::new();
+        for device in backings {
+            found_backings.push(find_backing(&env, device).await?);
+        }
+        refuse_copies(&found_caches, &found_backings)?;
+        refuse_orphans(&found_caches, &found_backings)?;
+        let mut prepared = Vec::new();
+        for found in found_caches {
+            let store = survivor(&uuid_text(&found.superblock.set_uuid));
+            prepared.push(open::prepare(&env, found, store, &options).await?);
+        }
+        for backing in &found_backings {
+            check_attach(&prepared, backing, &options)?;
+        }
+        let mut server = Server { env, options, sets: Vec::new(), volumes: Vec::new(), warnings: Vec::new() };
+        for prepared in prepared {
+            let set = open::open(&server.env, prepared, &server.options).await?;
+            server.sets.push(set);
+        }
+        for (position, found) in found_backings.into_iter().enumerate() {
+            server.add_backing(found, position).await?;
+        }
+        server.add_flash_volumes();
+        if server.volumes.is_empty() {
+            let device = server.sets.first().map_or_else(String::new, |set| set.disk().name().to_string());
+            return Err(Error::refused(&device, "UUID table: no volume to serve: no backing device given, no flash volume"));
+        }
+        server.note_findings();
+        Ok(Rc::new(server))
+    }
+
+    async fn add_backing(&mut self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
+        let mine = |set: &CacheSet<E>| set.superblock.set_uuid == found.superblock.set_uuid;
+        let Some(at) = self.sets.iter().position(mine) else {
+            self.add_alone(found, position);
+            return Ok(());
+        };
+        let set = &self.sets[at];
+        let plan = {
+            let entries = set.uuids.entries();
+            let (seen, now) = (&set.inodes_seen, self.env.unix_seconds());
+            attach::plan(&entries, seen, &found.superblock, set.geometry.block_sectors, now)
+        };
+        match plan {
+            Ok(plan) => {
+                let volume = self.attach(at, found, plan).await?;
+                self.add_volume(volume);
+            }
+            Err(Refusal::RunsAlone(why)) => {
+                self.warnings.push(format!("{}: not attached, served without cache: {why}", found.disk.name()));
+                self.add_alone(found, position);
+            }
+            Err(Refusal::Waits(why)) => return Err(Error::refused(found.disk.name(), format!("backing superblock: {why}"))),
+        }
+        Ok(())
+    }
+
+    async fn attach(&self, at: usize, found: FoundBacking<E>, plan: Attach) -> Result<Volume<E>, Error> {
+        let set = &self.sets[at];
+        let name = found.disk.name().to_string();
+        let io = |error: std::io::Error| Error::io(&name, "attach", &error);
+        let range = (found.data_offset, found.disk.sectors());
+        let dirty = if plan.is_new { 0 } else { set.cache.index.borrow().dirty_sectors(plan.slot) };
+        let mut superblock = found.superblock;
+        let mut state_if_attached = None;
+        let is_read_only = set.running.is_none();
+        if let Some(running) = &set.running {
+            set.uuids.write(&running.journal, plan.entries).await.map_err(io)?;
+            let mut next = superblock.clone();
+            if plan.is_new {
+                next.set_uuid = set.superblock.set_uuid;
+                next.set_state(BackingState::Clean);
+            }
+            if dirty > 0 {
+                next.set_state(BackingState::Dirty);
+            }
+            if let Some(mode) = self.options.mode {
+                next.set_cache_mode(mode);
+            }
+            if next != superblock {
+                write_superblock(&found.disk, &next).await.map_err(io)?;
+                superblock = next;
+            }
+        } else {
+            // What a kernel would have on the device after registering it.
+            state_if_attached = Some(match superblock.state() {
+                BackingState::Dirty => BackingState::Dirty,
+                BackingState::None | BackingState::Clean | BackingState::Stale => BackingState::Clean,
+            });
+        }
+        let label = superblock.label();
+        let uuid = uuid_text(&superblock.uuid);
+        let mode = self.options.mode.or(superblock.cache_mode()).unwrap_or_default();
+        let backing = Rc::new(Backing {
+            superblock: Rc::new(BackingSuper::new(found.disk.clone(), superblock)),
+            disk: found.disk,
+            data_offset: range.0,
+            unflushed: Cell::new(!is_read_only),
+        });
+        let core = self.core(Some(at), Some(backing), plan.slot, range.1 - range.0, is_read_only, mode);
+        let writeback = self.start_writeback(set, &core, range);
+        let names = self.names(&label, plan.slot);
+        Ok(Volume { names, label, uuid, core, writeback, state_if_attached })
+    }
+
+    fn core(
+        &self,
+        set: Option<usize>,
+        backing: Option<Rc<Backing<E>>>,
+        inode: u32,
+        sectors: u64,
+        is_read_only: bool,
+        mode: CacheMode,
+    ) -> Rc<Core<E>> {
+        Rc::new(Core {
+            env: self.env.clone(),
+            buffers: self.env.buffers().clone(),
+            cache: set.map(|at| self.sets[at].cache.clone()),
+            backing,
+            inode,
+            sectors,
+            is_read_only,
+            mode: Cell::new(mode),
+            options: self.options.clone(),
+            counters: Rc::default(),
+            locks: Rc::default(),
+            candidates: Rc::<Candidates>::default(),
+            unflushed_fills: RefCell::default(),
+            fill_bytes: Cell::new(0),
+            recent: RefCell::default(),
+            last_request: Rc::new(Cell::new(Duration::ZERO)),
+            fill_flush_set: Cell::new(false),
+        })
+    }
+
+    fn start_writeback(&self, set: &CacheSet<E>, core: &Rc<Core<E>>, range: (u64, u64)) -> Option<Rc<Writeback<E>>> {
+        let (backing, writer) = (core.backing.as_ref()?, set.cache.writer.as_ref()?);
+        if !self.options.writeback_running {
+            return None;
+        }
+        let cache_sectors = set.geometry.nbuckets * u64::from(set.geometry.bucket_sectors);
+        let locks: Rc<RangeLocks> = core.locks.clone();
+        let writeback = Writeback::new(WritebackParts {
+            env: self.env.clone(),
+            inode: core.inode,
+            cache: set.disk().clone(),
+            backing: backing.disk.clone(),
+            superblock: backing.superblock.clone(),
+            range,
+            index: set.cache.index.clone(),
+            inserter: writer.inserter.clone(),
+            journal: writer.journal.clone(),
+            locks,
+            counters: core.counters.clone(),
+            target_sectors: cache_sectors / 100 * self.options.writeback_percent,
+            delay: self.options.writeback_delay,
+            last_request: core.last_request.clone(),
+        });
+        self.env.spawn(writeback.clone().run());
+        Some(writeback)
+    }
+
+    fn add_alone(&mut self, found: FoundBacking<E>, position: usize) {
+        let sectors = found.disk.sectors() - found.data_offset;
+        let label = found.superblock.label();
+        let uuid = uuid_text(&found.superblock.uuid);
+        let is_read_only = self.options.read_only;
+        let backing = Rc::new(Backing {
+            superblock: Rc::new(BackingSuper::new(found.disk.clone(), found.superblock)),
+            disk: found.disk,
+            data_offset: found.data_offset,
+            unflushed: Cell::new(!is_read_only),
+        });
+        let core = self.core(None, Some(backing), 0, sectors, is_read_only, CacheMode::None);
+        let names = self.names(&label, position as u32);
+        self.add_volume(Volume { names, label, uuid, core, writeback: None, state_if_attached: None });
+    }
+
+    fn add_flash_volumes(&mut self) {
+        for at in 0..self.sets.len() {
+            let entries = self.sets[at].uuids.entries().clone();
+            for (slot, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_flash_only()) {
+                self.add_flash_volume(at, slot as u32, entry);
+            }
+        }
+    }
+
+    fn add_flash_volume(&mut self, at: usize, slot: u32, entry: &UuidEntry) {
+        let is_read_only = self.sets[at].running.is_none();
+        let core = self.core(Some(at), None, slot, entry.sectors, is_read_only, CacheMode::Writeback);
+        let (label, uuid) = (entry.label(), uuid_text(&entry.uuid));
+        let names = self.names(&label, slot);
+        self.add_volume(Volume { names, label, uuid, core, writeback: None, state_if_attached: None });
+    }
+
+    /// Names not taken yet: the label, and `volumeN`.
+    fn names(&self, label: &str, slot: u32) -> Vec<String> {
+        let taken = |name: &String| self.volumes.iter().any(|volume| volume.names.contains(name));
+        let mut names = Vec::new();
+        let wanted = format!("volume{slot}");
+        let free = (0..).map(|n| if n == 0 { wanted.clone() } else { format!("{wanted}-{n}") }).find(|name| !taken(name));
+        names.extend(free);
+        let label = label.to_string();
+        if !label.is_empty() && !taken(&label) && !names.contains(&label) {
+            names.push(label);
+        }
+        names
+    }
+
+    fn add_volume(&mut self, volume: Volume<E>) {
+        self.volumes.push(Rc::new(volume));
+    }
+
+    fn note_findings(&mut self) {
+        for set in &self.sets {
+            let name = set.disk().name();
+            let line = |f: &Finding| format!("{name}: {} at byte {}: {} ({})", f.structure, f.offset, f.message, f.id);
+            self.warnings.extend(set.findings.iter().map(line));
+        }
+    }
+
+    /// Everything that is served, the default volume first.
+    pub fn volumes(&self) -> Vec<Rc<Volume<E>>> {
+        self.volumes.clone()
+    }
+
+    /// What was noticed at open, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    /// Facts and counters as they are now.
+    pub fn status(&self) -> Status {
+        let cache_sets: Vec<_> = self.sets.iter().map(CacheSet::status).collect();
+        let poisoned = |set: &CacheSet<E>| set.cache.poison.reason().map(|why| format!("{}: {why}", set.disk().name()));
+        Status {
+            cache_set: cache_sets.first().cloned(),
+            cache_sets,
+            volumes: self.volumes.iter().map(|volume| volume.status()).collect(),
+            errors: self.sets.iter().filter_map(poisoned).collect(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// Stops in order; requests must have ended. Dirty data stays dirty.
+    pub async fn stop(&self) -> Result<(), Error> {
+        let mut result = Ok(());
+        for volume in &self.volumes {
+            if let Some(writeback) = &volume.writeback {
+                writeback.stop().await;
+            }
+            if volume.core.is_read_only {
+                continue;
+            }
+            if let Err(error) = volume.core.flush_backing().await {
+                result = Err(Error::io(&volume.names[0], "flush of the backing device", &error));
+            }
+        }
+        for set in &self.sets {
+            if let Err(error) = set.stop().await {
+                result = Err(error);
+            }
+        }
+        result
+    }
+}
+
+impl<E: Env> Exports for Server<E> {
+    type Device = Volume<E>;
+
+    fn find(&self, name: &str) -> Option<Rc<Volume<E>>> {
+        if name.is_empty() {
+            return self.volumes.first().cloned();
+        }
+        self.volumes.iter().find(|volume| volume.names.iter().any(|n| n == name)).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.volumes.iter().flat_map(|volume| volume.names.clone()).collect()
+    }
+}
+
+async fn read_superblock<E: Env>(disk: &Disk<E>, wanted: Role) -> Result<Superblock, Error> {
+    open::read_superblock_bytes(disk)?;
+    let bytes = disk.read_bytes(8, 4096).await.map_err(|error| Error::io(disk.name(), "superblock at byte 4096", &error))?;
+    let superblock = Superblock::parse(&bytes).map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
+    if superblock.role() != wanted {
+        let (is, wants) = match wanted {
+            Role::Cache => ("backing", "cache"),
+            Role::Backing => ("cache", "backing"),
+        };
+        let what = format!("superblock version at byte 4112: found {} ({is} device), expected a {wants} device", superblock.version);
+        return Err(Error::format(disk.name(), what));
+    }
+    Ok(superblock)
+}
+
+async fn find_cache<E: Env>(env: &E, device: E::Device) -> Result<Found<E>, Error> {
+    let poison = Rc::new(Poison::default());
+    let disk = Disk::new(env, device, poison.clone());
+    let superblock = read_superblock(&disk, Role::Cache).await?;
+    let logical = disk.geometry().logical_block_bytes;
+    let geometry = superblock
+        .cache_geometry(disk.sectors(), logical)
+        .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
+    Ok(Found { disk, poison, superblock, geometry })
+}
+
+async fn find_backing<E: Env>(env: &E, device: E::Device) -> Result<FoundBacking<E>, Error> {
+    let disk = Disk::new(env, device, Rc::new(Poison::default()));
+    let superblock = read_superblock(&disk, Role::Backing).await?;
+    let logical = disk.geometry().logical_block_bytes;
+    let data_offset = superblock
+        .backing_data_offset(disk.sectors(), logical)
+        .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
+    Ok(FoundBacking { disk, superblock, data_offset })
+}
+
+/// A copy cannot be told from the original: given both, neither is used (docs/format.md 8.2).
+fn refuse_copies<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
+    for (i, one) in caches.iter().enumerate() {
+        if let Some(other) = caches[..i].iter().find(|other| other.superblock.set_uuid == one.superblock.set_uuid) {
+            let what = format!("superblock set uuid at byte 4152: {} has the same; give only one", other.disk.name());
+            return Err(Error::refused(one.disk.name(), what));
+        }
+    }
+    for (i, one) in backings.iter().enumerate() {
+        if let Some(other) = backings[..i].iter().find(|other| other.superblock.uuid == one.superblock.uuid) {
+            let what = format!("superblock uuid at byte 4136: {} has the same; give only one", other.disk.name());
+            return Err(Error::refused(one.disk.name(), what));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a device may be attached to, or run beside, what was read. Nothing has been written so far.
+fn check_attach<E: Env>(sets: &[Prepared<E>], backing: &FoundBacking<E>, options: &Options) -> Result<(), Error> {
+    let mine = |set: &&Prepared<E>| set.found.superblock.set_uuid == backing.superblock.set_uuid;
+    let Some(set) = sets.iter().find(mine) else { return Ok(()) };
+    let name = backing.disk.name();
+    if set.loaded.is_none() && backing.superblock.state() == BackingState::Dirty {
+        let what = "backing superblock: state is dirty, but its cache set is blank: its newer data is not there";
+        return Err(Error::refused(name, what));
+    }
+    let none_seen = BTreeSet::new();
+    let seen = set.loaded.as_ref().map_or(&none_seen, |loaded| &loaded.inodes_seen);
+    let plan = attach::plan(&set.uuids(), seen, &backing.superblock, set.found.geometry.block_sectors, 0);
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(Refusal::RunsAlone(_)) => return Ok(()),
+        Err(Refusal::Waits(why)) => return Err(Error::refused(name, format!("backing superblock: {why}"))),
+    };
+    let (low, high) = (backing.data_offset, backing.disk.sectors());
+    let is_outside = |extent: crate::extents::Extent| extent.dirty && (extent.start < low || extent.end > high);
+    let mut extents = set.loaded.iter().flat_map(|loaded| loaded.index.range(plan.slot, 0, u64::MAX >> 1));
+    if !plan.is_new && !set.is_read_only(options) && extents.any(is_outside) {
+        let what = format!(
+            "size: the cache holds dirty data outside sectors {low}..{high} of this device; it can only be served read-only (F64)"
+        );
+        return Err(Error::refused(name, what));
+    }
+    Ok(())
+}
+
+/// A device whose data may be partly in a cache is not served without it.
+fn refuse_orphans<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
+    for backing in backings {
+        let uuid = backing.superblock.set_uuid;
+        let state = backing.superblock.state();
+        let has_set = caches.iter().any(|cache| cache.superblock.set_uuid == uuid);
+        if !has_set && matches!(state, BackingState::Clean | BackingState::Dirty) {
+            let what = format!(
+                "superblock set uuid at byte 4152: state is {state} and its cache set {} is not among the devices given",
+                uuid_text(&uuid)
+            );
+            return Err(Error::refused(backing.disk.name(), what));
+        }
+    }
+    Ok(())
+}
