@@ -195,7 +195,9 @@ impl Core {
             .timers
             .nearest()
             .and_then(|deadline| deadline.checked_add(self.started));
-        let may_wait = self.queue.is_empty() && !self.mailbox.is_full();
+        // Without an `env` this is the end of the world, where the mail may have been the last to wait for.
+        let is_over = env.is_none() && self.slots.borrow().in_flight() == 0;
+        let may_wait = self.queue.is_empty() && !self.mailbox.is_full() && !is_over;
         let mut completions = self.completions.take();
         self.driver
             .borrow_mut()

@@ -18,11 +18,21 @@ struct Place {
 fn places(length: u64) -> Vec<Place> {
     let shm = Path::new("/dev/shm");
     let mut folders = vec![tempfile::tempdir().unwrap()];
-    folders.extend(shm.is_dir().then(|| tempfile::tempdir_in(shm).ok()).flatten());
+    folders.extend(
+        shm.is_dir()
+            .then(|| tempfile::tempdir_in(shm).ok())
+            .flatten(),
+    );
     let make = |folder: TempDir| {
         let path = folder.path().join("disk");
-        std::fs::File::create(&path).unwrap().set_len(length).unwrap();
-        Place { _folder: folder, path }
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(length)
+            .unwrap();
+        Place {
+            _folder: folder,
+            path,
+        }
     };
     folders.into_iter().map(make).collect()
 }
@@ -31,7 +41,10 @@ fn on_all_devices(length: u64, test: impl Fn(&HostEnv, &HostDevice, &Path)) {
     on_all_engines(|env| {
         for block in [None, Some(4096)] {
             for place in places(length) {
-                let options = DeviceOptions { logical_block_bytes: block, ..DeviceOptions::default() };
+                let options = DeviceOptions {
+                    logical_block_bytes: block,
+                    ..DeviceOptions::default()
+                };
                 let device = env.open_device_with(&place.path, &options).unwrap();
                 assert_eq!(device.geometry().size_bytes, length);
                 assert_eq!(device.geometry().logical_block_bytes, block.unwrap_or(512));
@@ -45,7 +58,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % most
     }
 }
@@ -69,7 +85,11 @@ fn what_is_written_at_random_places_is_read_back() {
                 if dice.roll(3) > 0 {
                     fill(&mut buffer, round);
                     twin[range].copy_from_slice(&buffer);
-                    let durability = if round % 8 == 0 { Durability::Durable } else { Durability::Volatile };
+                    let durability = if round % 8 == 0 {
+                        Durability::Durable
+                    } else {
+                        Durability::Volatile
+                    };
                     let back = device.write(offset, buffer, durability).await.unwrap();
                     assert_eq!(back.range(), head..head + length);
                 } else {
@@ -107,8 +127,12 @@ fn concurrent_writes_of_parts_of_blocks_lose_nothing() {
                 let other = dice.roll(writes.len() as u64) as usize;
                 writes.swap(swap, other);
             }
-            let all = writes.into_iter().map(|(at, buffer)| device.write(at, buffer, Durability::Volatile));
-            env.block_on(sync::join_all(all)).into_iter().for_each(|result| drop(result.unwrap()));
+            let all = writes
+                .into_iter()
+                .map(|(at, buffer)| device.write(at, buffer, Durability::Volatile));
+            env.block_on(sync::join_all(all))
+                .into_iter()
+                .for_each(|result| drop(result.unwrap()));
             assert!(std::fs::read(path).unwrap() == expected);
         }
     });
@@ -162,18 +186,32 @@ fn ranges_that_do_not_fit_are_refused_and_nothing_grows() {
     on_all_devices(65536, |env, device, path| {
         env.block_on(async {
             let buffer = |length| env.buffers().get_zeroed(length);
-            for (offset, length) in [(65536, 512), (65024, 1024), (u64::MAX - 511, 512), (256, 512), (0, 100)] {
+            for (offset, length) in [
+                (65536, 512),
+                (65024, 1024),
+                (u64::MAX - 511, 512),
+                (256, 512),
+                (0, 100),
+            ] {
                 let read = device.read(offset, buffer(length)).await;
                 assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-                let write = device.write(offset, buffer(length), Durability::Volatile).await;
+                let write = device
+                    .write(offset, buffer(length), Durability::Volatile)
+                    .await;
                 assert_eq!(write.unwrap_err().kind(), io::ErrorKind::InvalidInput);
                 let length = length as u64;
-                assert_eq!(device.discard(offset, length).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+                assert_eq!(
+                    device.discard(offset, length).await.unwrap_err().kind(),
+                    io::ErrorKind::InvalidInput
+                );
                 let zeroes = device.write_zeroes(offset, length, true).await;
                 assert_eq!(zeroes.unwrap_err().kind(), io::ErrorKind::InvalidInput);
             }
             device.read(65536, buffer(0)).await.unwrap();
-            device.write(65536, buffer(0), Durability::Durable).await.unwrap();
+            device
+                .write(65536, buffer(0), Durability::Durable)
+                .await
+                .unwrap();
             device.write_zeroes(65536, 0, false).await.unwrap();
         });
         assert_eq!(std::fs::metadata(path).unwrap().len(), 65536);
@@ -184,14 +222,21 @@ fn ranges_that_do_not_fit_are_refused_and_nothing_grows() {
 fn a_device_opened_for_reading_refuses_writes_with_erofs() {
     on_all_engines(|env| {
         let place = &places(8192)[0];
-        let device = env.open_device(&place.path, OpenMode::ReadOnly, true).unwrap();
+        let device = env
+            .open_device(&place.path, OpenMode::ReadOnly, true)
+            .unwrap();
         assert!(device.geometry().is_read_only && !device.geometry().can_discard);
         let code = |result: io::Result<()>| result.unwrap_err().raw_os_error();
         env.block_on(async {
-            let write = device.write(0, env.buffers().get_zeroed(512), Durability::Volatile).await;
+            let write = device
+                .write(0, env.buffers().get_zeroed(512), Durability::Volatile)
+                .await;
             assert_eq!(code(write.map(drop)), Some(libc::EROFS));
             assert_eq!(code(device.discard(0, 512).await), Some(libc::EROFS));
-            assert_eq!(code(device.write_zeroes(0, 512, true).await), Some(libc::EROFS));
+            assert_eq!(
+                code(device.write_zeroes(0, 512, true).await),
+                Some(libc::EROFS)
+            );
             device.read(0, env.buffers().get(8192)).await.unwrap();
             device.flush().await.unwrap();
         });
@@ -208,12 +253,21 @@ fn one_writer_excludes_everybody_and_readers_share() {
         for mode in [OpenMode::ReadWrite, OpenMode::ReadOnly] {
             let error = open(mode).err().unwrap();
             assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
-            assert!(error.to_string().contains("device already in use"), "{error}");
+            assert!(
+                error.to_string().contains("device already in use"),
+                "{error}"
+            );
         }
         env.open_device(path, OpenMode::ReadWrite, false).unwrap();
         drop(writer);
-        let readers = [open(OpenMode::ReadOnly).unwrap(), open(OpenMode::ReadOnly).unwrap()];
-        assert_eq!(open(OpenMode::ReadWrite).err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        let readers = [
+            open(OpenMode::ReadOnly).unwrap(),
+            open(OpenMode::ReadOnly).unwrap(),
+        ];
+        assert_eq!(
+            open(OpenMode::ReadWrite).err().unwrap().kind(),
+            io::ErrorKind::ResourceBusy
+        );
         drop(readers);
         open(OpenMode::ReadWrite).unwrap();
     });
@@ -222,13 +276,27 @@ fn one_writer_excludes_everybody_and_readers_share() {
 #[test]
 fn a_file_truncated_under_us_is_an_error_that_says_where() {
     on_all_devices(1 << 20, |env, device, path| {
-        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(300 << 10).unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_len(300 << 10)
+            .unwrap();
         env.block_on(async {
             device.read(0, env.buffers().get(300 << 10)).await.unwrap();
-            let error = device.read(256 << 10, env.buffers().get(128 << 10)).await.unwrap_err();
+            let error = device
+                .read(256 << 10, env.buffers().get(128 << 10))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-            assert!(error.to_string().contains(&(300 << 10).to_string()), "{error}");
-            let error = device.read(512 << 10, env.buffers().get(512)).await.unwrap_err();
+            assert!(
+                error.to_string().contains(&(300 << 10).to_string()),
+                "{error}"
+            );
+            let error = device
+                .read(512 << 10, env.buffers().get(512))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         });
     });
@@ -248,9 +316,16 @@ fn zeroes_and_discards_read_as_zeros_on_files_and_touch_nothing_else() {
                     device.write(0, all, Durability::Volatile).await.unwrap();
                 }
                 let start = dice.roll(LENGTH / 512);
-                let sectors = 1 + dice.roll((LENGTH / 512 - start).min(if round % 3 == 0 { 6000 } else { 20 }));
+                let sectors = 1 + dice.roll((LENGTH / 512 - start).min(if round % 3 == 0 {
+                    6000
+                } else {
+                    20
+                }));
                 let (offset, length) = (start * 512, sectors * 512);
-                device.write_zeroes(offset, length, round % 2 == 0).await.unwrap();
+                device
+                    .write_zeroes(offset, length, round % 2 == 0)
+                    .await
+                    .unwrap();
                 twin[offset as usize..(offset + length) as usize].fill(0);
                 assert!(std::fs::read(path).unwrap() == twin);
             }
@@ -269,9 +344,17 @@ fn zeroes_and_discards_read_as_zeros_on_files_and_touch_nothing_else() {
 fn what_is_no_device_is_refused_with_its_name() {
     on_all_engines(|env| {
         let folder = tempfile::tempdir().unwrap();
-        let open = |path: &Path| env.open_device(path, OpenMode::ReadOnly, true).err().unwrap();
+        let open = |path: &Path| {
+            env.open_device(path, OpenMode::ReadOnly, true)
+                .err()
+                .unwrap()
+        };
         assert!(open(folder.path()).to_string().contains("is a directory"));
-        assert!(open(Path::new("/dev/null")).to_string().contains("/dev/null: neither a block device"));
+        assert!(
+            open(Path::new("/dev/null"))
+                .to_string()
+                .contains("/dev/null: neither a block device")
+        );
         let error = open(&folder.path().join("nothing"));
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("nothing"));
@@ -282,16 +365,31 @@ fn what_is_no_device_is_refused_with_its_name() {
 fn odd_lengths_are_rounded_down_and_the_last_sector_is_usable() {
     on_all_engines(|env| {
         for place in places(10 * 512 + 100) {
-            let device = env.open_device(&place.path, OpenMode::ReadWrite, true).unwrap();
+            let device = env
+                .open_device(&place.path, OpenMode::ReadWrite, true)
+                .unwrap();
             assert_eq!(device.geometry().size_bytes, 5120);
             env.block_on(async {
-                device.write(4608, pattern(env, 512, 3), Durability::Durable).await.unwrap();
+                device
+                    .write(4608, pattern(env, 512, 3), Durability::Durable)
+                    .await
+                    .unwrap();
                 let back = device.read(4608, env.buffers().get(512)).await.unwrap();
                 assert!(back[..] == pattern(env, 512, 3)[..]);
             });
             assert_eq!(std::fs::metadata(&place.path).unwrap().len(), 5220);
-            let options = DeviceOptions { lock: false, logical_block_bytes: Some(4096), ..DeviceOptions::default() };
-            assert_eq!(env.open_device_with(&place.path, &options).unwrap().geometry().size_bytes, 4096);
+            let options = DeviceOptions {
+                lock: false,
+                logical_block_bytes: Some(4096),
+                ..DeviceOptions::default()
+            };
+            assert_eq!(
+                env.open_device_with(&place.path, &options)
+                    .unwrap()
+                    .geometry()
+                    .size_bytes,
+                4096
+            );
             let empty = place.path.with_file_name("empty");
             std::fs::write(&empty, "").unwrap();
             let empty = env.open_device(&empty, OpenMode::ReadWrite, true).unwrap();
@@ -309,7 +407,9 @@ fn many_random_reads_at_depth_32_all_bring_the_right_data() {
             fill(&mut content, 77);
             std::fs::write(&place.path, &content).unwrap();
             let content = Rc::new(content);
-            let device = env.open_device(&place.path, OpenMode::ReadOnly, true).unwrap();
+            let device = env
+                .open_device(&place.path, OpenMode::ReadOnly, true)
+                .unwrap();
             let readers = (0..32).map(|seed| {
                 let (env, device, content) = (env.clone(), device.clone(), content.clone());
                 async move {
@@ -330,16 +430,24 @@ fn many_random_reads_at_depth_32_all_bring_the_right_data() {
 fn the_end_of_a_world_waits_for_writes_under_way_and_later_calls_fail() {
     on_all_engines(|env| {
         let place = &places(1 << 20)[0];
-        let device = env.open_device(&place.path, OpenMode::ReadWrite, true).unwrap();
+        let device = env
+            .open_device(&place.path, OpenMode::ReadWrite, true)
+            .unwrap();
         for number in 0..100 {
-            drop(device.write(number * 8192, pattern(env, 8192, number), Durability::Volatile));
+            drop(device.write(
+                number * 8192,
+                pattern(env, 8192, number),
+                Durability::Volatile,
+            ));
         }
         env.shutdown();
         let content = std::fs::read(&place.path).unwrap();
         for number in 0..100_usize {
             assert!(content[number * 8192..][..8192] == pattern(env, 8192, number as u64)[..]);
         }
-        let error = env.block_on(device.read(0, env.buffers().get(512))).unwrap_err();
+        let error = env
+            .block_on(device.read(0, env.buffers().get(512)))
+            .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ECANCELED));
         assert!(env.block_on(device.write_zeroes(0, 512, true)).is_err());
     });

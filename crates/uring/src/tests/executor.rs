@@ -12,21 +12,38 @@ use std::time::Duration;
 #[test]
 fn auto_takes_threads_where_the_kernel_refuses_a_ring() {
     for errno in [libc::EPERM, libc::ENOSYS, libc::ENOMEM] {
-        let env = HostEnv::with_ring(HostOptions::default(), |_, _| Err(io::Error::from_raw_os_error(errno)));
+        let env = HostEnv::with_ring(HostOptions::default(), |_, _| {
+            Err(io::Error::from_raw_os_error(errno))
+        });
         assert_eq!(env.expect("a fallback").engine_name(), "threads");
     }
 }
 
 #[test]
 fn a_demanded_ring_that_is_refused_is_an_error() {
-    let options = HostOptions { engine: Engine::Uring, ..HostOptions::default() };
-    let refused = HostEnv::with_ring(options, |_, _| Err(io::Error::from_raw_os_error(libc::EPERM)));
-    assert_eq!(refused.err().and_then(|error| error.raw_os_error()), Some(libc::EPERM));
+    let options = HostOptions {
+        engine: Engine::Uring,
+        ..HostOptions::default()
+    };
+    let refused = HostEnv::with_ring(options, |_, _| {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    });
+    assert_eq!(
+        refused.err().and_then(|error| error.raw_os_error()),
+        Some(libc::EPERM)
+    );
 }
 
 #[test]
 fn the_engine_asked_for_is_the_engine_taken() {
-    let name = |engine| HostEnv::new(HostOptions { engine, ..HostOptions::default() }).unwrap().engine_name();
+    let name = |engine| {
+        HostEnv::new(HostOptions {
+            engine,
+            ..HostOptions::default()
+        })
+        .unwrap()
+        .engine_name()
+    };
     assert_eq!(name(Engine::Uring), "uring");
     assert_eq!(name(Engine::Threads), "threads");
     assert_eq!(name(Engine::Auto), "uring");
@@ -76,7 +93,10 @@ fn a_nearer_deadline_set_while_asleep_is_kept() {
             env.sleep(Duration::from_millis(8)).await;
         });
         let took = env.now() - start;
-        assert!(took >= Duration::from_millis(13) && took < Duration::from_secs(5), "{took:?}");
+        assert!(
+            took >= Duration::from_millis(13) && took < Duration::from_secs(5),
+            "{took:?}"
+        );
     });
 }
 
@@ -125,7 +145,10 @@ fn join_and_promises_work_across_tasks() {
                 i
             }
         });
-        assert_eq!(env.block_on(sync::join_all(many)), (0..100).collect::<Vec<_>>());
+        assert_eq!(
+            env.block_on(sync::join_all(many)),
+            (0..100).collect::<Vec<_>>()
+        );
     });
 }
 
@@ -219,14 +242,23 @@ fn the_end_of_a_world_drops_its_tasks_and_refuses_new_ones() {
             async move { drop(bell) }
         });
         assert_eq!(dropped.get(), 11);
-        env.remote().post(Box::new(|_| panic!("posted to a world that has ended")));
+        env.remote()
+            .post(Box::new(|_| panic!("posted to a world that has ended")));
     });
 }
 
 #[test]
 fn two_worlds_on_one_thread_do_not_mix_their_wakers() {
-    let one = HostEnv::new(HostOptions { engine: Engine::Auto, ..HostOptions::default() }).unwrap();
-    let two = HostEnv::new(HostOptions { engine: Engine::Threads, ..HostOptions::default() }).unwrap();
+    let one = HostEnv::new(HostOptions {
+        engine: Engine::Auto,
+        ..HostOptions::default()
+    })
+    .unwrap();
+    let two = HostEnv::new(HostOptions {
+        engine: Engine::Threads,
+        ..HostOptions::default()
+    })
+    .unwrap();
     let (keeper, promise) = sync::promise();
     one.spawn(async move { keeper.keep(promise_of_two().await) });
     async fn promise_of_two() -> u32 {

@@ -10,12 +10,32 @@ use std::time::Duration;
 
 /// Runs a test on every engine, and on io_uring also with spinning and with queues that overflow all the time.
 fn on_all_engines(test: impl Fn(&HostEnv)) {
-    let base = HostOptions { buffer_pool_bytes: 16 << 20, threads: 4, ..HostOptions::default() };
+    let base = HostOptions {
+        buffer_pool_bytes: 16 << 20,
+        threads: 4,
+        ..HostOptions::default()
+    };
     let worlds = [
-        HostOptions { engine: Engine::Uring, ..base.clone() },
-        HostOptions { engine: Engine::Uring, queue_depth: 8, spin: Duration::from_micros(20), ..base.clone() },
-        HostOptions { engine: Engine::Threads, ..base.clone() },
-        HostOptions { engine: Engine::Threads, queue_depth: 1, threads: 1, ..base },
+        HostOptions {
+            engine: Engine::Uring,
+            ..base.clone()
+        },
+        HostOptions {
+            engine: Engine::Uring,
+            queue_depth: 8,
+            spin: Duration::from_micros(20),
+            ..base.clone()
+        },
+        HostOptions {
+            engine: Engine::Threads,
+            ..base.clone()
+        },
+        HostOptions {
+            engine: Engine::Threads,
+            queue_depth: 1,
+            threads: 1,
+            ..base
+        },
     ];
     for options in worlds {
         let env = HostEnv::new(options).expect("a world");

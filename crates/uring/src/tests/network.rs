@@ -8,7 +8,11 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-fn pair(env: &HostEnv, listener: &HostListener, connect: impl Fn() -> HostStream) -> (HostStream, HostStream) {
+fn pair(
+    env: &HostEnv,
+    listener: &HostListener,
+    connect: impl Fn() -> HostStream,
+) -> (HostStream, HostStream) {
     let client = connect();
     let server = env.block_on(listener.accept()).expect("a connection");
     (client, server)
@@ -27,7 +31,11 @@ fn on_all_pairs(test: impl Fn(&HostEnv, HostStream, HostStream)) {
         let listener = env.listen_tcp("127.0.0.1:0").unwrap();
         let address = listener.address().strip_prefix("tcp:").unwrap().to_owned();
         let (client, server) = pair(env, &listener, || env.connect_tcp(&address).unwrap());
-        assert!(server.peer().starts_with("tcp:127.0.0.1:"), "{}", server.peer());
+        assert!(
+            server.peer().starts_with("tcp:127.0.0.1:"),
+            "{}",
+            server.peer()
+        );
         test(env, client, server);
     });
 }
@@ -39,17 +47,28 @@ fn large_segments_arrive_whole_and_in_order() {
         let mut segments = vec![Segment::Bytes(Vec::new())];
         let mut expected = Vec::new();
         for number in 0..1500_usize {
-            let length = if number % 100 == 7 { 100_000 } else { number % 37 };
+            let length = if number % 100 == 7 {
+                100_000
+            } else {
+                number % 37
+            };
             let mut bytes = vec![0; length];
             fill(&mut bytes, number as u64);
             expected.extend_from_slice(&bytes);
             let mut buffer = env.buffers().get(length);
             buffer.copy_from_slice(&bytes);
-            segments.push(if number % 2 == 0 { Segment::Bytes(bytes) } else { Segment::Buffer(buffer) });
+            segments.push(if number % 2 == 0 {
+                Segment::Bytes(bytes)
+            } else {
+                Segment::Buffer(buffer)
+            });
         }
         let length = expected.len();
         let buffer = env.buffers().get(length);
-        let (sent, (received, buffer)) = env.block_on(sync::join(client.send(segments), server.receive_exact(buffer)));
+        let (sent, (received, buffer)) = env.block_on(sync::join(
+            client.send(segments),
+            server.receive_exact(buffer),
+        ));
         sent.unwrap();
         received.unwrap();
         assert!(buffer[..] == expected[..]);
@@ -94,7 +113,10 @@ fn an_echo_of_many_messages_comes_back() {
 fn the_end_of_a_stream_is_zero_bytes_or_unexpected() {
     on_all_pairs(|env, client, server| {
         env.block_on(async {
-            client.send(vec![Segment::Bytes(vec![1, 2, 3])]).await.unwrap();
+            client
+                .send(vec![Segment::Bytes(vec![1, 2, 3])])
+                .await
+                .unwrap();
             drop(client);
             let (result, buffer) = server.receive_exact(env.buffers().get(10)).await;
             assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
@@ -110,7 +132,11 @@ fn a_send_to_a_closed_peer_is_an_error_and_no_signal() {
         drop(client);
         env.block_on(async {
             for _ in 0..100 {
-                if server.send(vec![Segment::Bytes(vec![0; 1 << 20])]).await.is_err() {
+                if server
+                    .send(vec![Segment::Bytes(vec![0; 1 << 20])])
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -168,7 +194,10 @@ fn receives_and_accepts_dropped_while_pending_do_no_harm() {
                 assert!(guard[..] == pattern(env, 4096, round)[..]);
             }
             env.sleep(Duration::from_millis(1)).await;
-            client.send(vec![Segment::Bytes(vec![5; 100])]).await.unwrap();
+            client
+                .send(vec![Segment::Bytes(vec![5; 100])])
+                .await
+                .unwrap();
             let (result, buffer) = server.receive_exact(env.buffers().get(100)).await;
             result.unwrap();
             assert!(buffer.iter().all(|&byte| byte == 5));
@@ -218,7 +247,10 @@ fn a_socket_file_nobody_listens_on_is_replaced_and_one_in_use_is_not() {
         let path = folder.path().join("socket");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let listener = env.listen_unix(&path).unwrap();
-        assert_eq!(env.listen_unix(&path).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            env.listen_unix(&path).err().unwrap().kind(),
+            io::ErrorKind::AddrInUse
+        );
         drop(listener);
         assert!(!path.exists());
         std::fs::write(&path, "precious").unwrap();
