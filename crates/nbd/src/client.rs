@@ -614,30 +614,40 @@ impl<S: Stream> Inner<S> {
                     }
                     self.chunk(&mut inbox, cookie, kind, length).await?;
                     if flags & chunk::DONE != 0 {
-                        let pending = self.slots.borrow_mut().remove(cookie)?;
-                        pending.finish();
+                        self.finish(cookie)?;
                     }
                 }
             }
         }
     }
 
+    /// A request leaves its slot only with its result: until then [`Inner::fail_all`] must find it.
     async fn simple(&self, inbox: &mut Inbox<S>, cookie: u64, error: u32) -> io::Result<()> {
-        let mut pending = self.slots.borrow_mut().remove(cookie)?;
-        if error != 0 {
-            pending.error = Some(errno(error));
-        } else if pending.kind == command::READ {
-            if self.info.is_structured {
-                return Err(nonsense("simple reply to a read"));
+        let expected = {
+            let mut slots = self.slots.borrow_mut();
+            let pending = slots.get(cookie)?;
+            match pending.kind {
+                _ if error != 0 => {
+                    pending.error = Some(errno(error));
+                    None
+                }
+                command::READ if self.info.is_structured => {
+                    return Err(nonsense("simple reply to a read"));
+                }
+                command::READ => Some((pending.offset, pending.length)),
+                _ => None,
             }
-            let buffer = pending
-                .answer
-                .buffer
-                .take()
-                .ok_or_else(|| nonsense("reply without a buffer"))?;
-            pending.answer.buffer = Some(inbox.take_into(buffer).await?);
-            pending.received = pending.length;
+        };
+        if let Some((offset, length)) = expected {
+            let (buffer, _) = self.part(cookie, offset, length)?;
+            let buffer = inbox.take_into(buffer).await?;
+            self.put_back(cookie, buffer)?;
         }
+        self.finish(cookie)
+    }
+
+    fn finish(&self, cookie: u64) -> io::Result<()> {
+        let pending = self.slots.borrow_mut().remove(cookie)?;
         pending.finish();
         Ok(())
     }
