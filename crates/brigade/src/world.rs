@@ -30,6 +30,7 @@ thread_local! {
 pub(crate) struct World {
     pub(crate) server: Rc<Server<HostEnv>>,
     pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
+    warnings: Vec<String>,
     is_stopping: Cell<bool>,
     running: Cell<usize>,
     changed: Notify,
@@ -186,7 +187,7 @@ async fn live(
         engine: env.engine_name(),
         volumes: volume_infos(&world),
         addresses,
-        warnings: world.server.warnings(),
+        warnings: world.warnings.clone(),
     };
     if sender.send(Ok(opened)).is_err() {
         world.ask_to_stop();
@@ -221,10 +222,12 @@ async fn open(
     };
     let caches = open_devices(env, &builder.caches, builder.options.read_only)?;
     let backings = open_devices(env, &builder.backings, builder.options.read_only)?;
-    let survivor_env = env.clone();
-    let survivor = move |set: &str| {
-        survivor_env
-            .open_survivor(&state_dir.as_ref()?.join(set))
+    let troubles = RefCell::new(Vec::new());
+    let survivor = |set: &str| {
+        let path = state_dir.as_ref()?.join(set);
+        let opened = env.open_survivor(&path);
+        opened
+            .map_err(|e| troubles.borrow_mut().push(record_trouble(&path, &e)))
             .ok()
     };
     let server = Server::open(
@@ -237,8 +240,11 @@ async fn open(
     .await
     .map_err(Error::new)?;
     let volumes = server.volumes();
+    let mut warnings = server.warnings();
+    warnings.append(&mut troubles.take());
     let world = World {
         server,
+        warnings,
         volumes,
         is_stopping: Cell::new(false),
         running: Cell::new(0),
@@ -284,6 +290,13 @@ fn volume_infos(world: &World) -> Vec<VolumeInfo> {
         is_read_only: volume.is_read_only(),
     };
     world.volumes.iter().map(info).collect()
+}
+
+fn record_trouble(path: &Path, error: &std::io::Error) -> String {
+    format!(
+        "{}: no acknowledgement record here ({error}); writes wait for the journal",
+        path.display()
+    )
 }
 
 /// Some errors name their path already.
