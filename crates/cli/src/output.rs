@@ -11,3 +11,17 @@ pub fn print_json(value: &impl Serialize) -> Outcome {
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }
+
+/// A line on standard output; for use through [`say!`].
+pub fn print_line(line: std::fmt::Arguments<'_>) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// `println!` that is an error instead of a panic when nobody reads any more.
+macro_rules! say {
+    ($($part:tt)*) => { crate::output::print_line(format_args!($($part)*)) };
+}
+pub(crate) use say;

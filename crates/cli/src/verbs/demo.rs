@@ -9,6 +9,7 @@ mod tests;
 
 use crate::failure::{Failure, Outcome};
 use crate::flags::{DemoFlags, FormatFlags, Mode, Replacement};
+use crate::output::say;
 use crate::size::show_size;
 use crate::verbs::format;
 use brigade::{Builder, CacheMode, Handle};
@@ -30,22 +31,22 @@ const DATA_OFFSET_BYTES: u64 = 8 << 10;
 /// Runs the whole story.
 pub fn demo(flags: &DemoFlags) -> Outcome {
     let files = Files::make(flags)?;
-    println!(
+    say!(
         "Brigade demo: a {} cache before a {} device, {} s of load.",
         show_size(CACHE_BYTES),
         show_size(BACKING_BYTES),
         flags.seconds
-    );
-    println!("1. Files in {}, made and formatted.", files.dir.display());
+    )?;
+    say!("1. Files in {}, made and formatted.", files.dir.display())?;
     let mut model = Model::new((BACKING_BYTES - DATA_OFFSET_BYTES) / load::BLOCK_BYTES);
     prepare(&files, &model)?;
 
     let handle = open(flags, &files, true)?;
-    println!(
+    say!(
         "2. Serving in writeback mode (I/O by {}), also at {}.",
         handle.engine_name(),
         handle.addresses().join(" ")
-    );
+    )?;
     let is_interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let armed =
@@ -54,28 +55,27 @@ pub fn demo(flags: &DemoFlags) -> Outcome {
             .and_then(|_| signal_hook::flag::register(signal, is_interrupted.clone()))
             .map_err(Failure::cannot)?;
     }
-    println!(
+    say!(
         "3. Load: reads and writes of 4k to 128k, most of them to a tenth of the volume; every read is compared."
-    );
+    )?;
     let totals = under_load(flags, &handle, &mut model, &is_interrupted)?;
-    println!(
+    say!(
         "   {} reads, {} writes, {} flushes, {} compared.",
         totals.reads,
         totals.writes,
         totals.flushes,
         show_size(totals.bytes_compared)
-    );
-    show_cache(&handle.status().map_err(Failure::cannot)?);
+    )?;
+    show_cache(&handle.status().map_err(Failure::cannot)?)?;
     handle.stop().map_err(Failure::cannot)?;
     drop(handle);
 
-    println!("4. Stopped in order; opening again and comparing every byte.");
+    say!("4. Stopped in order; opening again and comparing every byte.")?;
     let handle = open(flags, &files, false)?;
     let bytes = load::verify(&handle, &model).map_err(Failure::cannot)?;
     handle.stop().map_err(Failure::cannot)?;
-    println!("   {} compared: all as written.", show_size(bytes));
-    files.say_what_next();
-    Ok(())
+    say!("   {} compared: all as written.", show_size(bytes))?;
+    files.say_what_next()
 }
 
 /// The demo's two files, removed at the end unless they are to stay.
@@ -117,19 +117,18 @@ impl Files {
         })
     }
 
-    fn say_what_next(&self) {
-        println!("\nWhat to try next:");
+    fn say_what_next(&self) -> Outcome {
+        say!("\nWhat to try next:")?;
         if self.keep {
             let (cache, backing) = (self.cache.display(), self.backing.display());
-            println!("  brigade show {cache} {backing}");
-            println!("  brigade dump {cache} --section journal");
-            println!(
-                "  brigade serve --cache {cache} --backing {backing} --nbd unix:/tmp/demo.sock"
-            );
+            say!("  brigade show {cache} {backing}")?;
+            say!("  brigade dump {cache} --section journal")?;
+            say!("  brigade serve --cache {cache} --backing {backing} --nbd unix:/tmp/demo.sock")?;
         } else {
-            println!("  brigade demo --keep                     keeps the files, to look at them");
-            println!("  brigade format --help                   devices of your own");
+            say!("  brigade demo --keep                     keeps the files, to look at them")?;
+            say!("  brigade format --help                   devices of your own")?;
         }
+        Ok(())
     }
 }
 
@@ -248,7 +247,7 @@ impl Progress {
             bar.set_message(line());
         } else if seconds / 2 > self.lines.get() {
             self.lines.set(seconds / 2);
-            println!("   {seconds}/{} s  {}", self.seconds, line());
+            let _ = say!("   {seconds}/{} s  {}", self.seconds, line());
         }
     }
 
@@ -273,9 +272,10 @@ fn summary(status: &Value) -> String {
     )
 }
 
-fn show_cache(status: &Value) {
-    println!("   What the cache did: {}.", summary(status));
+fn show_cache(status: &Value) -> Outcome {
+    say!("   What the cache did: {}.", summary(status))?;
     for line in crate::verbs::status::text(status).lines() {
-        println!("     {line}");
+        say!("     {line}")?;
     }
+    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::flags::{FormatFlags, Replacement};
-use crate::output::print_json;
+use crate::output::{print_json, say};
 use crate::signatures;
 use crate::size::show_size;
 use crate::target::{Purpose, Target};
@@ -39,9 +39,9 @@ pub fn format(flags: &FormatFlags) -> Outcome {
         return print_json(&plan.json());
     }
     for step in &plan.steps {
-        println!("{}: {}", step.target.name(), step.summary);
+        say!("{}: {}", step.target.name(), step.summary)?;
     }
-    println!("set {}", plan.set_uuid);
+    say!("set {}", plan.set_uuid)?;
     Ok(())
 }
 

@@ -201,10 +201,21 @@ fn backing_facts(
         .map(|e| e.to_string())
 }
 
+/// What people look for first, in this order; the rest follows by name.
+const FIRST: [&str; 9] = [
+    "verdict", "kind", "version", "checksum", "uuid", "set_uuid", "label", "mode", "state",
+];
+
 /// The same facts as text, sizes in short.
 fn page(facts: &Value) -> String {
     let mut page = format!("{}\n", one_line(facts["path"].as_str().unwrap_or_default()));
-    for (key, value) in facts.as_object().into_iter().flatten() {
+    let empty = Map::new();
+    let facts = facts.as_object().unwrap_or(&empty);
+    let rest = facts
+        .iter()
+        .filter(|(key, _)| !FIRST.contains(&key.as_str()));
+    let first = FIRST.iter().filter_map(|key| facts.get_key_value(*key));
+    for (key, value) in first.chain(rest) {
         let text = match value {
             Value::Null => continue,
             Value::String(_) if key == "path" => continue,

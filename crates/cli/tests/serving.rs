@@ -1,0 +1,226 @@
+//! `serve` and those who talk to it: `status`, `stop`, signals, the service manager.
+
+mod common;
+
+use common::{Bench, Served};
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+
+#[test]
+fn a_server_says_ready_once_and_stops_when_told() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = bench.serve(&[
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--control",
+        "control",
+    ]);
+    assert!(
+        server.ready.contains("nbd=unix:nbd") && server.ready.contains("volume0"),
+        "{}",
+        server.ready
+    );
+    let status = bench.json(&["status", "--control", "control", "--json"]);
+    let volume = &status["volumes"][0];
+    for key in [
+        "name",
+        "uuid",
+        "mode",
+        "state",
+        "size_bytes",
+        "dirty_bytes",
+        "reads",
+        "writes",
+    ] {
+        assert!(volume.get(key).is_some(), "{key}: {status}");
+    }
+    assert!(status["errors"].is_array() && status.get("cache_set").is_some());
+    assert!(
+        bench
+            .fine(&["status", "--control", "control"])
+            .contains("volume0")
+    );
+    bench.fine(&["stop", "--control", "control"]);
+    let ran = server.end();
+    assert_eq!(
+        (ran.status, ran.stdout.as_str(), ran.stderr.as_str()),
+        (0, "", "")
+    );
+    assert!(
+        !bench.path("nbd").exists() && !bench.path("control").exists(),
+        "sockets stay behind"
+    );
+}
+
+#[test]
+fn the_only_server_is_found_by_itself() {
+    let bench = Bench::new();
+    bench.backing("b1");
+    bench.backing("b2");
+    let first = bench.serve(&["--backing", "b1", "--nbd", "unix:nbd1"]);
+    bench.fine(&["status"]);
+    let second = bench.serve(&["--backing", "b2", "--nbd", "unix:nbd2"]);
+    assert!(bench.refused(&["stop"]).contains("several servers"));
+    second.signal("INT");
+    assert_eq!(second.end().status, 0);
+    bench.fine(&["stop"]);
+    assert_eq!(first.end().status, 0);
+}
+
+#[test]
+fn both_signals_stop_in_order() {
+    let bench = Bench::new();
+    bench.backing("b");
+    for signal in ["TERM", "INT"] {
+        let server = bench.serve(&["--backing", "b", "--nbd", "unix:nbd"]);
+        server.signal(signal);
+        assert_eq!(server.end().status, 0, "{signal}");
+    }
+}
+
+#[test]
+fn both_engines_serve() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = bench.serve(&["--backing", "b", "--nbd", "unix:nbd", "--engine", "threads"]);
+    assert!(server.ready.contains("engine=threads"), "{}", server.ready);
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}
+
+#[test]
+fn a_connected_client_does_not_keep_the_server_from_stopping() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = bench.serve(&["--backing", "b", "--nbd", "unix:nbd"]);
+    let mut client = UnixStream::connect(bench.path("nbd")).expect("it listens");
+    let mut greeting = [0; 8];
+    client.read_exact(&mut greeting).expect("a greeting");
+    assert_eq!(&greeting, b"NBDMAGIC");
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}
+
+#[test]
+fn whatever_keeps_it_from_serving_is_one_line_and_no_ready() {
+    let bench = Bench::new();
+    bench.backing("b");
+    bench.backing("other");
+    std::fs::write(bench.path("file"), "precious").expect("room");
+    let server = bench.serve(&[
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--control",
+        "control",
+    ]);
+    let refused = |backing: &str, nbd: &str, control: &str| {
+        bench.refused(&[
+            "serve",
+            "--backing",
+            backing,
+            "--nbd",
+            nbd,
+            "--control",
+            control,
+        ])
+    };
+    assert!(refused("b", "unix:n", "c").contains("in use"));
+    assert!(refused("other", "unix:nbd", "c").contains("another server listens"));
+    assert!(refused("other", "unix:n", "control").contains("another server listens"));
+    assert!(refused("other", "unix:file", "c").contains("is no socket"));
+    assert!(refused("other", "unix:n", "file").contains("is no socket"));
+    assert!(refused("other", "unix:no/such/directory", "c").contains("no/such/directory"));
+    assert_eq!(
+        std::fs::read(bench.path("file")).expect("there"),
+        b"precious"
+    );
+    assert!(
+        !bench.path("n").exists() && !bench.path("c").exists(),
+        "sockets stay behind"
+    );
+    drop(server);
+    let server = bench.serve(&[
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--control",
+        "control",
+    ]);
+    bench.fine(&["stop", "--control", "control"]);
+    assert_eq!(
+        server.end().status,
+        0,
+        "sockets of a killed server are taken over"
+    );
+}
+
+#[test]
+fn a_killed_server_is_not_found() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = bench.serve(&["--backing", "b", "--nbd", "unix:nbd"]);
+    drop(server);
+    assert!(bench.refused(&["status"]).contains("no running server"));
+    assert!(
+        bench
+            .refused(&["stop", "--control", "nowhere"])
+            .contains("nowhere")
+    );
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let manager = UnixDatagram::bind(bench.path("notify")).expect("room");
+    let mut command = bench.command(&["serve", "--backing", "b", "--nbd", "unix:nbd"]);
+    let server = Served::start(command.env("NOTIFY_SOCKET", bench.path("notify")));
+    let mut word = [0; 64];
+    let length = manager.recv(&mut word).expect("a word");
+    assert_eq!(&word[..length], b"READY=1");
+    server.signal("TERM");
+    assert_eq!(server.end().status, 0);
+}
+
+#[test]
+fn the_control_socket_answers_wrong_requests_and_goes_on() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = bench.serve(&[
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--control",
+        "control",
+    ]);
+    for (request, status) in [
+        (
+            "GET /v1/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "404",
+        ),
+        (
+            "GET /v1/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "405",
+        ),
+        ("rubbish\r\n\r\n", "400"),
+    ] {
+        let mut stream = UnixStream::connect(bench.path("control")).expect("it listens");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{request}: {answer}"
+        );
+    }
+    bench.fine(&["status", "--control", "control"]);
+    bench.fine(&["stop", "--control", "control"]);
+    assert_eq!(server.end().status, 0);
+}
