@@ -1,6 +1,6 @@
 //! Random 4k reads of a file at a depth, on both engines, every block checked: a sanity check, not a benchmark.
 //!
-//! `cargo run --release -p brigade-uring --example reads -- [FOLDER] [READS] [DEPTH]`
+//! `cargo run --release -p brigade-uring --example reads -- [FOLDER] [READS] [DEPTH] [uring|threads]`
 #![forbid(unsafe_code)]
 
 use brigade_env::{Device, Env, Listener, Segment, Stream, sync};
@@ -36,15 +36,21 @@ async fn read_some(env: HostEnv, device: Rc<impl Device>, reads: u64) {
     }
 }
 
+fn spawn_joined(env: &HostEnv, task: impl Future<Output = ()> + 'static) -> sync::Promise<()> {
+    let (keeper, promise) = sync::promise();
+    env.spawn(async move {
+        task.await;
+        keeper.keep(());
+    });
+    promise
+}
+
 fn read_file(env: &HostEnv, path: &Path, reads: u64, depth: u64) -> std::io::Result<()> {
     let device = Rc::new(env.open_device(path, OpenMode::ReadOnly, true)?);
     let start = env.now();
     let readers = (0..depth).map(|_| read_some(env.clone(), device.clone(), reads / depth));
-    env.block_on(sync::join_all(readers.map(|reader| {
-        let (keeper, promise) = sync::promise();
-        env.spawn(async move { keeper.keep(reader.await) });
-        promise
-    })));
+    let promises: Vec<_> = readers.map(|reader| spawn_joined(env, reader)).collect();
+    env.block_on(sync::join_all(promises));
     let took = env.now() - start;
     let per_read = took.as_nanos() as u64 / reads.max(1);
     println!(
@@ -104,13 +110,17 @@ fn main() -> std::io::Result<()> {
     let (reads, depth): (u64, u64) = (number(1, 200_000), number(2, 32));
     let path = folder.join(format!("brigade-reads-{}", std::process::id()));
     make_file(&path)?;
-    for engine in [Engine::Uring, Engine::Threads] {
+    let wanted = arguments.get(3).map_or("", String::as_str);
+    for (engine, name) in [(Engine::Uring, "uring"), (Engine::Threads, "threads")] {
+        if !wanted.is_empty() && wanted != name {
+            continue;
+        }
         let env = HostEnv::new(HostOptions {
             engine,
             ..HostOptions::default()
         })?;
         read_file(&env, &path, reads, depth.max(1))?;
-        ping(&env, &folder, reads / 4)?;
+        ping(&env, &folder, reads / 16)?;
         env.shutdown();
     }
     std::fs::remove_file(&path)
