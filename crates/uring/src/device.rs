@@ -27,6 +27,7 @@ struct Shared {
     name: String,
     geometry: Geometry,
     is_block: bool,
+    is_in_memory: bool,
     unit_bytes: u64,
     memory_align: usize,
     blocks: RangeLock,
@@ -67,6 +68,7 @@ impl HostDevice {
             fd,
             geometry,
             is_block,
+            is_in_memory,
             unit_bytes,
             memory_align,
         } = open::open(path, options)?;
@@ -76,6 +78,7 @@ impl HostDevice {
             name: path.display().to_string(),
             geometry,
             is_block,
+            is_in_memory,
             unit_bytes,
             memory_align,
             blocks: RangeLock::default(),
@@ -171,18 +174,22 @@ impl Shared {
         )
     }
 
+    /// A ring would hand a file in memory to a kernel thread, at many times the cost of copying it here.
+    fn submit(&self, kind: Kind, buffer: Buffer) -> Op {
+        let payload = Payload::Buffer(buffer);
+        if self.is_in_memory {
+            return self.core.submit_in_place(kind, &self.fd, payload);
+        }
+        self.core.submit(kind, &self.fd, payload)
+    }
+
     fn submit_read(&self, offset: u64, buffer: Buffer) -> Op {
-        self.core
-            .submit(Kind::Read { offset }, &self.fd, Payload::Buffer(buffer))
+        self.submit(Kind::Read { offset }, buffer)
     }
 
     fn submit_write(&self, offset: u64, buffer: Buffer, durability: Durability) -> Op {
         let is_durable = durability == Durability::Durable;
-        self.core.submit(
-            Kind::Write { offset, is_durable },
-            &self.fd,
-            Payload::Buffer(buffer),
-        )
+        self.submit(Kind::Write { offset, is_durable }, buffer)
     }
 
     /// The buffer of a finished read or write, which must have been complete.

@@ -13,7 +13,8 @@
 //!            Ring        Threads              submit(request) ... completion(result)
 //! ```
 //!
-//! This is the one crate that makes system calls; `unsafe` is confined to `operation`, `ring`, `wake` and `sys`.
+//! This is the one crate that makes system calls; `unsafe` is confined to `operation`,
+//! `ring`, `threads`, `reactor`, `wake` and `sys`.
 //!
 //! **Invariants.**
 //! - URING-1: a slot is reused only after the engine has reported its operation's completion.

@@ -44,6 +44,8 @@ pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
     pub(crate) geometry: Geometry,
     pub(crate) is_block: bool,
+    /// Reads and writes are copies of memory.
+    pub(crate) is_in_memory: bool,
     /// Offsets and lengths must be multiples of this.
     pub(crate) unit_bytes: u64,
     /// Memory must be aligned to this.
@@ -174,6 +176,7 @@ fn measure_block(
         fd,
         geometry,
         is_block: true,
+        is_in_memory: false,
         unit_bytes: logical.into(),
         memory_align: logical as usize,
     })
@@ -225,6 +228,7 @@ fn measure_file(
         is_read_only,
     };
     Ok(Opened {
+        is_in_memory: sys::is_in_memory(&fd),
         fd,
         geometry,
         is_block: false,

@@ -66,6 +66,7 @@ pub(crate) struct Core {
     driver: RefCell<Driver>,
     slots: RefCell<Slots>,
     completions: RefCell<Vec<(u64, i32)>>,
+    done_in_place: RefCell<Vec<(u64, i32)>>,
     started: Duration,
     chance: Cell<u64>,
     is_running: Cell<bool>,
@@ -96,6 +97,7 @@ impl Core {
             driver: RefCell::new(driver),
             slots: RefCell::default(),
             completions: RefCell::default(),
+            done_in_place: RefCell::default(),
             started: sys::monotonic(),
             chance: Cell::new(sys::seed()),
             is_running: Cell::new(false),
@@ -197,8 +199,10 @@ impl Core {
             .and_then(|deadline| deadline.checked_add(self.started));
         // Without an `env` this is the end of the world, where the mail may have been the last to wait for.
         let is_over = env.is_none() && self.slots.borrow().in_flight() == 0;
-        let may_wait = self.queue.is_empty() && !self.mailbox.is_full() && !is_over;
         let mut completions = self.completions.take();
+        completions.append(&mut self.done_in_place.borrow_mut());
+        let is_idle = self.queue.is_empty() && completions.is_empty() && !self.mailbox.is_full();
+        let may_wait = is_idle && !is_over;
         self.driver
             .borrow_mut()
             .turn(may_wait, deadline, &mut completions);
@@ -253,6 +257,31 @@ impl Core {
         } else {
             self.driver.borrow_mut().push(key, request);
         }
+        Op {
+            core: self.clone(),
+            key,
+            is_over: false,
+        }
+    }
+
+    /// Does an operation that cannot wait here and now; its completion is delivered at the next turn, so that a task
+    /// that does nothing else still lets others run.
+    pub(crate) fn submit_in_place(
+        self: &Rc<Self>,
+        kind: Kind,
+        fd: &Rc<OwnedFd>,
+        payload: Payload,
+    ) -> Op {
+        if self.is_closed.get() {
+            return self.submit(kind, fd, payload);
+        }
+        let (key, request) =
+            self.slots
+                .borrow_mut()
+                .insert(Operation::new(kind, fd.clone(), payload));
+        // SAFETY: the operation is in its slot and stays there until the completion below is delivered (URING-1).
+        let result = unsafe { request.run() };
+        self.done_in_place.borrow_mut().push((key, result));
         Op {
             core: self.clone(),
             key,

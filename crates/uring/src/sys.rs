@@ -93,6 +93,16 @@ pub(crate) fn try_lock(fd: &OwnedFd, is_exclusive: bool) -> io::Result<()> {
     check(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
 }
 
+/// The file lives in memory, so that reading and writing it never waits for a disk.
+pub(crate) fn is_in_memory(fd: &OwnedFd) -> bool {
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    // SAFETY: an all-zero statfs is a valid value.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one statfs into the local.
+    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut about) };
+    result == 0 && [libc::TMPFS_MAGIC as u64, RAMFS_MAGIC].contains(&(about.f_type as u64))
+}
+
 /// Size of a block device in bytes.
 pub(crate) fn block_size_bytes(fd: &OwnedFd) -> io::Result<u64> {
     let mut size = 0_u64;
