@@ -293,3 +293,72 @@ impl Client {
         let _ = self.push();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command as Program, Stdio};
+
+    struct Nbdkit(Child);
+
+    impl Drop for Nbdkit {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn connect(socket: &Path) -> Client {
+        for _ in 0..200 {
+            if let Ok(client) = Client::connect(socket, "") {
+                return client;
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        panic!("nbdkit does not answer");
+    }
+
+    #[test]
+    fn another_server_takes_pipelined_writes_and_gives_them_back() {
+        let Some(program) = crate::process::find_program("nbdkit") else {
+            eprintln!("SKIPPED: no nbdkit");
+            return;
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("nbd");
+        let child = Program::new(program)
+            .args(["--foreground", "--unix"])
+            .arg(&socket)
+            .args(["memory", "4M"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("nbdkit starts");
+        let _guard = Nbdkit(child);
+        let mut client = connect(&socket);
+        assert_eq!(client.size, 4 << 20);
+        let cookies: Vec<u64> = (0..8u8)
+            .map(|i| client.send_write(u64::from(i) * 512, &[i; 512], i == 3))
+            .collect();
+        let mut answered: Vec<u64> = (0..8)
+            .map(|_| client.receive().expect("an answer").cookie)
+            .collect();
+        answered.sort_unstable();
+        assert_eq!(answered, cookies);
+        client.flush().expect("flushed");
+        assert_eq!(client.read_at(5 * 512, 512).expect("read"), vec![5; 512]);
+        let mut bytes = [0u8; 1024];
+        client.send_read(6 * 512, 1024);
+        assert_eq!(client.receive_into(&mut bytes).expect("read"), 0);
+        assert_eq!((bytes[0], bytes[1023]), (6, 7));
+        let beyond = client.send_read(4 << 20, 512);
+        assert_ne!(
+            client
+                .receive()
+                .map(|reply| (reply.cookie == beyond, reply.error))
+                .expect("an answer"),
+            (true, 0)
+        );
+        assert!(!exports(&socket).expect("a list").is_empty());
+        client.disconnect();
+    }
+}

@@ -1,7 +1,7 @@
 //! Turns: Brigade and the kernel use one set alternately, and the host's model knows what must be there.
 
 use super::{MIB, Passed, Setting, check_export, complain};
-use crate::golden::parse_map;
+use crate::golden::{ExtentContent, parse_map};
 use crate::kernel::{self, Boot, KillWhen, Outcome};
 use crate::model::Model;
 use crate::nbd::Client;
@@ -237,6 +237,38 @@ pub fn run(setting: &Setting) -> Result<Passed> {
 
 fn end(dies: bool) -> &'static str {
     if dies { "killed" } else { "stopped" }
+}
+
+/// The kernel's turns alone, on a set it formatted itself: a clean stop, then a crash. The harness must find that
+/// nothing that was flushed is lost.
+pub fn kernel_turns(setting: &Setting) -> Result<Passed> {
+    let images = super::folder(setting, "images")?;
+    let case = crate::golden::load(&crate::golden::fixtures(), "fresh")?;
+    case.unpack(&images)?;
+    let volumes = case.volumes();
+    let volume = volumes.first().ok_or("the case has no volume")?;
+    let mut model = Model::new(volume.sectors);
+    for extent in case.extents(volume)? {
+        let ExtentContent::Tag(tag) = extent.what else {
+            return Err("the case holds other than pattern".into());
+        };
+        model.lasting(
+            Operation {
+                sector: extent.start,
+                count: extent.count,
+            },
+            tag,
+        );
+    }
+    let mut pair = Pair {
+        cache: images.join("cache.img"),
+        backing: images.join("back.img"),
+        model,
+    };
+    kernel_turn(setting, &mut pair, 0, false)?;
+    kernel_turn(setting, &mut pair, 1, true)?;
+    kernel_checks(setting, &mut pair, true)?;
+    Ok(Passed::Ran("a stop and a crash".into()))
 }
 
 fn brigade_turn(setting: &Setting, pair: &mut Pair, round: u64, dies: bool) -> Result<()> {
