@@ -467,3 +467,55 @@ fn a_survivor_is_seen_by_the_next_one_who_opens_it() {
         assert!(env.open_survivor(Path::new("/")).is_err());
     });
 }
+
+/// Overwrites the block device named by `BRIGADE_SCRATCH_DEVICE`, which must have at least 4 MiB.
+#[test]
+#[ignore = "needs a scratch block device in BRIGADE_SCRATCH_DEVICE"]
+fn a_real_block_device_keeps_the_contract() {
+    const LENGTH: u64 = 4 << 20;
+    let path = std::env::var_os("BRIGADE_SCRATCH_DEVICE").expect("BRIGADE_SCRATCH_DEVICE");
+    on_all_engines(|env| {
+        let device = env
+            .open_device(Path::new(&path), OpenMode::ReadWrite, true)
+            .unwrap();
+        println!("{}: {:?}", device.name(), device.geometry());
+        let again = env.open_device(Path::new(&path), OpenMode::ReadWrite, true);
+        assert_eq!(again.err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        let mut dice = Dice(9);
+        let mut twin = vec![0_u8; LENGTH as usize];
+        env.block_on(async {
+            device.write_zeroes(0, LENGTH, true).await.unwrap();
+            for round in 0..300 {
+                let start = dice.roll(LENGTH / 512);
+                let sectors = 1 + dice.roll(40.min(LENGTH / 512 - start));
+                let (offset, length) = (start * 512, sectors * 512);
+                let range = offset as usize..(offset + length) as usize;
+                if round % 4 == 3 {
+                    device
+                        .write_zeroes(offset, length, round % 8 == 3)
+                        .await
+                        .unwrap();
+                    twin[range].fill(0);
+                } else {
+                    let buffer = pattern(env, length as usize, round);
+                    twin[range].copy_from_slice(&buffer);
+                    device
+                        .write(offset, buffer, Durability::Durable)
+                        .await
+                        .unwrap();
+                }
+            }
+            device.flush().await.unwrap();
+            let all = device
+                .read(0, env.buffers().get(LENGTH as usize))
+                .await
+                .unwrap();
+            assert!(all[..] == twin[..]);
+            device.discard(512, LENGTH - 512).await.unwrap();
+            let first = device.read(0, env.buffers().get(512)).await.unwrap();
+            assert!(first[..] == twin[..512]);
+            let end = device.geometry().size_bytes;
+            assert!(device.read(end, env.buffers().get(512)).await.is_err());
+        });
+    });
+}
