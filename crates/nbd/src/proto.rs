@@ -303,3 +303,35 @@ impl<'a> Fields<'a> {
         std::str::from_utf8(self.bytes(length)?).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_become_the_numbers_the_protocol_knows() {
+        let os = |number| Errno::from(&io::Error::from_raw_os_error(number));
+        assert_eq!([os(1), os(13), os(30)], [Errno::Perm; 3]);
+        assert_eq!([os(27), os(28), os(122)], [Errno::NoSpace; 3]);
+        assert_eq!([os(5), os(6), os(110)], [Errno::Io; 3]);
+        assert_eq!(
+            [os(95), os(108), os(22)],
+            [Errno::NotSupported, Errno::Shutdown, Errno::Invalid]
+        );
+        let kind = |kind: io::ErrorKind| Errno::from(&io::Error::from(kind));
+        assert_eq!(kind(io::ErrorKind::InvalidInput), Errno::Invalid);
+        assert_eq!(kind(io::ErrorKind::ReadOnlyFilesystem), Errno::Perm);
+        assert_eq!(kind(io::ErrorKind::Unsupported), Errno::NotSupported);
+        assert_eq!(kind(io::ErrorKind::UnexpectedEof), Errno::Io);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let (header, message) = error_chunk(1, Errno::Io, &"ä".repeat(150));
+        assert_eq!(message.len(), 200);
+        assert!(std::str::from_utf8(&message).is_ok());
+        let (_, odd) = error_chunk(1, Errno::Io, &format!("x{}", "ä".repeat(150)));
+        assert_eq!(odd.len(), 199);
+        assert_eq!(header.as_slice()[16..20], 206u32.to_be_bytes());
+    }
+}

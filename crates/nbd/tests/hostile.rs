@@ -211,6 +211,27 @@ fn a_wrong_magic_or_an_absurd_length_ends_the_connection() {
     );
 }
 
+#[test]
+fn contexts_selected_for_one_export_say_nothing_about_another() {
+    let status = request_header(0, command::BLOCK_STATUS, 1, 0, 512)
+        .as_slice()
+        .to_vec();
+    let contexts = [&hex("00000000 00000001 0000000f")[..], b"base:allocation"].concat();
+    for (name, expected) in [("00000000 0000", 5), ("00000003 72616d 0000", 0x8001)] {
+        let mut bytes = hex("00000003");
+        bytes.extend(option(8, b""));
+        bytes.extend(option(10, &contexts));
+        bytes.extend(option(7, &hex(name)));
+        let before = exchange(&bytes, usize::MAX).len();
+        bytes.extend(&status);
+        let answer = exchange(&bytes, usize::MAX);
+        assert_eq!(
+            u16::from_be_bytes([answer[before + 6], answer[before + 7]]),
+            expected
+        );
+    }
+}
+
 /// A handshake with everything, then `requests`.
 fn session(requests: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = hex("00000003");
