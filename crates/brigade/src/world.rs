@@ -16,11 +16,12 @@ use brigade_env::{BlockDevice, Env, Exports};
 use brigade_nbd::{ServerOptions, Shutdown};
 use brigade_uring::{HostDevice, HostEnv, HostListener, OpenMode, Remote};
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 thread_local! {
     static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
@@ -264,8 +265,13 @@ fn open_devices(
         OpenMode::ReadWrite
     };
     let open = |path: &PathBuf| {
-        env.open_device(path, mode, true)
-            .map_err(|e| named(path, &e))
+        let mut outcome = Err(ErrorKind::ResourceBusy.into());
+        patiently(|| {
+            outcome = env.open_device(path, mode, true);
+            let is_busy = matches!(&outcome, Err(e) if e.kind() == ErrorKind::ResourceBusy);
+            (!is_busy).then_some(())
+        });
+        outcome.map_err(|e| named(path, &e))
     };
     paths.iter().map(open).collect()
 }
@@ -344,13 +350,31 @@ pub(crate) fn clear_dead_socket(path: &Path) -> Result<(), Error> {
     if !metadata.file_type().is_socket() {
         return Err(Error::at(path.display(), "exists and is no socket"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|e| Error::at(path.display(), e))
-        }
-        _ => Err(Error::at(path.display(), "another server listens there")),
+    let is_dead = || match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) => (error.kind() == ErrorKind::ConnectionRefused).then_some(()),
+        Ok(_) => None,
+    };
+    match patiently(is_dead) {
+        Some(()) => std::fs::remove_file(path).map_err(|e| Error::at(path.display(), e)),
+        None => Err(Error::at(path.display(), "another server listens there")),
     }
 }
+
+/// Tries until it gives something. A process that was killed lets go of its sockets and devices a moment *after* it is
+/// gone, since the kernel takes its ring down in the background: what is taken gets a second chance.
+fn patiently<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let outcome = attempt();
+        if outcome.is_some() || Instant::now() >= deadline {
+            return outcome;
+        }
+        std::thread::sleep(PATIENCE / 100);
+    }
+}
+
+/// How long what is taken is tried again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a waiting caller looks whether the thread has ended meanwhile.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What it is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +75,7 @@ fn open(path: &Path, purpose: Purpose) -> io::Result<Target> {
             _ => error,
         })?;
     if is_write {
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::other("in use by another process"),
-            TryLockError::Error(error) => error,
-        })?;
+        lock(&file)?;
     }
     let size_bytes = file.seek(SeekFrom::End(0))? & !511;
     let logical_block_bytes = if kind.is_block_device() {
@@ -91,6 +89,22 @@ fn open(path: &Path, purpose: Purpose) -> io::Result<Target> {
         size_bytes,
         logical_block_bytes,
     })
+}
+
+/// A server that has just ended may hold its devices a moment longer, while the kernel takes its ring down.
+fn lock(file: &File) -> io::Result<()> {
+    const ATTEMPTS: u32 = 50;
+    for attempt in 1..=ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if attempt < ATTEMPTS => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
+            Err(TryLockError::WouldBlock) => break,
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::other("in use by another process"))
 }
 
 /// What sysfs says of the disk, or of the disk a partition lies on.

@@ -1,4 +1,5 @@
 //! Running the `brigade` command and looking at what it did.
+#![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
