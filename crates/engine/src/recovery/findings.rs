@@ -52,19 +52,46 @@ fn suffix(id: Option<&'static str>) -> String {
 }
 
 impl LoadError {
-    pub(super) fn new(id: &'static str, structure: impl Display, byte_offset: u64, message: impl Display) -> LoadError {
-        LoadError { structure: structure.to_string(), byte_offset, message: message.to_string(), id: Some(id) }
+    pub(super) fn new(
+        id: &'static str,
+        structure: impl Display,
+        byte_offset: u64,
+        message: impl Display,
+    ) -> LoadError {
+        LoadError {
+            structure: structure.to_string(),
+            byte_offset,
+            message: message.to_string(),
+            id: Some(id),
+        }
     }
 
     /// A structure that does not parse; `base` is where its bytes start on the device.
-    pub(super) fn format(id: &'static str, structure: impl Display, base: u64, error: &FormatError) -> LoadError {
-        let message = format!("{}: found {}, expected {}", error.structure, error.found, error.expected);
+    pub(super) fn format(
+        id: &'static str,
+        structure: impl Display,
+        base: u64,
+        error: &FormatError,
+    ) -> LoadError {
+        let message = format!(
+            "{}: found {}, expected {}",
+            error.structure, error.found, error.expected
+        );
         LoadError::new(id, structure, base.saturating_add(error.offset), message)
     }
 
-    pub(super) fn io(structure: impl Display, byte_offset: u64, error: &std::io::Error) -> LoadError {
+    pub(super) fn io(
+        structure: impl Display,
+        byte_offset: u64,
+        error: &std::io::Error,
+    ) -> LoadError {
         let message = format!("cannot read: {error}");
-        LoadError { structure: structure.to_string(), byte_offset, message, id: None }
+        LoadError {
+            structure: structure.to_string(),
+            byte_offset,
+            message,
+            id: None,
+        }
     }
 }
 
@@ -80,7 +107,11 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn new(read_only: bool) -> Findings {
-        Findings { read_only, kept: Vec::new(), counts: BTreeMap::new() }
+        Findings {
+            read_only,
+            kept: Vec::new(),
+            counts: BTreeMap::new(),
+        }
     }
 
     /// Notes a finding, or fails with it if this opening may not tolerate it.
@@ -99,20 +130,38 @@ impl Findings {
         *count += 1;
         if *count <= KEPT_PER_ID {
             let (structure, message) = (structure.to_string(), message.to_string());
-            self.kept.push(Finding { id, severity, structure, offset, message });
+            self.kept.push(Finding {
+                id,
+                severity,
+                structure,
+                offset,
+                message,
+            });
         }
         Ok(())
     }
 
-    pub(super) fn warn(&mut self, id: &'static str, structure: impl Display, offset: u64, message: impl Display) {
+    pub(super) fn warn(
+        &mut self,
+        id: &'static str,
+        structure: impl Display,
+        offset: u64,
+        message: impl Display,
+    ) {
         let stopped = self.report(id, Severity::Warning, structure, offset, message);
         debug_assert!(stopped.is_ok(), "a warning stops nothing");
     }
 
     /// What was kept, with a closing line for each id of which more was seen.
     pub(super) fn finish(mut self) -> Vec<Finding> {
-        for (&id, &count) in self.counts.iter().filter(|(_, count)| **count > KEPT_PER_ID) {
-            let Some(first) = self.kept.iter().find(|f| f.id == id).cloned() else { continue };
+        for (&id, &count) in self
+            .counts
+            .iter()
+            .filter(|(_, count)| **count > KEPT_PER_ID)
+        {
+            let Some(first) = self.kept.iter().find(|f| f.id == id).cloned() else {
+                continue;
+            };
             let message = format!("{} more like these", count - KEPT_PER_ID);
             self.kept.push(Finding { message, ..first });
         }
@@ -129,16 +178,25 @@ mod tests {
         let error = LoadError::new("F46", "btree node", 8192, "bad csum");
         assert_eq!(error.to_string(), "btree node at byte 8192: bad csum (F46)");
         let error = LoadError::io("prio bucket", 0, &std::io::Error::other("gone"));
-        assert_eq!(error.to_string(), "prio bucket at byte 0: cannot read: gone");
+        assert_eq!(
+            error.to_string(),
+            "prio bucket at byte 0: cannot read: gone"
+        );
     }
 
     #[test]
     fn what_bars_writing_stops_only_an_opening_that_writes() {
         let bars = |read_only| {
-            Findings::new(read_only).report("F19", Severity::BarsWriting, "journal", 0, "later entry").is_ok()
+            Findings::new(read_only)
+                .report("F19", Severity::BarsWriting, "journal", 0, "later entry")
+                .is_ok()
         };
         assert!(bars(true) && !bars(false));
-        assert!(Findings::new(true).report("F15", Severity::Fatal, "journal", 0, "gap").is_err());
+        assert!(
+            Findings::new(true)
+                .report("F15", Severity::Fatal, "journal", 0, "gap")
+                .is_err()
+        );
     }
 
     #[test]

@@ -13,6 +13,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// Cases a kernel opens and whose damage bars writing all the same (F51; F43 and F47): read-only they are equal.
+const STRICTER: [&str; 2] = ["blank-uuids", "replay-stale"];
+
 fn golden_folder() -> Option<PathBuf> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
     let candidates = [
@@ -20,7 +23,10 @@ fn golden_folder() -> Option<PathBuf> {
         Some(fixtures.join("golden")),
         Some(fixtures),
     ];
-    candidates.into_iter().flatten().find(|folder| folder.join("wb-dirty.json").exists())
+    candidates
+        .into_iter()
+        .flatten()
+        .find(|folder| folder.join("wb-dirty.json").exists())
 }
 
 fn manifest(folder: &Path, name: &str) -> Value {
@@ -30,18 +36,34 @@ fn manifest(folder: &Path, name: &str) -> Value {
 
 fn unpack(folder: &Path, man: &Value, into: &Path) {
     if let Some(derive) = man.get("derive") {
-        unpack(folder, &manifest(folder, derive["base"].as_str().unwrap()), into);
-        derive["patches"].as_array().unwrap().iter().for_each(|patch| apply(patch, into));
+        unpack(
+            folder,
+            &manifest(folder, derive["base"].as_str().unwrap()),
+            into,
+        );
+        derive["patches"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .for_each(|patch| apply(patch, into));
         return;
     }
     let archive = folder.join(man["archive"]["file"].as_str().unwrap());
     let script = "zstd -qdc --long=27 \"$0\" | tar -xS -C \"$1\"";
-    let status = Command::new("sh").args(["-c", script]).arg(archive).arg(into).status().expect("tar and zstd");
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .arg(archive)
+        .arg(into)
+        .status()
+        .expect("tar and zstd");
     assert!(status.success(), "unpacking failed");
 }
 
 fn apply(patch: &Value, into: &Path) {
-    let file = OpenOptions::new().write(true).open(into.join(patch["file"].as_str().unwrap())).unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(into.join(patch["file"].as_str().unwrap()))
+        .unwrap();
     let offset = patch["offset"].as_u64().unwrap_or(0);
     if let Some(size) = patch["truncate"].as_u64() {
         file.set_len(size).unwrap();
@@ -49,8 +71,10 @@ fn apply(patch: &Value, into: &Path) {
         file.write_all_at(&vec![0; count as usize], offset).unwrap();
     } else {
         let hex = patch["hex"].as_str().unwrap();
-        let bytes: Vec<u8> =
-            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> = (0..hex.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
+            .collect();
         file.write_all_at(&bytes, offset).unwrap();
     }
 }
@@ -74,17 +98,39 @@ fn open_cache(path: &Path, how: How) -> Result<Cache, String> {
     if sb.role() != Role::Cache {
         return Err("not a cache".into());
     }
-    let geometry = sb.cache_geometry(image.sectors(), 512).map_err(|e| e.to_string())?;
+    let geometry = sb
+        .cache_geometry(image.sectors(), 512)
+        .map_err(|e| e.to_string())?;
     if !sb.is_sync() {
         return Ok(Cache::Blank(sb));
     }
-    let loaded = run(load(&TestEnv::new(), &image, sb.clone(), geometry, &[], how)).map_err(|e| e.to_string())?;
+    let loaded = run(load(
+        &TestEnv::new(),
+        &image,
+        sb.clone(),
+        geometry,
+        &[],
+        how,
+    ));
+    let mut loaded = loaded.map_err(|e| e.to_string())?;
+    // The one thing a kernel serves otherwise: live dirty data under a stale dirty replayed key, which it erases.
+    for e in std::mem::take(&mut loaded.rejournal) {
+        loaded.index.remove(e.inode, e.start, e.end, |_| ());
+    }
     Ok(Cache::Open(sb, Box::new(loaded), image))
 }
 
 /// Hash of `sectors` of the volume: what the index places, else `backing` from `data_offset`, else zeros.
-fn hash(cache: Option<(&Loaded, &Image, u32)>, backing: Option<(&Image, u64)>, sectors: u64) -> String {
-    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum");
+fn hash(
+    cache: Option<(&Loaded, &Image, u32)>,
+    backing: Option<(&Image, u64)>,
+    sectors: u64,
+) -> String {
+    let mut child = Command::new("sha256sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("sha256sum");
     let mut pipe = child.stdin.take().unwrap();
     let shift = backing.map_or(0, |(_, data_offset)| data_offset);
     const STEP: u64 = 2048;
@@ -98,7 +144,9 @@ fn hash(cache: Option<(&Loaded, &Image, u32)>, backing: Option<(&Image, u64)>, s
             for e in loaded.index.range(inode, at + shift, at + shift + count) {
                 let to = (e.start - shift - at) as usize * 512;
                 let length = e.sectors() as usize * 512;
-                image.fill(e.ptr.unwrap().sector() * 512, &mut bytes[to..to + length]).unwrap();
+                image
+                    .fill(e.ptr.unwrap().sector() * 512, &mut bytes[to..to + length])
+                    .unwrap();
             }
         }
         pipe.write_all(&bytes).unwrap();
@@ -123,12 +171,16 @@ fn wanted(man: &Value) -> Report {
         report.register.push((file.clone(), result == "ok"));
     }
     for (file, state) in reopen["states"].as_object().unwrap() {
-        report.states.push((file.clone(), state.as_str().unwrap().to_string()));
+        report
+            .states
+            .push((file.clone(), state.as_str().unwrap().to_string()));
     }
     for device in reopen["devices"].as_array().unwrap() {
         let backing = device["backing"].as_str().map(str::to_string);
         let sha = device["sha256"].as_str().unwrap().to_string();
-        report.devices.push((backing, device["sectors"].as_u64().unwrap(), sha));
+        report
+            .devices
+            .push((backing, device["sectors"].as_u64().unwrap(), sha));
     }
     report.sorted()
 }
@@ -144,10 +196,15 @@ impl Report {
 
 fn add_backing(report: &mut Report, file: &str, path: &Path, cache: &Cache) {
     let image = Image::open(path);
-    let parsed = superblock(&image)
-        .and_then(|sb| sb.backing_data_offset(image.sectors(), 512).map(|at| (sb, at)).map_err(|e| e.to_string()));
+    let parsed = superblock(&image).and_then(|sb| {
+        sb.backing_data_offset(image.sectors(), 512)
+            .map(|at| (sb, at))
+            .map_err(|e| e.to_string())
+    });
     report.register.push((file.to_string(), parsed.is_ok()));
-    let Ok((sb, data_offset)) = parsed else { return };
+    let Ok((sb, data_offset)) = parsed else {
+        return;
+    };
     let (set_uuid, loaded) = match cache {
         Cache::Open(set, loaded, image) => (Some(set.set_uuid), Some((loaded, image))),
         Cache::Blank(set) => (Some(set.set_uuid), None),
@@ -155,7 +212,11 @@ fn add_backing(report: &mut Report, file: &str, path: &Path, cache: &Cache) {
     };
     let is_member = set_uuid == Some(sb.set_uuid);
     let slot = loaded.and_then(|(loaded, _)| {
-        loaded.uuids.iter().position(|entry| entry.uuid == sb.uuid && !entry.is_invalidated()).map(|slot| slot as u32)
+        loaded
+            .uuids
+            .iter()
+            .position(|entry| entry.uuid == sb.uuid && !entry.is_invalidated())
+            .map(|slot| slot as u32)
     });
     let is_attached = matches!(sb.state(), BackingState::Clean | BackingState::Dirty);
     let state = match sb.state() {
@@ -204,7 +265,8 @@ fn observe(man: &Value, folder: &Path, how: How) -> (Report, Option<String>) {
     }
     if let Cache::Open(_, loaded, image) = &cache {
         for (slot, entry) in loaded.uuids.iter().enumerate() {
-            if !entry.is_empty() && !entry.is_invalidated() && entry.is_flash_only() {
+            // A table of garbage claims volumes of any size.
+            if entry.is_used() && entry.is_flash_only() && entry.sectors < 1 << 24 {
                 let sha = hash(Some((loaded, image, slot as u32)), None, entry.sectors);
                 report.devices.push((None, entry.sectors, sha));
             }
@@ -212,6 +274,11 @@ fn observe(man: &Value, folder: &Path, how: How) -> (Report, Option<String>) {
         assert!(image.bytes_read.get() >= loaded.stats.bytes_read);
         for finding in &loaded.findings {
             eprintln!("    {finding:?}");
+            let is_damaged = man.get("derive").is_some();
+            assert!(
+                is_damaged || finding.id == "F51",
+                "a kernel's own image shows {finding:?}"
+            );
         }
         eprintln!("    {:?}", loaded.stats);
     }
@@ -221,7 +288,8 @@ fn observe(man: &Value, folder: &Path, how: How) -> (Report, Option<String>) {
 /// Opens one case for writing and, if that is refused, for reading. `Err` says how it differs from the kernel.
 fn check(folder: &Path, name: &str) -> Result<String, String> {
     let man = manifest(folder, name);
-    let unpacked = std::env::temp_dir().join(format!("brigade-golden-{}-{name}", std::process::id()));
+    let unpacked =
+        std::env::temp_dir().join(format!("brigade-golden-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&unpacked).unwrap();
     unpack(folder, &man, &unpacked);
     let want = wanted(&man);
@@ -229,11 +297,22 @@ fn check(folder: &Path, name: &str) -> Result<String, String> {
     let result = if writing == want {
         Ok(format!("as the kernel: {}", refusal.unwrap_or_default()))
     } else {
-        let (reading, ro_refusal) = observe(&man, &unpacked, How { read_only: true });
-        let is_refused = ro_refusal.is_some() && man["latitude"] == "may differ";
-        match (reading == want || is_refused, refusal) {
-            (true, Some(refusal)) => Ok(format!("stricter, read-only {}: {refusal}", if is_refused { "refused" } else { "ok" })),
-            (_, refusal) => Err(format!("{refusal:?}\nwant {want:#?}\nhave {writing:#?}")),
+        let (reading, _) = observe(&man, &unpacked, How { read_only: true });
+        let may_differ = man["latitude"] == "may differ";
+        let is_stricter = |(file, is_taken): &(String, bool)| {
+            !is_taken && want.register.contains(&(file.clone(), true))
+        };
+        let is_refused = may_differ && writing.register.iter().any(is_stricter);
+        let is_known = may_differ || STRICTER.contains(&name);
+        if (reading == want && is_known) || is_refused {
+            Ok(format!(
+                "stricter, read-only {}: {refusal:?}",
+                reading == want
+            ))
+        } else {
+            Err(format!(
+                "{refusal:?}\nwant {want:#?}\nhave {writing:#?}\nread-only {reading:#?}"
+            ))
         }
     };
     std::fs::remove_dir_all(&unpacked).unwrap();
@@ -249,7 +328,14 @@ fn every_golden_image_is_opened_as_the_kernel_opened_it() {
     let only = std::env::var("BRIGADE_GOLDEN_CASE").ok();
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".json").map(str::to_string))
+        .filter_map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()?
+                .strip_suffix(".json")
+                .map(str::to_string)
+        })
         .filter(|name| only.as_ref().is_none_or(|only| only == name))
         .collect();
     names.sort();
@@ -263,5 +349,10 @@ fn every_golden_image_is_opened_as_the_kernel_opened_it() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {} cases differ: {wrong:?}", wrong.len(), names.len());
+    assert!(
+        wrong.is_empty(),
+        "{} of {} cases differ: {wrong:?}",
+        wrong.len(),
+        names.len()
+    );
 }

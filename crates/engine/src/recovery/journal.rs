@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 const SECTOR: u64 = brigade_env::SECTOR_BYTES;
 /// Journal buckets are read in pieces of this size, so that a ring of large buckets is not read in vain.
 const CHUNK_BYTES: u64 = 256 << 10;
+/// No set lives long enough for a higher seq; below it nobody's arithmetic overflows.
+const SEQ_MAX: u64 = 1 << 62;
 
 /// What is remembered of every valid entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +101,10 @@ impl<E: Env> Reader<'_, E> {
     }
 
     fn round(&self, bytes: u64) -> u64 {
-        bytes.div_ceil(self.block_bytes()).max(1).saturating_mul(self.block_bytes())
+        bytes
+            .div_ceil(self.block_bytes())
+            .max(1)
+            .saturating_mul(self.block_bytes())
     }
 }
 
@@ -112,11 +117,19 @@ struct Slider {
 
 impl Slider {
     fn new(index: usize) -> Slider {
-        Slider { index, data: Vec::new(), start: 0 }
+        Slider {
+            index,
+            data: Vec::new(),
+            start: 0,
+        }
     }
 
     /// The bytes from `at`, at least one whole entry of them unless the bucket ends.
-    async fn from<E: Env>(&mut self, reader: &mut Reader<'_, E>, at: u64) -> Result<&[u8], LoadError> {
+    async fn from<E: Env>(
+        &mut self,
+        reader: &mut Reader<'_, E>,
+        at: u64,
+    ) -> Result<&[u8], LoadError> {
         let bucket_bytes = reader.bucket_bytes();
         let have = self.start + self.data.len() as u64;
         let want = (at + jset::MAX_BYTES as u64).min(bucket_bytes);
@@ -131,8 +144,11 @@ impl Slider {
             let length = CHUNK_BYTES.max(want - have).min(bucket_bytes - have);
             let offset = reader.base(self.index) + have;
             let buffer = reader.env.buffers().get(length as usize);
-            let buffer =
-                reader.device.read(offset, buffer).await.map_err(|e| LoadError::io(name(self.index), offset, &e))?;
+            let buffer = reader
+                .device
+                .read(offset, buffer)
+                .await
+                .map_err(|e| LoadError::io(name(self.index), offset, &e))?;
             reader.bytes_read += length;
             self.data.extend_from_slice(&buffer);
         }
@@ -158,7 +174,14 @@ struct Scan {
 impl Scan {
     fn accept(&mut self, index: usize, at: u64, view: &JsetView<'_>) {
         let csum = word(view.bytes());
-        let head = EntryHead { seq: view.seq, last_seq: view.last_seq, version: view.version, csum, index, at };
+        let head = EntryHead {
+            seq: view.seq,
+            last_seq: view.last_seq,
+            version: view.version,
+            csum,
+            index,
+            at,
+        };
         self.heads[index].push(head);
         if self.best.is_none_or(|(seq, _)| head.seq > seq) {
             let horizon = head.last_seq.min(head.seq);
@@ -176,14 +199,21 @@ impl Scan {
             root: view.btree_root(),
             root_level: view.btree_level,
             prio_head: view.prio_bucket,
-            key_bytes: view.bytes().get(jset::HEADER_BYTES..).unwrap_or_default().to_vec(),
+            key_bytes: view
+                .bytes()
+                .get(jset::HEADER_BYTES..)
+                .unwrap_or_default()
+                .to_vec(),
         };
         self.kept.insert(head.seq, kept);
     }
 }
 
 fn word(bytes: &[u8]) -> u64 {
-    bytes.get(..8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(..8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 /// Reads the whole ring and judges it.
@@ -195,14 +225,31 @@ pub(super) async fn read<E: Env>(
     survivors: &[SurvivorEntry],
     findings: &mut Findings,
 ) -> Result<Journal, LoadError> {
-    let mut reader = Reader { env, device, geometry, bytes_read: 0 };
+    let mut reader = Reader {
+        env,
+        device,
+        geometry,
+        bytes_read: 0,
+    };
     let mut scan = scan_ring(&mut reader).await?;
     let all: Vec<EntryHead> = scan.heads.iter().flatten().copied().collect();
     let Some((newest_seq, _)) = scan.best else {
-        let base = if geometry.journal_buckets.is_empty() { 0 } else { reader.base(0) };
-        return Err(LoadError::new("F10", "journal", base, "no journal entries found"));
+        let base = if geometry.journal_buckets.is_empty() {
+            0
+        } else {
+            reader.base(0)
+        };
+        return Err(LoadError::new(
+            "F10",
+            "journal",
+            base,
+            "no journal entries found",
+        ));
     };
-    let newest = scan.kept.get(&newest_seq).expect("the newest entry is kept");
+    let newest = scan
+        .kept
+        .get(&newest_seq)
+        .expect("the newest entry is kept");
     let (newest_head, newest_end) = (newest.head, newest.head.at + reader.round(newest.bytes_len));
     judge_heads(&reader, &all, newest_head, findings)?;
     let range = judge_range(&reader, &all, newest_head, discards, findings)?;
@@ -211,7 +258,9 @@ pub(super) async fn read<E: Env>(
     let later_prio_head = judge_behind(&reader, &behind, newest_head, newest_end, findings)?;
     let byte_offset = reader.base(newest_head.index) + newest_head.at;
     let slot = |id, key: &Result<Key, FormatError>| {
-        key.clone().map_err(|e| LoadError::format(id, format!("journal entry {newest_seq}"), byte_offset, &e))
+        key.clone().map_err(|e| {
+            LoadError::format(id, format!("journal entry {newest_seq}"), byte_offset, &e)
+        })
     };
     let newest = Newest {
         seq: newest_seq,
@@ -226,11 +275,17 @@ pub(super) async fn read<E: Env>(
     let ring = Ring {
         newest_index: newest_head.index,
         newest_end_sector: newest_end / SECTOR,
-        bucket_max_seq: scan.heads.iter().map(|heads| heads.iter().map(|h| h.seq).max().unwrap_or(0)).collect(),
+        bucket_max_seq: scan
+            .heads
+            .iter()
+            .map(|heads| heads.iter().map(|h| h.seq).max().unwrap_or(0))
+            .collect(),
     };
     let mut replay = Vec::with_capacity(range.len());
     for seq in range {
-        let Some(kept) = scan.kept.remove(&seq) else { continue };
+        let Some(kept) = scan.kept.remove(&seq) else {
+            continue;
+        };
         replay.push(replay_entry(&reader, &kept)?);
     }
     add_survivors(&mut replay, survivors, newest_seq, newest.byte_offset)?;
@@ -249,7 +304,13 @@ pub(super) async fn read<E: Env>(
 async fn scan_ring<E: Env>(reader: &mut Reader<'_, E>) -> Result<Scan, LoadError> {
     let count = reader.geometry.journal_buckets.len();
     let first = CHUNK_BYTES.min(reader.bucket_bytes());
-    let mut scan = Scan { heads: vec![Vec::new(); count], bad: vec![None; count], kept: BTreeMap::new(), best: None, best_tail: None };
+    let mut scan = Scan {
+        heads: vec![Vec::new(); count],
+        bad: vec![None; count],
+        kept: BTreeMap::new(),
+        best: None,
+        best_tail: None,
+    };
     let mut window = ReadWindow::default();
     let mut asked = 0;
     for index in 0..count {
@@ -258,9 +319,16 @@ async fn scan_ring<E: Env>(reader: &mut Reader<'_, E>) -> Result<Scan, LoadError
             window.start(reader.device, reader.base(asked), buffer);
             asked += 1;
         }
-        let buffer = window.next().await.map_err(|e| LoadError::io(name(index), reader.base(index), &e))?;
+        let buffer = window
+            .next()
+            .await
+            .map_err(|e| LoadError::io(name(index), reader.base(index), &e))?;
         reader.bytes_read += first;
-        let mut slider = Slider { index, data: buffer.to_vec(), start: 0 };
+        let mut slider = Slider {
+            index,
+            data: buffer.to_vec(),
+            start: 0,
+        };
         drop(buffer);
         let best_before = scan.best;
         scan.bad[index] = scan_bucket(reader, &mut slider, &mut scan).await?;
@@ -276,7 +344,11 @@ async fn scan_bucket<E: Env>(
     slider: &mut Slider,
     scan: &mut Scan,
 ) -> Result<Option<BadBlock>, LoadError> {
-    let (magic, bucket_bytes, index) = (reader.geometry.set_magic, reader.bucket_bytes(), slider.index);
+    let (magic, bucket_bytes, index) = (
+        reader.geometry.set_magic,
+        reader.bucket_bytes(),
+        slider.index,
+    );
     let mut at = 0;
     while at < bucket_bytes {
         let bytes = slider.from(reader, at).await?;
@@ -285,8 +357,18 @@ async fn scan_bucket<E: Env>(
                 scan.accept(index, at, &view);
                 at += reader.round(view.bytes_len as u64);
             }
-            Probe::Suspect { claimed_seq, .. } => return Ok(Some(BadBlock { at, claimed_seq: Some(claimed_seq) })),
-            Probe::NotAnEntry => return Ok(Some(BadBlock { at, claimed_seq: None })),
+            Probe::Suspect { claimed_seq, .. } => {
+                return Ok(Some(BadBlock {
+                    at,
+                    claimed_seq: Some(claimed_seq),
+                }));
+            }
+            Probe::NotAnEntry => {
+                return Ok(Some(BadBlock {
+                    at,
+                    claimed_seq: None,
+                }));
+            }
         }
     }
     Ok(None)
@@ -306,9 +388,19 @@ fn judge_heads<E: Env>(
     let mut sorted: Vec<&EntryHead> = all.iter().collect();
     sorted.sort_by_key(|head| (head.seq, head.csum));
     for head in &sorted {
-        if head.version > 1 || head.last_seq == 0 || head.last_seq > head.seq {
-            let text = format!("entry {}: version {}, last_seq {}", head.seq, head.version, head.last_seq);
-            findings.report("F11", severity(head), name(head.index), reader.base(head.index) + head.at, text)?;
+        if head.version > 1 || head.last_seq == 0 || head.last_seq > head.seq || head.seq > SEQ_MAX
+        {
+            let text = format!(
+                "entry {}: version {}, last_seq {}",
+                head.seq, head.version, head.last_seq
+            );
+            findings.report(
+                "F11",
+                severity(head),
+                name(head.index),
+                reader.base(head.index) + head.at,
+                text,
+            )?;
         }
     }
     for pair in sorted.windows(2) {
@@ -319,7 +411,10 @@ fn judge_heads<E: Env>(
             findings.report("F14", severity(a), name(b.index), offset, text)?;
         }
         if a.seq < b.seq && a.last_seq > b.last_seq {
-            let text = format!("last_seq goes back from {} to {} at entry {}", a.last_seq, b.last_seq, b.seq);
+            let text = format!(
+                "last_seq goes back from {} to {} at entry {}",
+                a.last_seq, b.last_seq, b.seq
+            );
             findings.report("F17", Severity::Warning, name(b.index), offset, text)?;
         }
     }
@@ -335,7 +430,11 @@ fn judge_range<E: Env>(
     findings: &mut Findings,
 ) -> Result<Vec<u64>, LoadError> {
     let offset = reader.base(newest.index) + newest.at;
-    let mut range: Vec<u64> = all.iter().map(|head| head.seq).filter(|seq| *seq >= newest.last_seq).collect();
+    let mut range: Vec<u64> = all
+        .iter()
+        .map(|head| head.seq)
+        .filter(|seq| *seq >= newest.last_seq)
+        .collect();
     range.sort_unstable();
     range.dedup();
     for pair in range.windows(2) {
@@ -353,9 +452,18 @@ fn judge_range<E: Env>(
     if let Some(&first) = range.first()
         && first > newest.last_seq
     {
-        let severity = if discards { Severity::Warning } else { Severity::Fatal };
-        let text =
-            format!("entries {}-{} are missing (replay {}-{})", newest.last_seq, first - 1, newest.last_seq, newest.seq);
+        let severity = if discards {
+            Severity::Warning
+        } else {
+            Severity::Fatal
+        };
+        let text = format!(
+            "entries {}-{} are missing (replay {}-{})",
+            newest.last_seq,
+            first - 1,
+            newest.last_seq,
+            newest.seq
+        );
         findings.report("F15", severity, "journal", offset, text)?;
     }
     Ok(range)
@@ -413,21 +521,31 @@ async fn look_behind_in<E: Env>(
     newest_seq: u64,
     behind: &mut Vec<Behind>,
 ) -> Result<(), LoadError> {
-    let (magic, bucket_bytes, block_bytes) =
-        (reader.geometry.set_magic, reader.bucket_bytes(), reader.block_bytes());
+    let (magic, bucket_bytes, block_bytes) = (
+        reader.geometry.set_magic,
+        reader.bucket_bytes(),
+        reader.block_bytes(),
+    );
     let index = slider.index;
     let mut at = first;
     while at < bucket_bytes {
         let bytes = slider.from(reader, at).await?;
         let (step, seq, valid) = match jset::probe(bytes, magic) {
-            Probe::Valid(view) => {
-                (reader.round(view.bytes_len as u64), view.seq, Some(view.prio_bucket))
-            }
+            Probe::Valid(view) => (
+                reader.round(view.bytes_len as u64),
+                view.seq,
+                Some(view.prio_bucket),
+            ),
             Probe::Suspect { claimed_seq, .. } => (block_bytes, claimed_seq, None),
             Probe::NotAnEntry => (block_bytes, 0, None),
         };
         if seq > newest_seq {
-            behind.push(Behind { index, at, seq, valid });
+            behind.push(Behind {
+                index,
+                at,
+                seq,
+                valid,
+            });
         }
         at += step;
     }
@@ -444,30 +562,43 @@ fn judge_behind<E: Env>(
 ) -> Result<Option<u64>, LoadError> {
     let next_index = (newest.index + 1) % reader.geometry.journal_buckets.len().max(1);
     let torn = |b: &Behind| {
-        let stands_next = (b.index, b.at) == (newest.index, newest_end) || (b.index, b.at) == (next_index, 0);
+        let stands_next =
+            (b.index, b.at) == (newest.index, newest_end) || (b.index, b.at) == (next_index, 0);
         stands_next && b.valid.is_none() && Some(b.seq) == newest.seq.checked_add(1)
     };
     for b in behind {
         let offset = reader.base(b.index) + b.at;
         if torn(b) {
-            let text = format!("entry {} was being written when the machine stopped, or is damaged", b.seq);
+            let text = format!(
+                "entry {} was being written when the machine stopped, or is damaged",
+                b.seq
+            );
             findings.report("F18", Severity::Warning, name(b.index), offset, text)?;
             continue;
         }
-        let what = if b.valid.is_some() { "a valid entry" } else { "a damaged entry" };
+        let what = if b.valid.is_some() {
+            "a valid entry"
+        } else {
+            "a damaged entry"
+        };
         let text = format!(
             "{what} {} stands behind damage, the last usable one is {}: acknowledged writes are lost",
             b.seq, newest.seq
         );
         findings.report("F19", Severity::BarsWriting, name(b.index), offset, text)?;
     }
-    Ok(behind.iter().filter(|b| b.valid.is_some()).max_by_key(|b| b.seq).and_then(|b| b.valid))
+    Ok(behind
+        .iter()
+        .filter(|b| b.valid.is_some())
+        .max_by_key(|b| b.seq)
+        .and_then(|b| b.valid))
 }
 
 fn replay_entry<E: Env>(reader: &Reader<'_, E>, kept: &Kept) -> Result<ReplayEntry, LoadError> {
     let offset = reader.base(kept.head.index) + kept.head.at + jset::HEADER_BYTES as u64;
     let structure = format!("journal entry {}", kept.head.seq);
-    let keys = parse_keys(&kept.key_bytes).map_err(|e| LoadError::format("F12", structure, offset, &e))?;
+    let keys =
+        parse_keys(&kept.key_bytes).map_err(|e| LoadError::format("F12", structure, offset, &e))?;
     Ok(ReplayEntry { keys, offset })
 }
 
@@ -483,10 +614,18 @@ fn add_survivors(
         if entry.seq < before {
             let text = format!("entry {} comes behind entry {before}", entry.seq);
             let structure = "record of acknowledged writes".to_string();
-            return Err(LoadError { structure, byte_offset: 0, message: text, id: None });
+            return Err(LoadError {
+                structure,
+                byte_offset: 0,
+                message: text,
+                id: None,
+            });
         }
         before = entry.seq;
-        replay.push(ReplayEntry { keys: entry.keys.clone(), offset });
+        replay.push(ReplayEntry {
+            keys: entry.keys.clone(),
+            offset,
+        });
     }
     Ok(())
 }
@@ -498,7 +637,12 @@ fn check_keys(geometry: &CacheGeometry, replay: &[ReplayEntry]) -> Result<(), Lo
         let mut offset = entry.offset;
         for key in &entry.keys {
             if key.size() == 0 {
-                return Err(LoadError::new("F16", "journal key", offset, "a key of no sectors"));
+                return Err(LoadError::new(
+                    "F16",
+                    "journal key",
+                    offset,
+                    "a key of no sectors",
+                ));
             }
             super::tree::check_extent(&rules, key, "F16", "journal key", offset)?;
             offset += 8 * key.words() as u64;

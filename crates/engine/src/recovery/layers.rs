@@ -28,7 +28,7 @@ impl Layers {
 
     fn combine_top(&mut self) {
         if let (Some(upper), Some(lower)) = (self.stack.pop(), self.stack.pop()) {
-            self.stack.push(overlay(&lower, upper));
+            self.stack.push(overlay(lower, upper));
         }
     }
 
@@ -46,17 +46,15 @@ fn starts_before(a: &Extent, b: &Extent) -> bool {
 }
 
 /// `upper` laid over `lower`.
-fn overlay(lower: &[Extent], upper: Vec<Extent>) -> Vec<Extent> {
-    match (lower.last(), upper.first()) {
-        (Some(last), Some(first)) if (last.inode, last.end) <= (first.inode, first.start) => {
-            let mut out = lower.to_vec();
-            out.extend(upper);
-            return out;
-        }
-        _ => {}
+fn overlay(mut lower: Vec<Extent>, upper: Vec<Extent>) -> Vec<Extent> {
+    if let (Some(last), Some(first)) = (lower.last(), upper.first())
+        && (last.inode, last.end) <= (first.inode, first.start)
+    {
+        lower.extend(upper);
+        return lower;
     }
     let mut out = Vec::with_capacity(lower.len() + upper.len());
-    let mut below = lower.iter().copied();
+    let mut below = lower.into_iter();
     let mut rest = below.next();
     for over in upper {
         while let Some(e) = rest {
@@ -91,7 +89,9 @@ mod tests {
     use brigade_format::{Gen, Ptr};
 
     fn random(state: &mut u64) -> u64 {
-        *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         *state >> 33
     }
 
@@ -102,8 +102,14 @@ mod tests {
             let mut at = random(state) % 20;
             while at < 60 {
                 let end = at + 1 + random(state) % 12;
-                let ptr = (random(state) % 4 != 0).then(|| Ptr::new(1000 * tag + at, Gen(0)));
-                out.push(Extent { inode, start: at, end, ptr, dirty: false });
+                let ptr = (random(state) % 4 > 0).then(|| Ptr::new(1000 * tag + at, Gen(0)));
+                out.push(Extent {
+                    inode,
+                    start: at,
+                    end,
+                    ptr,
+                    dirty: false,
+                });
                 at = end + random(state) % 10;
             }
         }
@@ -131,7 +137,11 @@ mod tests {
                 layers.push(run);
             }
             let result = layers.finish();
-            assert!(result.windows(2).all(|w| (w[0].inode, w[0].end) <= (w[1].inode, w[1].start)));
+            assert!(
+                result
+                    .windows(2)
+                    .all(|w| (w[0].inode, w[0].end) <= (w[1].inode, w[1].start))
+            );
             let mut sectors = Sectors::new();
             paint(&mut sectors, &result);
             assert_eq!(sectors, twin);

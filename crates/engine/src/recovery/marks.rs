@@ -76,7 +76,9 @@ impl Marks {
 
     /// Byte on the device where a bucket starts.
     pub(super) fn bucket_offset(&self, bucket: usize) -> u64 {
-        (bucket as u64).saturating_mul(self.bucket_sectors).saturating_mul(brigade_env::SECTOR_BYTES)
+        (bucket as u64)
+            .saturating_mul(self.bucket_sectors)
+            .saturating_mul(brigade_env::SECTOR_BYTES)
     }
 
     /// How many gens the bucket is ahead of the pointer; 0 means the pointer is good.
@@ -131,18 +133,29 @@ impl Marks {
 
     /// Makes `owner` the bucket's owner and returns whose it was; data may share a bucket with data.
     pub(super) fn claim(&mut self, bucket: u64, owner: Owner) -> Owner {
-        let Some(slot) = usize::try_from(bucket).ok().and_then(|b| self.owners.get_mut(b)) else {
+        let Some(slot) = usize::try_from(bucket)
+            .ok()
+            .and_then(|b| self.owners.get_mut(b))
+        else {
             return Owner::Nobody;
         };
         let before = *slot;
         if before == Owner::Nobody {
             *slot = owner;
         }
-        if before == owner && owner == Owner::Data { Owner::Nobody } else { before }
+        if before == owner && owner == Owner::Data {
+            Owner::Nobody
+        } else {
+            before
+        }
     }
 
     /// Per bucket the oldest gen of a data pointer to it, its own gen if there is none.
     pub(super) fn oldest_gens(&self) -> Vec<Gen> {
-        self.oldest.iter().zip(&self.gens).map(|(oldest, own)| oldest.unwrap_or(*own)).collect()
+        self.oldest
+            .iter()
+            .zip(&self.gens)
+            .map(|(oldest, own)| oldest.unwrap_or(*own))
+            .collect()
     }
 }

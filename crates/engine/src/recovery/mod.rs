@@ -28,11 +28,11 @@ mod uuids;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod testing_disk;
+#[cfg(test)]
+mod tests;
 
 pub use findings::{Finding, LoadError, Severity};
 
@@ -45,6 +45,7 @@ use findings::Findings;
 use marks::{Marks, Owner};
 use replay::Outcome;
 use std::collections::BTreeSet;
+use uuids::Uuids;
 
 /// How the set is to be opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,7 +184,15 @@ pub async fn load<E: Env>(
     let geometry = &geometry;
     let mut findings = Findings::new(how.read_only);
     let mut inodes = BTreeSet::new();
-    let journal = journal::read(env, device, geometry, superblock.discard(), survivors, &mut findings).await?;
+    let journal = journal::read(
+        env,
+        device,
+        geometry,
+        superblock.discard(),
+        survivors,
+        &mut findings,
+    )
+    .await?;
     let newest = journal.newest;
     let chain = prios::read(env, device, geometry, newest.prio_head, &mut findings).await?;
     let mut marks = Marks::new(geometry, chain.entries);
@@ -197,18 +206,44 @@ pub async fn load<E: Env>(
         claim_metadata(&mut marks, &[bucket], Owner::Uuids)?;
     }
     let table = uuids::read(env, device, geometry, &newest, &mut findings).await?;
-    let tree = tree::read(env, device, geometry, &newest, &mut marks, &mut inodes, &mut findings).await?;
+    let tree = tree::read(
+        env,
+        device,
+        geometry,
+        &newest,
+        &mut marks,
+        &mut inodes,
+        &mut findings,
+    )
+    .await?;
     let replayed = raise_by_journal(&journal, &mut marks, &mut inodes);
     if let Some(ptr) = newest.uuid_bucket.ptr(0) {
         marks.see_node(ptr);
     }
     tree::check_nodes_are_live(&tree, &marks)?;
     tree::check_staleness(&tree, &replayed, &marks, &mut findings)?;
-    let boundaries: Vec<Pos> = tree.nodes[tree.leaves.clone()].iter().map(|leaf| leaf.key.pos()).collect();
-    let outcome =
-        replay::resolve(&tree.extents, &boundaries, &replayed, geometry.bucket_sectors, |ptr| marks.is_stale(ptr));
-    judge_outcome(&outcome, &mut findings)?;
-    proof::judge_conflicts(env, device, geometry, &tree, &outcome.conflicts, &mut findings).await?;
+    let boundaries: Vec<Pos> = tree.nodes[tree.leaves.clone()]
+        .iter()
+        .map(|leaf| leaf.key.pos())
+        .collect();
+    let outcome = replay::resolve(
+        &tree.extents,
+        &boundaries,
+        &replayed,
+        geometry.bucket_sectors,
+        |ptr| marks.is_stale(ptr),
+    );
+    judge_outcome(&outcome, &table, &mut findings)?;
+    proof::judge_conflicts(
+        env,
+        device,
+        geometry,
+        &tree,
+        &table,
+        &outcome.conflicts,
+        &mut findings,
+    )
+    .await?;
     judge_data_owners(&outcome.index, &mut marks, &mut findings)?;
     judge_gens(&marks, &mut findings);
     uuids::judge(&table, &outcome.index, &inodes, &mut findings)?;
@@ -232,7 +267,11 @@ pub async fn load<E: Env>(
         nodes: tree.nodes,
         index: outcome.index,
         overlay: outcome.overlay,
-        rejournal: outcome.conflicts.iter().map(|conflict| conflict.kept).collect(),
+        rejournal: outcome
+            .conflicts
+            .iter()
+            .map(|conflict| conflict.kept)
+            .collect(),
         referenced: marks.referenced,
         inodes_seen: inodes,
         uuids: table.entries,
@@ -247,8 +286,17 @@ fn claim_metadata(marks: &mut Marks, buckets: &[u64], owner: Owner) -> Result<()
     for &bucket in buckets {
         let before = marks.claim(bucket, owner);
         if before != Owner::Nobody {
-            let text = format!("{} lies in bucket {bucket}, which belongs to {}", owner.name(), before.name());
-            return Err(LoadError::new("F40", "bucket", marks.bucket_offset(bucket as usize), text));
+            let text = format!(
+                "{} lies in bucket {bucket}, which belongs to {}",
+                owner.name(),
+                before.name()
+            );
+            return Err(LoadError::new(
+                "F40",
+                "bucket",
+                marks.bucket_offset(bucket as usize),
+                text,
+            ));
         }
     }
     Ok(())
@@ -265,28 +313,55 @@ async fn raise_by_later_chain<E: Env>(
     let mut ignored = Findings::new(true);
     match prios::read(env, device, geometry, head, &mut ignored).await {
         Ok(chain) => marks.raise_by_chain(&chain.entries),
-        Err(error) => tracing::warn!("the gen table behind the damaged journal entry is not usable: {error}"),
+        Err(error) => {
+            tracing::warn!("the gen table behind the damaged journal entry is not usable: {error}")
+        }
     }
 }
 
 /// Lets replayed keys raise gens, newest entry first, and gives them as extents, oldest first.
-fn raise_by_journal(journal: &journal::Journal, marks: &mut Marks, inodes: &mut BTreeSet<u32>) -> Vec<Extent> {
+fn raise_by_journal(
+    journal: &journal::Journal,
+    marks: &mut Marks,
+    inodes: &mut BTreeSet<u32>,
+) -> Vec<Extent> {
     for key in journal.replay.iter().rev().flat_map(|entry| &entry.keys) {
         inodes.insert(key.inode());
-        key.ptrs().filter(|ptr| ptr.is_available()).for_each(|ptr| marks.see_data(ptr));
+        key.ptrs()
+            .filter(|ptr| ptr.is_available())
+            .for_each(|ptr| marks.see_data(ptr));
     }
-    journal.replay.iter().flat_map(|entry| &entry.keys).filter_map(Extent::from_key).collect()
+    journal
+        .replay
+        .iter()
+        .flat_map(|entry| &entry.keys)
+        .filter_map(Extent::from_key)
+        .collect()
 }
 
 fn byte_of(e: &Extent) -> u64 {
-    e.ptr.map_or(0, |ptr| ptr.sector()).saturating_mul(SECTOR_BYTES)
+    e.ptr
+        .map_or(0, |ptr| ptr.sector())
+        .saturating_mul(SECTOR_BYTES)
 }
 
-/// F43: dirty data that is gone, or looks as if.
-fn judge_outcome(outcome: &Outcome, findings: &mut Findings) -> Result<(), LoadError> {
+/// F43: dirty data that is gone, or looks as if. What belonged to a removed device is nobody's loss.
+fn judge_outcome(
+    outcome: &Outcome,
+    table: &Uuids,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
     for e in &outcome.lost {
-        let text = format!("dirty data of inode {}, sectors {}..{}, was overwritten", e.inode, e.start, e.end);
-        findings.report("F43", Severity::BarsWriting, "extent", byte_of(e), text)?;
+        let severity = if table.is_removed(e.inode) {
+            Severity::Warning
+        } else {
+            Severity::BarsWriting
+        };
+        let text = format_args!(
+            "dirty data of inode {}, sectors {}..{}, was overwritten",
+            e.inode, e.start, e.end
+        );
+        findings.report("F43", severity, "extent", byte_of(e), text)?;
     }
     for e in &outcome.cleaned {
         let text = format_args!(
@@ -299,7 +374,11 @@ fn judge_outcome(outcome: &Outcome, findings: &mut Findings) -> Result<(), LoadE
 }
 
 /// F40 and F41: data lies in buckets nobody else owns, and no sector twice.
-fn judge_data_owners(index: &ExtentMap, marks: &mut Marks, findings: &mut Findings) -> Result<(), LoadError> {
+fn judge_data_owners(
+    index: &ExtentMap,
+    marks: &mut Marks,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
     let mut places: Vec<(u64, u32)> = Vec::with_capacity(index.len());
     for e in index.iter() {
         let Some(ptr) = e.ptr else { continue };
@@ -314,7 +393,13 @@ fn judge_data_owners(index: &ExtentMap, marks: &mut Marks, findings: &mut Findin
     for pair in places.windows(2) {
         if pair[0].0 + u64::from(pair[0].1) > pair[1].0 {
             let text = format!("cache sector {} belongs to two extents", pair[1].0);
-            findings.report("F41", Severity::Fatal, "extent", pair[1].0.saturating_mul(SECTOR_BYTES), text)?;
+            findings.report(
+                "F41",
+                Severity::Fatal,
+                "extent",
+                pair[1].0.saturating_mul(SECTOR_BYTES),
+                text,
+            )?;
         }
     }
     Ok(())
@@ -327,7 +412,12 @@ fn judge_gens(marks: &Marks, findings: &mut Findings) {
         let ahead = now.after(*chain);
         if ahead > AHEAD_MAX {
             let text = format_args!("a pointer is {ahead} gens ahead of the gen table");
-            findings.warn("F44", format_args!("bucket {bucket}"), marks.bucket_offset(bucket), text);
+            findings.warn(
+                "F44",
+                format_args!("bucket {bucket}"),
+                marks.bucket_offset(bucket),
+                text,
+            );
         }
     }
 }

@@ -7,6 +7,7 @@
 use super::findings::{Findings, LoadError, Severity};
 use super::replay::Conflict;
 use super::tree::Tree;
+use super::uuids::Uuids;
 use crate::extents::Extent;
 use brigade_env::{Device, Env, SECTOR_BYTES};
 use brigade_format::node::{self, Bset};
@@ -18,6 +19,7 @@ pub(super) async fn judge_conflicts<E: Env>(
     device: &E::Device,
     geometry: &CacheGeometry,
     tree: &Tree,
+    table: &Uuids,
     conflicts: &[Conflict],
     findings: &mut Findings,
 ) -> Result<(), LoadError> {
@@ -27,17 +29,34 @@ pub(super) async fn judge_conflicts<E: Env>(
         if sets.as_ref().is_none_or(|(index, _)| *index != leaf) {
             sets = Some((leaf, read_sets(env, device, geometry, tree, leaf).await?));
         }
-        let is_proved = sets.as_ref().is_some_and(|(_, sets)| is_newer(sets, conflict));
-        let severity = if is_proved { Severity::Warning } else { Severity::BarsWriting };
+        let is_proved = sets
+            .as_ref()
+            .is_some_and(|(_, sets)| is_newer(sets, conflict));
+        let is_harmless = is_proved || table.is_removed(conflict.kept.inode);
+        let severity = if is_harmless {
+            Severity::Warning
+        } else {
+            Severity::BarsWriting
+        };
         let e = &conflict.kept;
         let text = format!(
             "inode {}, sectors {}..{}: the journal's dirty key is stale, the tree's dirty extent was kept{}",
             e.inode,
             e.start,
             e.end,
-            if is_proved { " (it is the newer one)" } else { "" }
+            if is_proved {
+                " (it is the newer one)"
+            } else {
+                ""
+            }
         );
-        findings.report("F47", severity, "journal key", super::byte_of(&conflict.replayed), text)?;
+        findings.report(
+            "F47",
+            severity,
+            "journal key",
+            super::byte_of(&conflict.replayed),
+            text,
+        )?;
     }
     Ok(())
 }
@@ -59,13 +78,18 @@ async fn read_sets<E: Env>(
     leaf: usize,
 ) -> Result<Vec<Bset>, LoadError> {
     let key = &tree.nodes[leaf].key;
-    let Some(ptr) = key.ptr(0) else { return Ok(Vec::new()) };
+    let Some(ptr) = key.ptr(0) else {
+        return Ok(Vec::new());
+    };
     let block = geometry.block_sectors.max(1);
     let bytes = (key.size() / block * block) as usize * SECTOR_BYTES as usize;
     let offset = ptr.sector() * SECTOR_BYTES;
     let structure = "btree node (level 0)";
     let buffer = env.buffers().get(bytes);
-    let buffer = device.read(offset, buffer).await.map_err(|e| LoadError::io(structure, offset, &e))?;
+    let buffer = device
+        .read(offset, buffer)
+        .await
+        .map_err(|e| LoadError::io(structure, offset, &e))?;
     let block_bytes = block as usize * SECTOR_BYTES as usize;
     let node = node::parse_node(&buffer, block_bytes, ptr, geometry.set_magic)
         .map_err(|e| LoadError::format("F46", structure, offset, &e.error))?;
@@ -76,7 +100,9 @@ async fn read_sets<E: Env>(
 fn places(set: &Bset, e: &Extent) -> bool {
     let mut at = e.start;
     for key in &set.keys {
-        let Some(own) = Extent::from_key(key) else { continue };
+        let Some(own) = Extent::from_key(key) else {
+            continue;
+        };
         if own.inode != e.inode || own.end <= at || own.start > at {
             continue;
         }
@@ -94,5 +120,9 @@ fn places(set: &Bset, e: &Extent) -> bool {
 
 fn is_newer(sets: &[Bset], conflict: &Conflict) -> bool {
     let kept = sets.iter().rposition(|set| places(set, &conflict.kept));
-    kept.is_some_and(|kept| sets[..kept].iter().any(|set| places(set, &conflict.replayed)))
+    kept.is_some_and(|kept| {
+        sets[..kept]
+            .iter()
+            .any(|set| places(set, &conflict.replayed))
+    })
 }

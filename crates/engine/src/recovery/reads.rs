@@ -32,14 +32,17 @@ pub(super) struct ReadWindow {
 impl ReadWindow {
     /// May another read of `length` bytes be started now? One always may.
     pub(super) fn has_room(&self, length: usize) -> bool {
-        self.slots.is_empty() || (self.slots.len() < WINDOW_READS && self.bytes.saturating_add(length) <= WINDOW_BYTES)
+        self.slots.is_empty()
+            || (self.slots.len() < WINDOW_READS
+                && self.bytes.saturating_add(length) <= WINDOW_BYTES)
     }
 
     /// Asks for `buffer`'s range from `offset`.
     pub(super) fn start<D: Device>(&mut self, device: &D, offset: u64, buffer: Buffer) {
         let length = buffer.len();
         self.bytes += length;
-        self.slots.push_back((length, Slot::Pending(Box::pin(device.read(offset, buffer)))));
+        self.slots
+            .push_back((length, Slot::Pending(Box::pin(device.read(offset, buffer)))));
     }
 
     /// The answer to the oldest read.

@@ -33,7 +33,8 @@ pub(super) struct Outcome {
 type Diagonal = (u32, u64, u8);
 
 fn diagonal(e: &Extent) -> Option<Diagonal> {
-    e.ptr.map(|ptr| (e.inode, ptr.sector().wrapping_sub(e.start), ptr.r#gen().0))
+    e.ptr
+        .map(|ptr| (e.inode, ptr.sector().wrapping_sub(e.start), ptr.r#gen().0))
 }
 
 /// Ranges of sectors that replayed keys place, by location. Built only if a conflict asks for it.
@@ -63,7 +64,9 @@ impl Locations {
 
     /// Cuts `t` into pieces whose location was replayed (true) or was not.
     fn cut(&self, t: &Extent) -> Vec<(Extent, bool)> {
-        let ranges = diagonal(t).and_then(|d| self.0.get(&d)).map_or(&[][..], Vec::as_slice);
+        let ranges = diagonal(t)
+            .and_then(|d| self.0.get(&d))
+            .map_or(&[][..], Vec::as_slice);
         let mut pieces = Vec::new();
         let mut at = t.start;
         for &(start, end) in &ranges[ranges.partition_point(|range| range.1 <= t.start)..] {
@@ -112,7 +115,13 @@ pub(super) fn resolve(
         lost: Vec::new(),
         cleaned: Vec::new(),
     };
-    let mut sweep = Sweep { is_stale, bucket_sectors, replayed, locations: None, out };
+    let mut sweep = Sweep {
+        is_stale,
+        bucket_sectors,
+        replayed,
+        locations: None,
+        out,
+    };
     sweep.run(tree, &newest);
     sweep.out
 }
@@ -122,7 +131,10 @@ fn cut_at_boundaries(run: Vec<Extent>, boundaries: &[Pos]) -> Vec<Extent> {
     let mut leaf = 0;
     for mut e in run {
         loop {
-            while boundaries.get(leaf).is_some_and(|high| (high.inode, high.offset) <= (e.inode, e.start)) {
+            while boundaries
+                .get(leaf)
+                .is_some_and(|high| (high.inode, high.offset) <= (e.inode, e.start))
+            {
                 leaf += 1;
             }
             match boundaries.get(leaf) {
@@ -162,10 +174,16 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
                 let piece = match rest {
                     Some(t) if t.inode == k.inode && t.start <= at => {
                         let end = t.end.min(k.end);
-                        rest = if t.end > k.end { Some(t.slice(k.end, t.end)) } else { below.next() };
+                        rest = if t.end > k.end {
+                            Some(t.slice(k.end, t.end))
+                        } else {
+                            below.next()
+                        };
                         (k.slice(at, end), Some(t.slice(at, end)))
                     }
-                    Some(t) if t.inode == k.inode && t.start < k.end => (k.slice(at, t.start), None),
+                    Some(t) if t.inode == k.inode && t.start < k.end => {
+                        (k.slice(at, t.start), None)
+                    }
                     _ => (k.slice(at, k.end), None),
                 };
                 at = piece.0.end;
@@ -186,22 +204,38 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
     }
 
     fn put(&mut self, e: Extent) {
-        self.out.index.insert(e, Merge::NONE, self.bucket_sectors, |_| ());
+        self.out
+            .index
+            .insert(e, Merge::NONE, self.bucket_sectors, |_| ());
     }
 
     /// One row of the table in `docs/format.md` 8.5.
     fn decide(&mut self, k: Extent, t: Option<Extent>, decided: &mut Vec<Extent>) {
-        let hole = Extent { ptr: None, dirty: false, ..k };
-        let Some(ptr) = k.ptr else { return self.push(decided, hole) };
+        let hole = Extent {
+            ptr: None,
+            dirty: false,
+            ..k
+        };
+        let Some(ptr) = k.ptr else {
+            return self.push(decided, hole);
+        };
         if !(self.is_stale)(ptr) {
             let is_revived = k.dirty && t.is_some_and(|t| t.ptr == k.ptr && !t.dirty);
-            return self.push(decided, Extent { dirty: k.dirty && !is_revived, ..k });
+            return self.push(
+                decided,
+                Extent {
+                    dirty: k.dirty && !is_revived,
+                    ..k
+                },
+            );
         }
         if !k.dirty {
             return self.push(decided, hole);
         }
         match t {
-            Some(t) if t.dirty && t.ptr.is_some_and(|ptr| !(self.is_stale)(ptr)) => self.conflict(k, t, decided),
+            Some(t) if t.dirty && t.ptr.is_some_and(|ptr| !(self.is_stale)(ptr)) => {
+                self.conflict(k, t, decided)
+            }
             Some(t) if t.dirty => {
                 self.out.lost.push(t);
                 self.push(decided, hole);
@@ -215,12 +249,24 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
 
     /// K is stale and dirty, T live and dirty: T stays, except where an older replayed key placed it.
     fn conflict(&mut self, k: Extent, t: Extent, decided: &mut Vec<Extent>) {
-        let locations = self.locations.get_or_insert_with(|| Locations::new(self.replayed));
+        let locations = self
+            .locations
+            .get_or_insert_with(|| Locations::new(self.replayed));
         for (piece, is_replayed) in locations.cut(&t) {
             if is_replayed {
-                self.push(decided, Extent { ptr: None, dirty: false, ..piece });
+                self.push(
+                    decided,
+                    Extent {
+                        ptr: None,
+                        dirty: false,
+                        ..piece
+                    },
+                );
             } else {
-                self.out.conflicts.push(Conflict { kept: piece, replayed: k.slice(piece.start, piece.end) });
+                self.out.conflicts.push(Conflict {
+                    kept: piece,
+                    replayed: k.slice(piece.start, piece.end),
+                });
                 self.push(decided, piece);
             }
         }

@@ -22,7 +22,11 @@ impl Search<'_> {
         self.visited[index] = true;
         let mut found = false;
         for entry in &self.buckets[index] {
-            let stale = self.list.iter().take_while(|kept| kept.seq < entry.last_seq).count();
+            let stale = self
+                .list
+                .iter()
+                .take_while(|kept| kept.seq < entry.last_seq)
+                .count();
             self.list.drain(..stale);
             self.steps += 1 + stale as u64;
             found |= self.place(*entry);
@@ -77,13 +81,19 @@ impl Search<'_> {
     /// From a bucket with entries to the one where they end.
     fn bisect(&mut self, found: usize) -> Option<usize> {
         let mut low = found;
-        let mut high = (found + 1..self.buckets.len()).find(|i| self.visited[*i]).unwrap_or(self.buckets.len());
+        let mut high = (found + 1..self.buckets.len())
+            .find(|i| self.visited[*i])
+            .unwrap_or(self.buckets.len());
         let mut middle = low;
         while low + 1 < high {
             let before = self.last_seq();
             middle = (low + high) / 2;
             self.read(middle)?;
-            if self.last_seq() != before { low = middle } else { high = middle }
+            if self.last_seq() != before {
+                low = middle
+            } else {
+                high = middle
+            }
         }
         Some(middle)
     }
@@ -104,7 +114,12 @@ impl Search<'_> {
 
 /// The seqs a kernel would replay, ascending; `None` if finding out takes too long.
 pub(super) fn kernel_search(buckets: &[Vec<EntryHead>]) -> Option<Vec<u64>> {
-    let mut search = Search { buckets, visited: vec![false; buckets.len()], list: Vec::new(), steps: 0 };
+    let mut search = Search {
+        buckets,
+        visited: vec![false; buckets.len()],
+        list: Vec::new(),
+        steps: 0,
+    };
     if let Some(found) = search.find_any()? {
         let end = search.bisect(found)?;
         search.collect(end)?;

@@ -83,12 +83,20 @@ impl Image {
     pub(super) fn open(path: &std::path::Path) -> Image {
         let file = File::open(path).expect("an image");
         let size_bytes = file.metadata().expect("its size").len() & !511;
-        Image { content: Content::File(file), size_bytes, bytes_read: Rc::default() }
+        Image {
+            content: Content::File(file),
+            size_bytes,
+            bytes_read: Rc::default(),
+        }
     }
 
     pub(super) fn memory(bytes: Vec<u8>) -> Image {
         let size_bytes = bytes.len() as u64;
-        Image { content: Content::Memory(bytes), size_bytes, bytes_read: Rc::default() }
+        Image {
+            content: Content::Memory(bytes),
+            size_bytes,
+            bytes_read: Rc::default(),
+        }
     }
 
     pub(super) fn sectors(&self) -> u64 {
@@ -126,12 +134,22 @@ impl Device for Image {
             is_read_only: true,
         }
     }
-    fn read(&self, offset: u64, mut buffer: Buffer) -> impl Future<Output = io::Result<Buffer>> + 'static {
-        self.bytes_read.set(self.bytes_read.get() + buffer.len() as u64);
+    fn read(
+        &self,
+        offset: u64,
+        mut buffer: Buffer,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static {
+        self.bytes_read
+            .set(self.bytes_read.get() + buffer.len() as u64);
         let result = self.fill(offset, &mut buffer);
         ready(result.map(|()| buffer))
     }
-    fn write(&self, _: u64, _: Buffer, _: Durability) -> impl Future<Output = io::Result<Buffer>> + 'static {
+    fn write(
+        &self,
+        _: u64,
+        _: Buffer,
+        _: Durability,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static {
         refused()
     }
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
@@ -140,7 +158,12 @@ impl Device for Image {
     fn discard(&self, _: u64, _: u64) -> impl Future<Output = io::Result<()>> + 'static {
         refused()
     }
-    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> impl Future<Output = io::Result<()>> + 'static {
+    fn write_zeroes(
+        &self,
+        _: u64,
+        _: u64,
+        _: bool,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
         refused()
     }
 }

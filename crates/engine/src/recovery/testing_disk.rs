@@ -63,7 +63,13 @@ pub(super) fn node_key(pos: Pos, bucket: u64, r#gen: u8) -> Key {
 
 /// A key of inode 0: sectors `start..end` at the start of data bucket `bucket` plus `at`.
 pub(super) fn extent(start: u64, end: u64, bucket: u64, r#gen: u8, dirty: bool) -> Key {
-    Key::extent(0, start, (end - start) as u32, Ptr::new(bucket * BUCKET, Gen(r#gen)), dirty)
+    Key::extent(
+        0,
+        start,
+        (end - start) as u32,
+        Ptr::new(bucket * BUCKET, Gen(r#gen)),
+        dirty,
+    )
 }
 
 impl Disk {
@@ -178,7 +184,11 @@ impl Disk {
         self.bytes[at..at + table.len()].copy_from_slice(&table);
     }
 
-    pub(super) fn load_with(&self, survivors: &[SurvivorEntry], how: How) -> Result<Loaded, LoadError> {
+    pub(super) fn load_with(
+        &self,
+        survivors: &[SurvivorEntry],
+        how: How,
+    ) -> Result<Loaded, LoadError> {
         let mut sb = Superblock::new_cache(&NewCache {
             device_sectors: BUCKETS * BUCKET,
             bucket_sectors: BUCKET as u32,
@@ -191,7 +201,14 @@ impl Disk {
         .unwrap();
         sb.set_sync(true);
         let image = Image::memory(self.bytes.clone());
-        run(load(&TestEnv::new(), &image, sb, Disk::geometry(), survivors, how))
+        run(load(
+            &TestEnv::new(),
+            &image,
+            sb,
+            Disk::geometry(),
+            survivors,
+            how,
+        ))
     }
 
     pub(super) fn load(&self) -> Result<Loaded, LoadError> {

@@ -3,12 +3,17 @@
 use super::testing_disk::{BUCKET, Disk, Entry, JOURNAL, extent, node_key};
 use super::{How, LoadError, Loaded, Severity, SurvivorEntry};
 use crate::extents::Extent;
+use brigade_format::uuid_table::INVALIDATED;
 use brigade_format::{Gen, Key, Pos, Ptr};
 
 const READ_ONLY: How = How { read_only: true };
 
 fn entry(seq: u64, last_seq: u64, keys: &[Key]) -> Entry {
-    Entry { seq, last_seq, keys: keys.to_vec() }
+    Entry {
+        seq,
+        last_seq,
+        keys: keys.to_vec(),
+    }
 }
 
 /// A disk whose tree holds `sets` and whose journal has one entry for each of `replayed`.
@@ -19,9 +24,16 @@ fn disk(sets: &[&[Key]], replayed: &[Key]) -> Disk {
 fn disk_of_level(level: u16, sets: &[&[Key]], replayed: &[Key]) -> Disk {
     let mut disk = Disk::new();
     disk.level = level;
-    disk.sets = if sets.is_empty() { vec![Vec::new()] } else { sets.iter().map(|set| set.to_vec()).collect() };
-    let mut entries: Vec<Entry> =
-        replayed.iter().enumerate().map(|(i, key)| entry(i as u64 + 1, 1, &[*key])).collect();
+    disk.sets = if sets.is_empty() {
+        vec![Vec::new()]
+    } else {
+        sets.iter().map(|set| set.to_vec()).collect()
+    };
+    let mut entries: Vec<Entry> = replayed
+        .iter()
+        .enumerate()
+        .map(|(i, key)| entry(i as u64 + 1, 1, &[*key]))
+        .collect();
     entries.push(entry(replayed.len() as u64 + 1, 1, &[]));
     disk.journal(1, &entries);
     disk
@@ -43,7 +55,12 @@ fn content(loaded: &Loaded) -> Vec<(u64, u64, u64, bool)> {
 }
 
 fn flat(e: Extent) -> (u64, u64, u64, bool) {
-    (e.start, e.end, e.ptr.map_or(0, |ptr| ptr.sector() / BUCKET), e.dirty)
+    (
+        e.start,
+        e.end,
+        e.ptr.map_or(0, |ptr| ptr.sector() / BUCKET),
+        e.dirty,
+    )
 }
 
 fn overlay(loaded: &Loaded) -> Vec<(u64, u64, u64, bool)> {
@@ -51,7 +68,12 @@ fn overlay(loaded: &Loaded) -> Vec<(u64, u64, u64, bool)> {
 }
 
 fn found(loaded: &Loaded, id: &str) -> Vec<Severity> {
-    loaded.findings.iter().filter(|f| f.id == id).map(|f| f.severity).collect()
+    loaded
+        .findings
+        .iter()
+        .filter(|f| f.id == id)
+        .map(|f| f.severity)
+        .collect()
 }
 
 #[test]
@@ -59,7 +81,14 @@ fn an_empty_set_opens_with_nothing_cached_and_nothing_to_say() {
     let loaded = loaded(disk(&[], &[]));
     assert!(loaded.index.is_empty() && loaded.overlay.is_empty() && loaded.rejournal.is_empty());
     assert_eq!(loaded.findings, vec![]);
-    assert_eq!((loaded.newest.seq, loaded.ring.newest_index, loaded.ring.newest_end_sector), (1, 1, 1));
+    assert_eq!(
+        (
+            loaded.newest.seq,
+            loaded.ring.newest_index,
+            loaded.ring.newest_end_sector
+        ),
+        (1, 1, 1)
+    );
     assert_eq!(loaded.nodes.len(), 1);
     assert_eq!(loaded.nodes[0].blocks_used, 1);
     assert_eq!(loaded.prio_buckets, vec![20]);
@@ -72,7 +101,13 @@ fn later_sets_of_a_leaf_win_sector_by_sector() {
     let loaded = loaded(disk(&[&old, &new], &[]));
     assert_eq!(
         content(&loaded),
-        vec![(0, 4, 100, false), (4, 6, 102, true), (6, 8, 100, false), (20, 22, 101, true), (25, 30, 101, true)]
+        vec![
+            (0, 4, 100, false),
+            (4, 6, 102, true),
+            (6, 8, 100, false),
+            (20, 22, 101, true),
+            (25, 30, 101, true)
+        ]
     );
 }
 
@@ -80,30 +115,48 @@ fn later_sets_of_a_leaf_win_sector_by_sector() {
 
 #[test]
 fn a_live_clean_replayed_key_wins_over_anything() {
-    let loaded = loaded(disk(&[&[extent(0, 8, 100, 0, true)]], &[extent(2, 4, 101, 0, false)]));
-    assert_eq!(content(&loaded), vec![(0, 2, 100, true), (2, 4, 101, false), (4, 8, 100, true)]);
+    let loaded = loaded(disk(
+        &[&[extent(0, 8, 100, 0, true)]],
+        &[extent(2, 4, 101, 0, false)],
+    ));
+    assert_eq!(
+        content(&loaded),
+        vec![(0, 2, 100, true), (2, 4, 101, false), (4, 8, 100, true)]
+    );
     assert_eq!(overlay(&loaded), vec![(2, 4, 101, false)]);
 }
 
 #[test]
 fn a_live_dirty_replayed_key_is_dirty_unless_the_tree_has_the_same_location_clean() {
     let tree = [extent(0, 4, 100, 0, false), extent(8, 12, 101, 0, false)];
-    let loaded = loaded(disk(&[&tree], &[extent(0, 8, 100, 0, true), extent(8, 12, 102, 0, true)]));
-    assert_eq!(content(&loaded), vec![(0, 4, 100, false), (4, 8, 100, true), (8, 12, 102, true)]);
+    let loaded = loaded(disk(
+        &[&tree],
+        &[extent(0, 8, 100, 0, true), extent(8, 12, 102, 0, true)],
+    ));
+    assert_eq!(
+        content(&loaded),
+        vec![(0, 4, 100, false), (4, 8, 100, true), (8, 12, 102, true)]
+    );
     assert_eq!(overlay(&loaded), content(&loaded));
 }
 
 #[test]
 fn a_replayed_hole_and_a_check_pointer_hide_what_the_tree_has() {
     let check = Key::extent(0, 4, 2, Ptr::check(7), false);
-    let loaded = loaded(disk(&[&[extent(0, 8, 100, 0, true)]], &[Key::hole(0, 0, 2), check]));
+    let loaded = loaded(disk(
+        &[&[extent(0, 8, 100, 0, true)]],
+        &[Key::hole(0, 0, 2), check],
+    ));
     assert_eq!(content(&loaded), vec![(2, 4, 100, true), (6, 8, 100, true)]);
     assert_eq!(overlay(&loaded), vec![(0, 2, 0, false), (4, 6, 0, false)]);
 }
 
 #[test]
 fn a_stale_clean_replayed_key_hides_even_live_dirty_data() {
-    let mut disk = disk(&[&[extent(0, 8, 100, 0, true)]], &[extent(2, 4, 101, 4, false)]);
+    let mut disk = disk(
+        &[&[extent(0, 8, 100, 0, true)]],
+        &[extent(2, 4, 101, 4, false)],
+    );
     disk.gens[101] = 5;
     let loaded = loaded(disk);
     assert_eq!(content(&loaded), vec![(0, 2, 100, true), (4, 8, 100, true)]);
@@ -112,11 +165,14 @@ fn a_stale_clean_replayed_key_hides_even_live_dirty_data() {
 
 #[test]
 fn a_stale_dirty_replayed_key_never_erases_live_dirty_data_and_bars_writing_unless_proved_older() {
-    let mut disk = disk(&[&[extent(0, 8, 100, 0, true)]], &[extent(2, 4, 101, 4, true)]);
+    let mut disk = disk(
+        &[&[extent(0, 8, 100, 0, true)]],
+        &[extent(2, 4, 101, 4, true)],
+    );
     disk.gens[101] = 5;
     disk.finish();
     assert_eq!(disk.load().err().and_then(|e| e.id), Some("F47"));
-    let loaded = disk.load_with(&[], READ_ONLY).ok().expect("read-only");
+    let loaded = disk.load_with(&[], READ_ONLY).expect("read-only");
     assert_eq!(content(&loaded).iter().map(|e| e.1 - e.0).sum::<u64>(), 8);
     assert_eq!(overlay(&loaded), vec![(2, 4, 100, true)]);
     assert_eq!(loaded.rejournal, loaded.overlay);
@@ -125,12 +181,22 @@ fn a_stale_dirty_replayed_key_never_erases_live_dirty_data_and_bars_writing_unle
 
 #[test]
 fn a_kept_extent_is_only_a_warning_if_its_leaf_proves_it_newer() {
-    let mut disk =
-        disk(&[&[extent(2, 4, 101, 4, true)], &[extent(0, 8, 100, 0, true)]], &[extent(2, 4, 101, 4, true)]);
+    let mut disk = disk(
+        &[&[extent(2, 4, 101, 4, true)], &[extent(0, 8, 100, 0, true)]],
+        &[extent(2, 4, 101, 4, true)],
+    );
     disk.gens[101] = 5;
     let loaded = loaded(disk);
     assert_eq!(found(&loaded, "F47"), vec![Severity::Warning]);
-    assert_eq!(loaded.rejournal.iter().copied().map(flat).collect::<Vec<_>>(), vec![(2, 4, 100, true)]);
+    assert_eq!(
+        loaded
+            .rejournal
+            .iter()
+            .copied()
+            .map(flat)
+            .collect::<Vec<_>>(),
+        vec![(2, 4, 100, true)]
+    );
 }
 
 #[test]
@@ -139,18 +205,35 @@ fn what_an_older_replayed_key_placed_is_hidden_by_a_newer_stale_dirty_one() {
     let mut disk = disk(&[&[extent(0, 8, 100, 0, true)]], &replayed);
     disk.gens[101] = 5;
     disk.finish();
-    let loaded = disk.load_with(&[], READ_ONLY).ok().expect("read-only");
+    let loaded = disk.load_with(&[], READ_ONLY).expect("read-only");
     let sectors: u64 = loaded.index.range(0, 2, 3).map(|e| e.sectors()).sum();
-    assert_eq!(sectors, 0, "sector 2: T stands in the older entry, so K had replaced it");
-    assert_eq!(loaded.rejournal.iter().copied().map(flat).collect::<Vec<_>>(), vec![(3, 4, 100, true)]);
+    assert_eq!(
+        sectors, 0,
+        "sector 2: T stands in the older entry, so K had replaced it"
+    );
+    assert_eq!(
+        loaded
+            .rejournal
+            .iter()
+            .copied()
+            .map(flat)
+            .collect::<Vec<_>>(),
+        vec![(3, 4, 100, true)]
+    );
 }
 
 #[test]
 fn a_stale_dirty_replayed_key_over_clean_data_leaves_nothing_cached() {
-    let mut disk = disk(&[&[extent(0, 8, 100, 0, false)]], &[extent(2, 4, 101, 4, true)]);
+    let mut disk = disk(
+        &[&[extent(0, 8, 100, 0, false)]],
+        &[extent(2, 4, 101, 4, true)],
+    );
     disk.gens[101] = 5;
     let loaded = loaded(disk);
-    assert_eq!(content(&loaded), vec![(0, 2, 100, false), (4, 8, 100, false)]);
+    assert_eq!(
+        content(&loaded),
+        vec![(0, 2, 100, false), (4, 8, 100, false)]
+    );
     assert_eq!(found(&loaded, "F43"), vec![Severity::Warning]);
 }
 
@@ -160,18 +243,32 @@ fn stale_dirty_data_of_the_tree_is_lost_and_bars_writing() {
     disk.gens[100] = 5;
     disk.finish();
     assert_eq!(disk.load().err().and_then(|e| e.id), Some("F43"));
-    assert!(disk.load_with(&[], READ_ONLY).ok().expect("read-only").index.is_empty());
+    assert!(
+        disk.load_with(&[], READ_ONLY)
+            .expect("read-only")
+            .index
+            .is_empty()
+    );
 }
 
 #[test]
 fn of_several_replayed_keys_the_newest_decides_and_survivors_come_last() {
-    let mut disk = disk(&[], &[extent(0, 8, 100, 0, true), extent(0, 4, 101, 0, true)]);
+    let mut disk = disk(
+        &[],
+        &[extent(0, 8, 100, 0, true), extent(0, 4, 101, 0, true)],
+    );
     disk.finish();
     let survivors = [
-        SurvivorEntry { seq: 3, keys: vec![extent(0, 8, 109, 0, true)] },
-        SurvivorEntry { seq: 4, keys: vec![extent(1, 2, 102, 0, true), extent(6, 7, 103, 0, true)] },
+        SurvivorEntry {
+            seq: 3,
+            keys: vec![extent(0, 8, 109, 0, true)],
+        },
+        SurvivorEntry {
+            seq: 4,
+            keys: vec![extent(1, 2, 102, 0, true), extent(6, 7, 103, 0, true)],
+        },
     ];
-    let loaded = disk.load_with(&survivors, How::default()).ok().expect("opened");
+    let loaded = disk.load_with(&survivors, How::default()).expect("opened");
     assert_eq!(loaded.newest.seq, 3);
     assert_eq!(
         content(&loaded),
@@ -189,17 +286,39 @@ fn of_several_replayed_keys_the_newest_decides_and_survivors_come_last() {
 #[test]
 fn decisions_are_cut_at_leaf_boundaries() {
     let mut disk = disk_of_level(1, &[], &[extent(0, 10, 100, 0, true), Key::hole(0, 30, 20)]);
-    disk.sets = vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::new(0, 40), 31, 1), node_key(Pos::MAX, 32, 1)]];
+    disk.sets = vec![vec![
+        node_key(Pos::new(0, 6), 30, 1),
+        node_key(Pos::new(0, 40), 31, 1),
+        node_key(Pos::MAX, 32, 1),
+    ]];
     disk.nodes = (30..33).map(|bucket| (bucket, vec![Vec::new()])).collect();
     let loaded = loaded(disk);
-    assert_eq!(content(&loaded), vec![(0, 6, 100, true), (6, 10, 100, true)]);
-    assert_eq!(overlay(&loaded), vec![(0, 6, 100, true), (6, 10, 100, true), (30, 40, 0, false), (40, 50, 0, false)]);
-    assert_eq!(loaded.nodes.iter().map(|n| (n.level, n.low)).collect::<Vec<_>>(), vec![
-        (1, Pos::ZERO),
-        (0, Pos::ZERO),
-        (0, Pos::new(0, 6)),
-        (0, Pos::new(0, 40))
-    ]);
+    assert_eq!(
+        content(&loaded),
+        vec![(0, 6, 100, true), (6, 10, 100, true)]
+    );
+    assert_eq!(
+        overlay(&loaded),
+        vec![
+            (0, 6, 100, true),
+            (6, 10, 100, true),
+            (30, 40, 0, false),
+            (40, 50, 0, false)
+        ]
+    );
+    assert_eq!(
+        loaded
+            .nodes
+            .iter()
+            .map(|n| (n.level, n.low))
+            .collect::<Vec<_>>(),
+        vec![
+            (1, Pos::ZERO),
+            (0, Pos::ZERO),
+            (0, Pos::new(0, 6)),
+            (0, Pos::new(0, 40))
+        ]
+    );
 }
 
 // ---- gens
@@ -209,16 +328,29 @@ fn pointers_raise_gens_before_anything_is_called_stale() {
     let tree = [extent(0, 2, 100, 1, false), extent(4, 6, 100, 3, false)];
     let loaded = loaded(disk(&[&tree], &[extent(8, 9, 101, 2, true)]));
     assert_eq!((loaded.gens[100], loaded.gens[101]), (Gen(3), Gen(2)));
-    assert_eq!((loaded.oldest_gens[100], loaded.oldest_gens[101], loaded.oldest_gens[102]), (Gen(1), Gen(2), Gen(0)));
+    assert_eq!(
+        (
+            loaded.oldest_gens[100],
+            loaded.oldest_gens[101],
+            loaded.oldest_gens[102]
+        ),
+        (Gen(1), Gen(2), Gen(0))
+    );
     assert!(loaded.referenced[100] && loaded.referenced[101] && !loaded.referenced[102]);
-    assert_eq!(content(&loaded), vec![(4, 6, 100, false), (8, 9, 101, true)]);
+    assert_eq!(
+        content(&loaded),
+        vec![(4, 6, 100, false), (8, 9, 101, true)]
+    );
 }
 
 #[test]
 fn a_freeing_key_takes_the_place_of_the_node_it_names() {
     let mut disk = disk_of_level(1, &[], &[]);
     let freeing = Key::freeing(BUCKET as u32, Ptr::new(30 * BUCKET, Gen(2)));
-    disk.sets = vec![vec![node_key(Pos::MAX, 30, 1)], vec![freeing, node_key(Pos::MAX, 31, 1)]];
+    disk.sets = vec![
+        vec![node_key(Pos::MAX, 30, 1)],
+        vec![freeing, node_key(Pos::MAX, 31, 1)],
+    ];
     disk.nodes = vec![(31, vec![vec![extent(0, 4, 100, 0, false)]])];
     let loaded = loaded(disk);
     assert_eq!(loaded.gens[30], Gen(2));
@@ -235,7 +367,13 @@ fn a_key_97_gens_behind_is_refused_and_one_96_behind_is_a_hole() {
     };
     assert!(loaded(stale(96)).index.is_empty());
     assert_eq!(refusal(stale(97)).id, Some("F42"));
-    let mut hidden = disk(&[&[extent(0, 8, 100, 0, false)], &[extent(0, 8, 101, 0, false)]], &[]);
+    let mut hidden = disk(
+        &[
+            &[extent(0, 8, 100, 0, false)],
+            &[extent(0, 8, 101, 0, false)],
+        ],
+        &[],
+    );
     hidden.gens[100] = 100;
     assert_eq!(found(&loaded(hidden), "F42"), vec![Severity::Warning]);
 }
@@ -260,19 +398,24 @@ fn a_torn_entry_where_the_next_one_would_stand_is_a_warning() {
     disk.journal(2, &[entry(3, 1, &[])]);
     disk.damage(2, 0);
     let loaded = loaded(disk);
-    assert_eq!(found(&loaded, "F18"), vec![Severity::Warning, Severity::Warning]);
+    assert_eq!(
+        found(&loaded, "F18"),
+        vec![Severity::Warning, Severity::Warning]
+    );
     assert_eq!(content(&loaded), vec![(0, 8, 100, true)]);
 }
 
 #[test]
 fn a_valid_entry_behind_a_damaged_one_bars_writing() {
     let mut disk = Disk::new();
-    let entries: Vec<Entry> = (1..=4).map(|seq| entry(seq, 1, &[extent(seq, seq + 1, 99 + seq, 0, true)])).collect();
+    let entries: Vec<Entry> = (1..=4)
+        .map(|seq| entry(seq, 1, &[extent(seq, seq + 1, 99 + seq, 0, true)]))
+        .collect();
     disk.journal(1, &entries);
     disk.damage(1, 2);
     disk.finish();
     assert_eq!(disk.load().err().and_then(|e| e.id), Some("F19"));
-    let loaded = disk.load_with(&[], READ_ONLY).ok().expect("read-only");
+    let loaded = disk.load_with(&[], READ_ONLY).expect("read-only");
     assert_eq!(loaded.newest.seq, 2);
     assert_eq!(content(&loaded), vec![(1, 2, 100, true), (2, 3, 101, true)]);
 }
@@ -300,7 +443,10 @@ fn leftovers_of_the_previous_lap_mean_nothing() {
     assert_eq!((loaded.newest.seq, loaded.newest.last_seq), (34, 33));
     assert_eq!(loaded.ring.newest_index, 1);
     assert_eq!(loaded.ring.newest_end_sector, 2);
-    assert_eq!(loaded.ring.bucket_max_seq, vec![32, 34, 8, 12, 16, 20, 24, 28]);
+    assert_eq!(
+        loaded.ring.bucket_max_seq,
+        vec![32, 34, 8, 12, 16, 20, 24, 28]
+    );
     assert_eq!(loaded.findings, vec![]);
 }
 
@@ -318,7 +464,7 @@ fn a_gap_in_the_middle_is_refused_and_one_at_the_start_only_without_discard() {
     assert!(gap(&[1, 2, 3], false).is_ok());
     assert_eq!(gap(&[1, 3], true).err().and_then(|e| e.id), Some("F15"));
     assert_eq!(gap(&[2, 3], false).err().and_then(|e| e.id), Some("F15"));
-    let loaded = gap(&[2, 3], true).ok().expect("entries that were discarded");
+    let loaded = gap(&[2, 3], true).expect("entries that were discarded");
     assert_eq!(found(&loaded, "F15"), vec![Severity::Warning]);
 }
 
@@ -353,8 +499,14 @@ fn keys_out_of_order_or_out_of_range_are_refused() {
     let overlapping = [extent(0, 4, 100, 0, false), extent(3, 6, 101, 0, false)];
     assert_eq!(refusal(disk(&[&overlapping], &[])).id, Some("F32"));
     let mut wide = disk_of_level(1, &[], &[]);
-    wide.sets = vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::MAX, 31, 1)]];
-    wide.nodes = vec![(30, vec![Vec::new()]), (31, vec![vec![extent(4, 9, 100, 0, false)]])];
+    wide.sets = vec![vec![
+        node_key(Pos::new(0, 6), 30, 1),
+        node_key(Pos::MAX, 31, 1),
+    ]];
+    wide.nodes = vec![
+        (30, vec![Vec::new()]),
+        (31, vec![vec![extent(4, 9, 100, 0, false)]]),
+    ];
     assert_eq!(refusal(wide).id, Some("F33"));
 }
 
@@ -367,32 +519,82 @@ fn an_interior_node_needs_exactly_the_children_that_tile_it() {
         disk.finish();
         disk.load().err().and_then(|e| e.id)
     };
-    assert_eq!(tree(vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::MAX, 31, 1)]]), None);
+    assert_eq!(
+        tree(vec![vec![
+            node_key(Pos::new(0, 6), 30, 1),
+            node_key(Pos::MAX, 31, 1)
+        ]]),
+        None
+    );
     assert_eq!(tree(vec![vec![]]), Some("F38"));
-    assert_eq!(tree(vec![vec![node_key(Pos::new(0, 6), 30, 1)]]), Some("F39"));
-    assert_eq!(tree(vec![vec![node_key(Pos::MAX, 30, 1)], vec![node_key(Pos::MAX, 31, 1)]]), Some("F37"));
-    assert_eq!(tree(vec![vec![node_key(Pos::new(0, 6), 30, 1), node_key(Pos::MAX, 30, 1)]]), Some("F40"));
-    assert_eq!(tree(vec![vec![node_key(Pos::new(0, 9), 30, 1), node_key(Pos::new(0, 9), 31, 1)]]), Some("F31"));
+    assert_eq!(
+        tree(vec![vec![node_key(Pos::new(0, 6), 30, 1)]]),
+        Some("F39")
+    );
+    assert_eq!(
+        tree(vec![
+            vec![node_key(Pos::MAX, 30, 1)],
+            vec![node_key(Pos::MAX, 31, 1)]
+        ]),
+        Some("F37")
+    );
+    assert_eq!(
+        tree(vec![vec![
+            node_key(Pos::new(0, 6), 30, 1),
+            node_key(Pos::MAX, 30, 1)
+        ]]),
+        Some("F40")
+    );
+    assert_eq!(
+        tree(vec![vec![
+            node_key(Pos::new(0, 9), 30, 1),
+            node_key(Pos::new(0, 9), 31, 1)
+        ]]),
+        Some("F31")
+    );
 }
 
 #[test]
 fn a_bucket_or_sector_with_two_owners_is_refused() {
-    assert_eq!(refusal(disk(&[&[extent(0, 8, 20, 0, false)]], &[])).id, Some("F40"));
+    assert_eq!(
+        refusal(disk(&[&[extent(0, 8, 20, 0, false)]], &[])).id,
+        Some("F40")
+    );
     let twice = [extent(0, 8, 100, 0, false), extent(10, 12, 100, 0, false)];
     assert_eq!(refusal(disk(&[&twice], &[])).id, Some("F41"));
+}
+
+#[test]
+fn a_key_of_several_pointers_is_refused() {
+    let mut words = Vec::new();
+    extent(0, 8, 100, 0, false).push_to(&mut words);
+    words[0] += 1 << 60;
+    words.push(Ptr::new(101 * BUCKET, Gen(0)).0);
+    let key = Key::from_words(&words).unwrap();
+    assert_eq!(refusal(disk(&[&[key]], &[])).id, Some("F34"));
+}
+
+#[test]
+fn what_a_removed_device_lost_is_only_reported() {
+    let mut disk = disk(&[&[extent(0, 8, 100, 4, true)]], &[]);
+    disk.gens[100] = 5;
+    disk.slots = vec![(INVALIDATED, 0)];
+    assert_eq!(found(&loaded(disk), "F43"), vec![Severity::Warning]);
 }
 
 // ---- the UUID table
 
 #[test]
 fn data_of_a_slot_never_given_out_bars_writing_and_a_removed_one_warns() {
-    let mut unknown = disk(&[&[Key::extent(3, 0, 8, Ptr::new(100 * BUCKET, Gen(0)), false)]], &[]);
+    let mut unknown = disk(
+        &[&[Key::extent(3, 0, 8, Ptr::new(100 * BUCKET, Gen(0)), false)]],
+        &[],
+    );
     unknown.finish();
     assert_eq!(unknown.load().err().and_then(|e| e.id), Some("F51"));
     assert!(unknown.load_with(&[], READ_ONLY).is_ok());
     let mut removed = disk(&[&[extent(0, 8, 100, 0, true)]], &[]);
-    let invalidated = 0xa03e_f8ed_3ee1_b878_c850_fc5e_cb16_cd99_u128.to_be_bytes();
-    removed.slots = vec![(invalidated, 0)];
+    removed.slots = vec![(INVALIDATED, 0)];
     assert!(!found(&loaded(removed), "F51").is_empty());
 }
 
@@ -407,7 +609,10 @@ fn a_uuid_in_two_slots_is_refused() {
 fn every_inode_with_a_key_is_seen_even_if_nothing_of_it_is_cached() {
     let mut disk = disk(&[&[Key::hole(5, 0, 3)]], &[Key::hole(9, 0, 3)]);
     disk.slots = (0..10).map(|i| ([i + 1; 16], 0)).collect();
-    assert_eq!(loaded(disk).inodes_seen.into_iter().collect::<Vec<_>>(), vec![5, 9]);
+    assert_eq!(
+        loaded(disk).inodes_seen.into_iter().collect::<Vec<_>>(),
+        vec![5, 9]
+    );
 }
 
 #[test]
@@ -419,7 +624,10 @@ fn metadata_is_read_once() {
 #[test]
 fn no_single_damaged_byte_of_the_metadata_panics() {
     let mut disk = disk(
-        &[&[extent(0, 8, 100, 0, true), extent(9, 12, 101, 0, false)], &[extent(2, 4, 102, 0, true)]],
+        &[
+            &[extent(0, 8, 100, 0, true), extent(9, 12, 101, 0, false)],
+            &[extent(2, 4, 102, 0, true)],
+        ],
         &[extent(3, 6, 103, 0, true), Key::hole(0, 10, 1)],
     );
     disk.finish();

@@ -5,9 +5,9 @@
 //! since later nodes and the journal may still raise. Every bucket can be one node only, which bounds the walk.
 
 use super::findings::{Findings, LoadError, Severity};
+use super::layers::Layers;
 use super::marks::{Marks, Owner};
 use super::reads::ReadWindow;
-use super::layers::Layers;
 use super::{LoadedNode, Newest};
 use crate::extents::Extent;
 use brigade_env::{Env, SECTOR_BYTES};
@@ -50,8 +50,21 @@ pub(super) async fn read<E: Env>(
     inodes: &mut BTreeSet<u32>,
     findings: &mut Findings,
 ) -> Result<Tree, LoadError> {
-    let tree = Tree { nodes: Vec::new(), leaves: 0..0, extents: Vec::new(), bytes_read: 0, keys: 0 };
-    let mut walk = Walk { geometry, rules: geometry.key_rules(), marks, inodes, findings, tree };
+    let tree = Tree {
+        nodes: Vec::new(),
+        leaves: 0..0,
+        extents: Vec::new(),
+        bytes_read: 0,
+        keys: 0,
+    };
+    let mut walk = Walk {
+        geometry,
+        rules: geometry.key_rules(),
+        marks,
+        inodes,
+        findings,
+        tree,
+    };
     walk.root(newest)?;
     let mut level = 0..1;
     loop {
@@ -74,9 +87,23 @@ pub(super) fn check_extent(
     structure: &str,
     offset: u64,
 ) -> Result<(), LoadError> {
-    rules.check_extent(key).map_err(|e| LoadError::format(id, structure, offset, &e))?;
+    rules
+        .check_extent(key)
+        .map_err(|e| LoadError::format(id, structure, offset, &e))?;
+    check_one_pointer(key, id, structure, offset)
+}
+
+fn check_one_pointer(
+    key: &Key,
+    id: &'static str,
+    structure: &str,
+    offset: u64,
+) -> Result<(), LoadError> {
     if key.ptr_count() > 1 {
-        let text = format!("a key of {} pointers, which one-device sets do not have", key.ptr_count());
+        let text = format!(
+            "a key of {} pointers, which one-device sets do not have",
+            key.ptr_count()
+        );
         return Err(LoadError::new(id, structure, offset, text));
     }
     Ok(())
@@ -104,12 +131,23 @@ impl Place {
 impl Walk<'_> {
     fn root(&mut self, newest: &Newest) -> Result<(), LoadError> {
         let (structure, offset) = ("root key", newest.byte_offset);
-        self.rules.check_node(&newest.root).map_err(|e| LoadError::format("F36", structure, offset, &e))?;
+        self.rules
+            .check_node(&newest.root)
+            .map_err(|e| LoadError::format("F36", structure, offset, &e))?;
+        check_one_pointer(&newest.root, "F36", structure, offset)?;
         if newest.root.pos() != Pos::MAX {
-            return Err(LoadError::new("F30", structure, offset, "its position is not the highest one"));
+            return Err(LoadError::new(
+                "F30",
+                structure,
+                offset,
+                "its position is not the highest one",
+            ));
         }
         if newest.root_level > LEVEL_MAX {
-            let text = format!("level {}, at most {LEVEL_MAX} is possible", newest.root_level);
+            let text = format!(
+                "level {}, at most {LEVEL_MAX} is possible",
+                newest.root_level
+            );
             return Err(LoadError::new("F30", structure, offset, text));
         }
         self.add_node(newest.root_level, newest.root, None, Pos::ZERO, offset)
@@ -124,20 +162,40 @@ impl Walk<'_> {
         low: Pos,
         offset: u64,
     ) -> Result<(), LoadError> {
-        let structure = if parent.is_some() { "interior key" } else { "root key" };
-        let Some(ptr) = key.ptr(0) else { return Err(LoadError::new("F36", structure, offset, "no pointer")) };
+        let structure = if parent.is_some() {
+            "interior key"
+        } else {
+            "root key"
+        };
+        let Some(ptr) = key.ptr(0) else {
+            return Err(LoadError::new("F36", structure, offset, "no pointer"));
+        };
         if self.marks.is_stale(ptr) {
-            let text = format!("its pointer is {} gens behind its bucket", self.marks.staleness(ptr));
+            let text = format!(
+                "its pointer is {} gens behind its bucket",
+                self.marks.staleness(ptr)
+            );
             return Err(LoadError::new("F36", structure, offset, text));
         }
         self.marks.see_node(ptr);
         let bucket = self.marks.bucket(ptr) as u64;
         let owner = self.marks.claim(bucket, Owner::Node);
         if owner != Owner::Nobody {
-            let text = format!("a node in bucket {bucket}, which belongs to {}", owner.name());
+            let text = format!(
+                "a node in bucket {bucket}, which belongs to {}",
+                owner.name()
+            );
             return Err(LoadError::new("F40", structure, offset, text));
         }
-        let node = LoadedNode { level, key, parent, seq: 0, blocks_used: 0, low, has_old_bset_version: false };
+        let node = LoadedNode {
+            level,
+            key,
+            parent,
+            seq: 0,
+            blocks_used: 0,
+            low,
+            has_old_bset_version: false,
+        };
         self.tree.nodes.push(node);
         Ok(())
     }
@@ -150,7 +208,13 @@ impl Walk<'_> {
     fn place(&self, index: usize) -> Place {
         let node = &self.tree.nodes[index];
         let offset = node.key.ptr(0).map_or(0, |ptr| ptr.sector()) * SECTOR_BYTES;
-        Place { index, offset, level: node.level, low: node.low, high: node.key.pos() }
+        Place {
+            index,
+            offset,
+            level: node.level,
+            low: node.low,
+            high: node.key.pos(),
+        }
     }
 
     async fn read_level<E: Env>(
@@ -171,37 +235,55 @@ impl Walk<'_> {
                 asked += 1;
             }
             let place = self.place(index);
-            let buffer = window.next().await.map_err(|e| LoadError::io(place.structure(), place.offset, &e))?;
+            let buffer = window
+                .next()
+                .await
+                .map_err(|e| LoadError::io(place.structure(), place.offset, &e))?;
             self.tree.bytes_read += buffer.len() as u64;
             let node = self.parse(&place, &buffer)?;
             drop(buffer);
-            if place.level == 0 { self.leaf(&place, node)? } else { self.interior(&place, node)? }
+            if place.level == 0 {
+                self.leaf(&place, node)?
+            } else {
+                self.interior(&place, node)?
+            }
         }
         Ok(())
     }
 
     fn parse(&mut self, place: &Place, bytes: &[u8]) -> Result<Node, LoadError> {
         let block_bytes = self.geometry.block_sectors as usize * SECTOR_BYTES as usize;
-        let ptr = self.tree.nodes[place.index].key.ptr(0).expect("checked when it was added");
-        let node = node::parse_node(bytes, block_bytes, ptr, self.geometry.set_magic).map_err(|e| {
-            let mut error = LoadError::format("F46", place.structure(), place.offset, &e.error);
-            if e.is_last {
-                error.message.push_str("; it is the node's last set: an append cut short, or rot");
-            }
-            error
-        })?;
+        let ptr = self.tree.nodes[place.index]
+            .key
+            .ptr(0)
+            .expect("checked when it was added");
+        let node =
+            node::parse_node(bytes, block_bytes, ptr, self.geometry.set_magic).map_err(|e| {
+                let mut error = LoadError::format("F46", place.structure(), place.offset, &e.error);
+                if e.is_last {
+                    error
+                        .message
+                        .push_str("; it is the node's last set: an append cut short, or rot");
+                }
+                error
+            })?;
         let loaded = &mut self.tree.nodes[place.index];
         loaded.seq = node.seq;
         loaded.blocks_used = node.blocks_used as u32;
         loaded.has_old_bset_version = node.sets.iter().any(|set| set.version == 0);
-        self.tree.keys += node.sets.iter().map(|set| set.keys.len() as u64).sum::<u64>();
+        self.tree.keys += node
+            .sets
+            .iter()
+            .map(|set| set.keys.len() as u64)
+            .sum::<u64>();
         Ok(node)
     }
 
     fn warn_csum(&mut self, place: &Place, key: &Key) {
         if key.csum_type() != 0 {
             let text = format_args!("a key of inode {} has a checksum type", key.inode());
-            self.findings.warn("F35", place.structure(), place.offset, text);
+            self.findings
+                .warn("F35", place.structure(), place.offset, text);
         }
     }
 
@@ -210,7 +292,9 @@ impl Walk<'_> {
         for set in &node.sets {
             layers.push(self.leaf_set(place, &set.keys)?);
         }
-        self.tree.extents.extend(layers.finish().into_iter().filter(|e| e.ptr.is_some()));
+        self.tree
+            .extents
+            .extend(layers.finish().into_iter().filter(|e| e.ptr.is_some()));
         Ok(())
     }
 
@@ -231,16 +315,24 @@ impl Walk<'_> {
             let Some(extent) = Extent::from_key(key) else {
                 return Err(place.error("F34", "a key of an impossible range"));
             };
-            let start = Pos { inode: extent.inode, offset: extent.start };
+            let start = Pos {
+                inode: extent.inode,
+                offset: extent.start,
+            };
             if start < place.low || key.pos() > place.high {
-                return Err(place.error("F33", format_args!("{extent:?} lies outside the node's range")));
+                return Err(place.error(
+                    "F33",
+                    format_args!("{extent:?} lies outside the node's range"),
+                ));
             }
             if let Some(last) = run.last()
                 && (last.inode, last.end) > (extent.inode, extent.start)
             {
                 return Err(place.error("F32", format_args!("{extent:?} does not follow {last:?}")));
             }
-            key.ptrs().filter(|ptr| ptr.is_available()).for_each(|ptr| self.marks.see_data(ptr));
+            key.ptrs()
+                .filter(|ptr| ptr.is_available())
+                .for_each(|ptr| self.marks.see_data(ptr));
             run.push(extent);
         }
         Ok(run)
@@ -254,7 +346,9 @@ impl Walk<'_> {
             .sets
             .iter()
             .flat_map(|set| &set.keys)
-            .filter(|key| !key.is_freeing() && key.ptr(0).is_some_and(|ptr| !self.marks.is_stale(ptr)))
+            .filter(|key| {
+                !key.is_freeing() && key.ptr(0).is_some_and(|ptr| !self.marks.is_stale(ptr))
+            })
             .copied()
             .collect();
         live.sort_by_key(Key::pos);
@@ -264,10 +358,15 @@ impl Walk<'_> {
     fn interior_set(&mut self, place: &Place, keys: &[Key]) -> Result<(), LoadError> {
         let mut last = Pos::ZERO;
         for key in keys {
-            self.rules.check_node(key).map_err(|e| LoadError::format("F36", "interior key", place.offset, &e))?;
+            self.rules
+                .check_node(key)
+                .map_err(|e| LoadError::format("F36", "interior key", place.offset, &e))?;
+            check_one_pointer(key, "F36", "interior key", place.offset)?;
             self.warn_csum(place, key);
             let pos = key.pos();
-            let Some(ptr) = key.ptr(0) else { return Err(place.error("F36", "a key without pointer")) };
+            let Some(ptr) = key.ptr(0) else {
+                return Err(place.error("F36", "a key without pointer"));
+            };
             if key.is_freeing() {
                 if last != Pos::ZERO {
                     return Err(place.error("F31", "a freeing key behind others"));
@@ -279,7 +378,9 @@ impl Walk<'_> {
                 return Err(place.error("F31", format_args!("{pos:?} does not follow {last:?}")));
             }
             if pos <= place.low || pos > place.high {
-                return Err(place.error("F33", format_args!("{pos:?} lies outside the node's range")));
+                return Err(
+                    place.error("F33", format_args!("{pos:?} lies outside the node's range"))
+                );
             }
             last = pos;
             self.marks.see_node(ptr);
@@ -288,14 +389,21 @@ impl Walk<'_> {
     }
 
     fn children(&mut self, place: &Place, live: &[Key]) -> Result<(), LoadError> {
-        let Some(last) = live.last() else { return Err(place.error("F38", "no live child")) };
+        let Some(last) = live.last() else {
+            return Err(place.error("F38", "no live child"));
+        };
         if last.pos() != place.high {
-            return Err(place.error("F39", format_args!("its children end at {:?}, not {:?}", last.pos(), place.high)));
+            return Err(place.error(
+                "F39",
+                format_args!("its children end at {:?}, not {:?}", last.pos(), place.high),
+            ));
         }
         let mut low = place.low;
         for (i, key) in live.iter().enumerate() {
             if i > 0 && live[i - 1].pos() == key.pos() {
-                return Err(place.error("F37", format_args!("two live children at {:?}", key.pos())));
+                return Err(
+                    place.error("F37", format_args!("two live children at {:?}", key.pos()))
+                );
             }
             self.add_node(place.level - 1, *key, Some(place.index), low, place.offset)?;
             low = key.pos();
@@ -310,8 +418,16 @@ pub(super) fn check_nodes_are_live(tree: &Tree, marks: &Marks) -> Result<(), Loa
         let Some(ptr) = node.key.ptr(0) else { continue };
         if marks.is_stale(ptr) {
             let structure = format!("btree node (level {})", node.level);
-            let text = format!("the pointer to it is {} gens behind its bucket", marks.staleness(ptr));
-            return Err(LoadError::new("F36", structure, ptr.sector() * SECTOR_BYTES, text));
+            let text = format!(
+                "the pointer to it is {} gens behind its bucket",
+                marks.staleness(ptr)
+            );
+            return Err(LoadError::new(
+                "F36",
+                structure,
+                ptr.sector() * SECTOR_BYTES,
+                text,
+            ));
         }
     }
     Ok(())
@@ -330,7 +446,13 @@ pub(super) fn check_staleness(
         let Some(ptr) = e.ptr else { continue };
         if marks.staleness(ptr) > BEHIND_MAX {
             let text = format!("{e:?} is {} gens behind its bucket", marks.staleness(ptr));
-            findings.report("F42", Severity::Fatal, "extent", ptr.sector() * SECTOR_BYTES, text)?;
+            findings.report(
+                "F42",
+                Severity::Fatal,
+                "extent",
+                ptr.sector() * SECTOR_BYTES,
+                text,
+            )?;
             reported.insert(marks.bucket(ptr));
         }
     }

@@ -20,15 +20,40 @@ pub(super) struct Uuids {
     pub(super) bytes_read: u64,
 }
 
+impl Uuids {
+    /// The slot's device or volume was removed: what its keys say matters to nobody.
+    pub(super) fn is_removed(&self, inode: u32) -> bool {
+        self.entries
+            .get(inode as usize)
+            .is_some_and(UuidEntry::is_invalidated)
+    }
+}
+
 /// Checks the key of the table (F50).
-pub(super) fn check_key(geometry: &CacheGeometry, newest: &Newest, findings: &mut Findings) -> Result<(), LoadError> {
+pub(super) fn check_key(
+    geometry: &CacheGeometry,
+    newest: &Newest,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
     let (key, structure, offset) = (&newest.uuid_bucket, "uuid bucket key", newest.byte_offset);
-    geometry.key_rules().check_node(key).map_err(|e| LoadError::format("F50", structure, offset, &e))?;
+    geometry
+        .key_rules()
+        .check_node(key)
+        .map_err(|e| LoadError::format("F50", structure, offset, &e))?;
     if key.pos() != Pos::ZERO {
-        return Err(LoadError::new("F50", structure, offset, "its position is not 0"));
+        return Err(LoadError::new(
+            "F50",
+            structure,
+            offset,
+            "its position is not 0",
+        ));
     }
     if key.size() != geometry.meta_sectors {
-        let text = format_args!("{} sectors long instead of {}", key.size(), geometry.meta_sectors);
+        let text = format_args!(
+            "{} sectors long instead of {}",
+            key.size(),
+            geometry.meta_sectors
+        );
         findings.warn("F50", structure, offset, text);
     }
     Ok(())
@@ -43,10 +68,16 @@ pub(super) async fn read<E: Env>(
     findings: &mut Findings,
 ) -> Result<Uuids, LoadError> {
     let key: &Key = &newest.uuid_bucket;
-    let offset = key.ptr(0).map_or(0, |ptr| ptr.sector()).saturating_mul(SECTOR_BYTES);
+    let offset = key
+        .ptr(0)
+        .map_or(0, |ptr| ptr.sector())
+        .saturating_mul(SECTOR_BYTES);
     let bytes = u64::from(key.size().min(geometry.meta_sectors)) * SECTOR_BYTES;
     let buffer = env.buffers().get(bytes as usize);
-    let buffer = device.read(offset, buffer).await.map_err(|e| LoadError::io(STRUCTURE, offset, &e))?;
+    let buffer = device
+        .read(offset, buffer)
+        .await
+        .map_err(|e| LoadError::io(STRUCTURE, offset, &e))?;
     let slots = geometry.uuid_slots as usize;
     let mut entries = if newest.version == 0 {
         let (entries, has_more) = uuid_table::parse_old(&buffer, slots);
@@ -59,7 +90,11 @@ pub(super) async fn read<E: Env>(
         uuid_table::parse(&buffer, slots)
     };
     entries.resize(slots, UuidEntry::EMPTY);
-    Ok(Uuids { entries, offset, bytes_read: bytes })
+    Ok(Uuids {
+        entries,
+        offset,
+        bytes_read: bytes,
+    })
 }
 
 /// What the index holds of one inode.
@@ -94,7 +129,11 @@ pub(super) fn judge(
     judge_inodes(uuids, &uses, inodes, findings)
 }
 
-fn judge_slots(uuids: &Uuids, uses: &BTreeMap<u32, Use>, findings: &mut Findings) -> Result<(), LoadError> {
+fn judge_slots(
+    uuids: &Uuids,
+    uses: &BTreeMap<u32, Use>,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
     for found in uuid_table::check(&uuids.entries) {
         let severity = match (found.is_error, found.id) {
             (true, "F52") => Severity::Fatal,
@@ -102,17 +141,37 @@ fn judge_slots(uuids: &Uuids, uses: &BTreeMap<u32, Use>, findings: &mut Findings
             (false, _) => Severity::Warning,
         };
         let offset = uuids.offset + uuid_table::ENTRY_BYTES as u64 * found.slot as u64;
-        findings.report(found.id, severity, format_args!("{STRUCTURE} slot {}", found.slot), offset, &found.what)?;
+        findings.report(
+            found.id,
+            severity,
+            format_args!("{STRUCTURE} slot {}", found.slot),
+            offset,
+            &found.what,
+        )?;
     }
     for (&inode, used) in uses {
-        let Some(entry) = uuids.entries.get(inode as usize).filter(|entry| entry.is_used()) else { continue };
+        let Some(entry) = uuids
+            .entries
+            .get(inode as usize)
+            .filter(|entry| entry.is_used())
+        else {
+            continue;
+        };
         let offset = uuids.offset + uuid_table::ENTRY_BYTES as u64 * u64::from(inode);
         if entry.is_flash_only() && used.end > entry.sectors {
-            let text = format_args!("volume of slot {inode} has data up to {}, beyond {}", used.end, entry.sectors);
+            let text = format_args!(
+                "volume of slot {inode} has data up to {}, beyond {}",
+                used.end, entry.sectors
+            );
             findings.warn("F53", STRUCTURE, offset, text);
         }
         if entry.is_flash_only() && used.has_clean {
-            findings.warn("F53", STRUCTURE, offset, format_args!("volume of slot {inode} has data that is not dirty"));
+            findings.warn(
+                "F53",
+                STRUCTURE,
+                offset,
+                format_args!("volume of slot {inode} has data that is not dirty"),
+            );
         }
     }
     Ok(())
@@ -130,8 +189,17 @@ fn judge_inodes(
         match (slot, uses.get(&inode)) {
             (Some(entry), used) if entry.is_invalidated() => {
                 if let Some(used) = used {
-                    let kind = if used.has_dirty { "dirty and other" } else { "clean" };
-                    findings.warn("F51", STRUCTURE, offset, format_args!("{kind} data of the removed slot {inode}"));
+                    let kind = if used.has_dirty {
+                        "dirty and other"
+                    } else {
+                        "clean"
+                    };
+                    findings.warn(
+                        "F51",
+                        STRUCTURE,
+                        offset,
+                        format_args!("{kind} data of the removed slot {inode}"),
+                    );
                 }
             }
             (Some(entry), _) if !entry.is_empty() => {}
