@@ -56,6 +56,126 @@ fn a_server_says_ready_once_and_stops_when_told() {
 }
 
 #[test]
+fn a_cache_set_is_served_and_its_status_has_every_promised_key() {
+    let bench = Bench::new();
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+        "--label",
+        "attic",
+    ]);
+    for mode in ["writeback", "writethrough"] {
+        let server = bench.serve(&[
+            "--cache",
+            "c",
+            "--backing",
+            "b",
+            "--nbd",
+            "unix:nbd",
+            "--mode",
+            mode,
+            "--state-dir",
+            "state",
+        ]);
+        assert!(server.ready.contains("attic"), "{}", server.ready);
+        let status = bench.json(&["status", "--json"]);
+        for path in [
+            "/cache_set/uuid",
+            "/cache_set/state",
+            "/cache_set/devices/0/path",
+            "/cache_set/devices/0/bucket_bytes",
+            "/cache_set/devices/0/buckets/total",
+            "/cache_set/devices/0/buckets/free",
+            "/cache_set/devices/0/buckets/clean",
+            "/cache_set/devices/0/buckets/dirty",
+            "/cache_set/devices/0/buckets/metadata",
+            "/cache_set/devices/0/written_bytes",
+            "/cache_set/btree/keys",
+            "/cache_set/btree/nodes",
+            "/cache_set/btree/depth",
+            "/cache_set/btree/memory_bytes",
+            "/cache_set/journal",
+            "/cache_set/gc",
+            "/volumes/0/name",
+            "/volumes/0/uuid",
+            "/volumes/0/state",
+            "/volumes/0/size_bytes",
+            "/volumes/0/dirty_bytes",
+            "/volumes/0/reads/hits",
+            "/volumes/0/reads/misses",
+            "/volumes/0/reads/bypassed",
+            "/volumes/0/reads/hit_bytes",
+            "/volumes/0/writes",
+            "/volumes/0/latency",
+            "/errors",
+        ] {
+            assert!(status.pointer(path).is_some(), "{path}: {status}");
+        }
+        assert_eq!(status.pointer("/volumes/0/mode"), Some(&mode.into()));
+        bench.fine(&["stop"]);
+        let ran = server.end();
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        let shown = bench.json(&["show", "c", "b", "--json"]);
+        assert_eq!(
+            (&shown[0]["state"], &shown[1]["state"]),
+            (&"initialised".into(), &"clean".into()),
+            "{shown}"
+        );
+        assert_eq!(shown[1]["mode"], mode);
+        bench.fine(&["dump", "c"]);
+    }
+}
+
+#[test]
+fn read_only_writes_nothing_anywhere() {
+    let bench = Bench::new();
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+    ]);
+    let serve = |more: &[&str]| {
+        let mut all = vec![
+            "--cache",
+            "c",
+            "--backing",
+            "b",
+            "--nbd",
+            "unix:nbd",
+            "--state-dir",
+            "state",
+        ];
+        all.extend(more);
+        let server = bench.serve(&all);
+        bench.fine(&["stop"]);
+        assert_eq!(server.end().status, 0);
+    };
+    serve(&[]);
+    let content = || {
+        (
+            common::bytes(&bench.path("c")),
+            common::bytes(&bench.path("b")),
+        )
+    };
+    let before = content();
+    serve(&["--read-only"]);
+    assert!(before == content(), "a device was written");
+}
+
+#[test]
 fn the_only_server_is_found_by_itself() {
     let bench = Bench::new();
     bench.backing("b1");

@@ -281,3 +281,48 @@ pub(crate) fn load(
         .map_err(|e| e.shifted(found.offset).to_string())?;
     Ok((head, keys))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rings as a writer leaves them: every length, every place of the newest bucket, with and without a previous lap.
+    #[test]
+    fn a_kernel_finds_in_a_legal_ring_what_reading_everything_finds() {
+        for ring in 2..40_usize {
+            for written in 1..=2 * ring as u64 {
+                let mut scan = Scan::default();
+                for bucket in (1..=written).rev().take(ring) {
+                    for entry in 0..3 {
+                        let seq = bucket * 3 + entry;
+                        scan.found.push(Found {
+                            index: (bucket % ring as u64) as usize,
+                            offset: 0,
+                            seq,
+                            last_seq: seq.saturating_sub(4).max(3),
+                            is_behind_bad: false,
+                        });
+                    }
+                }
+                assert_eq!(
+                    scan.by_kernel_search(ring),
+                    scan.exhaustive(),
+                    "ring {ring}, {written} written"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_ring_has_no_newest_entry() {
+        let scan = Scan::default();
+        assert_eq!(
+            (
+                scan.exhaustive(),
+                scan.by_kernel_search(8),
+                scan.by_kernel_search(0)
+            ),
+            (None, None, None)
+        );
+    }
+}

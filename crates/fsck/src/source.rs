@@ -16,7 +16,7 @@ impl ReadAt for File {
     }
 }
 
-impl ReadAt for [u8] {
+impl ReadAt for Vec<u8> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let start = usize::try_from(offset).ok();
         let there = start.and_then(|start| self.get(start..)?.get(..buffer.len()));
