@@ -1,0 +1,259 @@
+//! One thread, one seed, no real time: tasks are polled in random order, time jumps to the next event.
+
+use super::disk::{Disk, DiskState};
+use brigade_env::{BufferPool, Env, Survivor};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+/// Chance from a seed (splitmix64).
+#[derive(Clone)]
+pub struct Chance(Rc<Cell<u64>>);
+
+impl Chance {
+    pub fn new(seed: u64) -> Self {
+        Chance(Rc::new(Cell::new(seed)))
+    }
+    pub fn next(&self) -> u64 {
+        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// Below `n`.
+    pub fn below(&self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+    /// In `low..=high`.
+    pub fn between(&self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+    pub fn percent(&self, share: u64) -> bool {
+        self.below(100) < share
+    }
+    pub fn pick<T: Copy>(&self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+}
+
+struct TaskWaker {
+    id: usize,
+    ready: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        let mut ready = self.ready.lock().expect("one thread");
+        if !ready.contains(&self.id) {
+            ready.push(self.id);
+        }
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Inner {
+    chance: Chance,
+    now: Cell<Duration>,
+    steps: Cell<u64>,
+    tasks: RefCell<BTreeMap<usize, (Option<Task>, Waker)>>,
+    next_task: Cell<usize>,
+    ready: Arc<Mutex<Vec<usize>>>,
+    timers: RefCell<BTreeMap<(Duration, u64), Event>>,
+    next_timer: Cell<u64>,
+    buffers: BufferPool,
+}
+
+enum Event {
+    Wake(Waker),
+    Run(Box<dyn FnOnce()>),
+}
+
+/// The world of one process. Dropping its tasks is the end of the process.
+#[derive(Clone)]
+pub struct World(Rc<Inner>);
+
+impl World {
+    pub fn new(chance: Chance, start: Duration) -> Self {
+        World(Rc::new(Inner {
+            chance,
+            now: Cell::new(start),
+            steps: Cell::new(0),
+            tasks: RefCell::default(),
+            next_task: Cell::new(0),
+            ready: Arc::default(),
+            timers: RefCell::default(),
+            next_timer: Cell::new(0),
+            buffers: BufferPool::new(8 << 20),
+        }))
+    }
+
+    pub fn chance(&self) -> &Chance {
+        &self.0.chance
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.0.steps.get()
+    }
+
+    pub fn device(&self, disk: &Rc<RefCell<DiskState>>) -> Disk {
+        Disk::new(self.clone(), disk.clone())
+    }
+
+    fn event(&self, at: Duration, event: Event) {
+        let number = self.0.next_timer.get();
+        self.0.next_timer.set(number + 1);
+        self.0.timers.borrow_mut().insert((at, number), event);
+    }
+
+    /// Runs something after a delay, outside of any task.
+    pub fn after(&self, delay: Duration, run: impl FnOnce() + 'static) {
+        self.event(self.now() + delay, Event::Run(Box::new(run)));
+    }
+
+    /// One step: a ready task is polled, or time passes. False if nothing will ever happen again.
+    pub fn step(&self) -> bool {
+        self.0.steps.set(self.0.steps.get() + 1);
+        let id = {
+            let mut ready = self.0.ready.lock().expect("one thread");
+            let count = ready.len() as u64;
+            (count > 0).then(|| ready.swap_remove(self.0.chance.below(count) as usize))
+        };
+        // Now and then something completes although tasks are ready.
+        if let Some(id) = id {
+            self.poll(id);
+            if !self.0.chance.percent(5) {
+                return true;
+            }
+        }
+        let next = self.0.timers.borrow_mut().pop_first();
+        match next {
+            Some(((at, _), event)) => {
+                if at > self.0.now.get() {
+                    self.0.now.set(at);
+                }
+                match event {
+                    Event::Wake(waker) => waker.wake(),
+                    Event::Run(run) => run(),
+                }
+                true
+            }
+            None => id.is_some(),
+        }
+    }
+
+    fn poll(&self, id: usize) {
+        let taken = {
+            let mut tasks = self.0.tasks.borrow_mut();
+            let Some((task, waker)) = tasks.get_mut(&id) else { return };
+            (task.take(), waker.clone())
+        };
+        let (Some(mut task), waker) = taken else { return };
+        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            self.0.tasks.borrow_mut().remove(&id);
+        } else if let Some((slot, _)) = self.0.tasks.borrow_mut().get_mut(&id) {
+            *slot = Some(task);
+        }
+    }
+
+    /// Runs a future to its end as a task; `None` if `stop` says so before or nothing moves any more.
+    pub fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static, mut stop: impl FnMut() -> bool) -> Option<T> {
+        let result = Rc::new(RefCell::new(None));
+        let slot = result.clone();
+        self.spawn(async move {
+            let value = future.await;
+            *slot.borrow_mut() = Some(value);
+        });
+        loop {
+            if let Some(value) = result.borrow_mut().take() {
+                return Some(value);
+            }
+            if stop() || !self.step() {
+                return None;
+            }
+        }
+    }
+
+    /// The process ends: tasks and what they hold go, nothing of them runs any more.
+    pub fn kill(&self) {
+        self.0.timers.borrow_mut().clear();
+        loop {
+            let tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
+            if tasks.is_empty() {
+                break;
+            }
+            drop(tasks);
+        }
+        self.0.timers.borrow_mut().clear();
+    }
+}
+
+impl Env for World {
+    type Device = Disk;
+    type Survivor = Store;
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let id = self.0.next_task.get();
+        self.0.next_task.set(id + 1);
+        let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.0.ready.clone() }));
+        self.0.tasks.borrow_mut().insert(id, (Some(Box::pin(task)), waker.clone()));
+        waker.wake();
+    }
+    fn now(&self) -> Duration {
+        self.0.now.get()
+    }
+    fn sleep_until(&self, deadline: Duration) -> impl Future<Output = ()> + 'static {
+        let world = self.clone();
+        let mut is_set = false;
+        std::future::poll_fn(move |context| {
+            if world.now() >= deadline {
+                return Poll::Ready(());
+            }
+            if !is_set {
+                is_set = true;
+                world.event(deadline, Event::Wake(context.waker().clone()));
+            }
+            Poll::Pending
+        })
+    }
+    fn unix_seconds(&self) -> u32 {
+        1_700_000_000 + self.0.now.get().as_secs() as u32
+    }
+    fn random_u64(&self) -> u64 {
+        self.0.chance.next()
+    }
+    fn buffers(&self) -> &BufferPool {
+        &self.0.buffers
+    }
+}
+
+/// Memory that only a power loss clears.
+#[derive(Clone, Default)]
+pub struct Store(pub Rc<RefCell<Vec<u8>>>);
+
+impl Survivor for Store {
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut all = self.0.borrow_mut();
+        let end = offset as usize + bytes.len();
+        if all.len() < end {
+            all.resize(end, 0);
+        }
+        all[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+    fn read(&self) -> io::Result<Vec<u8>> {
+        Ok(self.0.borrow().clone())
+    }
+    fn clear(&self) -> io::Result<()> {
+        self.0.borrow_mut().clear();
+        Ok(())
+    }
+}

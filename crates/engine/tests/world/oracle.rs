@@ -1,0 +1,273 @@
+//! What every sector of a volume may read as.
+//!
+//! Every write has a number; a sector holds the number and its own address. Per sector two lists of candidates are kept:
+//! *live*, what the next read may see, and *kept*, what may be there after the next power loss. A write supersedes an earlier
+//! one only if it began after that one had ended, and only for who comes after its own end (live) or once a flush that
+//! began after its end, or its own FUA, was acknowledged (kept). A write cut off by a crash may have happened or not, until a
+//! read tells; from then on it stays that way.
+
+use std::collections::BTreeSet;
+
+/// Anything may be there: the range was discarded.
+const ANYTHING: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cand {
+    value: u64,
+    start: u64,
+    end: Option<u64>,
+    /// Never acknowledged and never will be: it may be superseded, but supersedes nothing.
+    dead: bool,
+    /// A read that ended then had seen it.
+    seen: u64,
+}
+
+impl Cand {
+    fn old(value: u64, at: u64) -> Self {
+        Cand { value, start: at, end: Some(at), dead: false, seen: u64::MAX }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sector {
+    live: Vec<Cand>,
+    kept: Vec<Cand>,
+    /// No write since the last power loss: live and kept are one choice.
+    one: bool,
+    /// What has happened, for messages.
+    log: Vec<(u64, &'static str, u64)>,
+}
+
+/// See the module documentation.
+pub struct Oracle {
+    volume: u64,
+    sectors: Vec<Option<Box<Sector>>>,
+    touched: BTreeSet<u64>,
+    clock: u64,
+    next_value: u64,
+    reads: BTreeSet<u64>,
+    /// Nothing is learned from reads while true (after faults).
+    pub blind: bool,
+}
+
+/// A write under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Writing {
+    pub value: u64,
+    start: u64,
+    first: u64,
+    count: u64,
+}
+
+impl Oracle {
+    pub fn new(volume: u64, sectors: u64) -> Self {
+        let sectors = vec![None; sectors as usize];
+        Oracle { volume, sectors, touched: BTreeSet::new(), clock: 1, next_value: 1, reads: BTreeSet::new(), blind: false }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    pub fn size(&self) -> u64 {
+        self.sectors.len() as u64
+    }
+
+    fn sector(&mut self, sector: u64) -> &mut Sector {
+        self.sectors[sector as usize].get_or_insert_with(|| {
+            let zero = vec![Cand::old(0, 0)];
+            Box::new(Sector { live: zero.clone(), kept: zero, one: true, log: Vec::new() })
+        })
+    }
+
+    /// The bytes of a value.
+    pub fn fill(&self, value: u64, first: u64, out: &mut [u8]) {
+        for (i, chunk) in out.chunks_mut(512).enumerate() {
+            let place = (first + i as u64) | self.volume << 48;
+            for pair in chunk.chunks_mut(16) {
+                pair[..8].copy_from_slice(&value.to_le_bytes());
+                pair[8..].copy_from_slice(&place.to_le_bytes());
+            }
+        }
+    }
+
+    fn value_of(&self, sector: u64, bytes: &[u8]) -> Result<u64, String> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(0);
+        }
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+        let (value, place) = (word(0), word(8));
+        let is_whole = bytes.chunks(16).all(|pair| pair == &bytes[..16]);
+        if !is_whole || place != (sector | self.volume << 48) {
+            return Err(format!("foreign bytes: value {value}, place {:x} of volume {}", place & 0xffff_ffff_ffff, place >> 48));
+        }
+        Ok(value)
+    }
+
+    fn begin(&mut self, first: u64, count: u64, value: u64, what: &'static str) -> Writing {
+        let oldest = self.oldest_read();
+        let start = self.tick();
+        for sector in first..first + count {
+            let cand = Cand { value, start, end: None, dead: false, seen: u64::MAX };
+            let s = self.sector(sector);
+            let over = s.live.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < oldest)).map(|c| c.start).max();
+            if let Some(over) = over {
+                s.live.retain(|c| c.end.is_none_or(|end| end >= over) || c.start == over);
+            }
+            s.live.push(cand);
+            s.kept.push(cand);
+            s.one = false;
+            s.log.push((start, what, value));
+            self.touched.insert(sector);
+        }
+        Writing { value, start, first, count }
+    }
+
+    pub fn begin_write(&mut self, first: u64, count: u64) -> Writing {
+        let value = self.next_value;
+        self.next_value += 1;
+        self.begin(first, count, value, "write")
+    }
+    pub fn begin_zero(&mut self, first: u64, count: u64) -> Writing {
+        self.begin(first, count, 0, "zero")
+    }
+    pub fn begin_discard(&mut self, first: u64, count: u64) -> Writing {
+        self.begin(first, count, ANYTHING, "discard")
+    }
+
+    /// It was acknowledged.
+    pub fn finish(&mut self, writing: Writing, fua: bool) {
+        let end = self.tick();
+        for sector in writing.first..writing.first + writing.count {
+            let s = self.sector(sector);
+            s.log.push((end, if fua { "ack FUA" } else { "ack" }, writing.value));
+            for cand in s.live.iter_mut().chain(&mut s.kept).filter(|cand| cand.start == writing.start) {
+                cand.end = Some(end);
+            }
+            if fua {
+                s.kept.retain(|cand| cand.end.is_none_or(|e| e >= writing.start) || cand.start == writing.start);
+            }
+        }
+    }
+
+    /// It failed, or the process ended: it may have happened or not.
+    pub fn abandon(&mut self, writing: Writing) {
+        let end = self.tick();
+        for sector in writing.first..writing.first + writing.count {
+            let s = self.sector(sector);
+            s.log.push((end, "never acknowledged", writing.value));
+            for cand in s.live.iter_mut().chain(&mut s.kept).filter(|cand| cand.start == writing.start) {
+                (cand.end, cand.dead) = (Some(end), true);
+            }
+        }
+    }
+
+    pub fn begin_flush(&mut self) -> u64 {
+        self.tick()
+    }
+
+    pub fn finish_flush(&mut self, began: u64) {
+        let now = self.tick();
+        let touched: Vec<u64> = self.touched.iter().copied().collect();
+        for sector in touched {
+            let s = self.sector(sector);
+            let durable = s.kept.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < began)).map(|c| c.start).max();
+            if let Some(start) = durable {
+                s.kept.retain(|cand| cand.end.is_none_or(|end| end >= start) || cand.start == start);
+                if s.log.len() < 200 {
+                    s.log.push((now, "flushed since", began));
+                }
+            }
+            if s.kept.len() == 1 && s.live.len() == 1 {
+                self.touched.remove(&sector);
+            }
+        }
+    }
+
+    pub fn begin_read(&mut self) -> u64 {
+        let began = self.tick();
+        self.reads.insert(began);
+        began
+    }
+
+    /// A read failed or was cut off.
+    pub fn abandon_read(&mut self, began: u64) {
+        self.reads.remove(&began);
+    }
+
+    /// All readers are gone.
+    pub fn forget_reads(&mut self) {
+        self.reads.clear();
+    }
+
+    fn oldest_read(&self) -> u64 {
+        self.reads.first().copied().unwrap_or(u64::MAX)
+    }
+
+    /// Judges what a read gave.
+    pub fn check(&mut self, began: u64, first: u64, bytes: &[u8], who: &str) {
+        let now = self.tick();
+        let blind = self.blind;
+        let oldest = self.oldest_read().min(began);
+        let volume = self.volume;
+        self.reads.remove(&began);
+        for (i, chunk) in bytes.chunks(512).enumerate() {
+            let sector = first + i as u64;
+            let value = self.value_of(sector, chunk);
+            let s = self.sector(sector);
+            // What had been superseded before the read began is not allowed.
+            let newest_over = s.live.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < began) || c.seen < began);
+            let newest_start = newest_over.map(|c| c.start).max().unwrap_or(0);
+            let allowed = |c: &Cand| c.end.is_none_or(|end| end >= newest_start) || c.start == newest_start;
+            if s.live.iter().any(|c| allowed(c) && c.value == ANYTHING) {
+                continue;
+            }
+            let matching: Vec<Cand> = match &value {
+                Ok(value) => s.live.iter().filter(|c| allowed(c) && c.value == *value).copied().collect(),
+                Err(_) => Vec::new(),
+            };
+            if matching.is_empty() {
+                let allowed: Vec<_> = s.live.iter().filter(|c| allowed(c)).map(|c| c.value).collect();
+                let log = &s.log[s.log.len().saturating_sub(24)..];
+                panic!(
+                    "{who}: volume {} sector {sector}: read {value:?}, allowed {allowed:?}\n  live {:?}\n  kept {:?}\n  log {log:?}",
+                    volume, s.live, s.kept
+                );
+            }
+            if blind {
+                continue;
+            }
+            let is_quiet = s.live.iter().all(|c| c.end.is_some_and(|end| end < oldest));
+            if is_quiet {
+                let kept_is_same = s.one;
+                s.live = matching.clone();
+                if kept_is_same {
+                    s.kept = matching;
+                }
+            } else if let [only] = matching[..] {
+                let cand = s.live.iter_mut().find(|c| c.start == only.start).expect("found just now");
+                cand.seen = cand.seen.min(now);
+            }
+        }
+    }
+
+    /// The lights went out: what was volatile may be gone.
+    pub fn power_loss(&mut self) {
+        let at = self.tick();
+        let touched: Vec<u64> = self.touched.iter().copied().collect();
+        for sector in touched {
+            let s = self.sector(sector);
+            // Which of them it is shows at the first read.
+            s.kept = s.kept.iter().map(|cand| Cand::old(cand.value, at)).collect();
+            s.live.clone_from(&s.kept);
+            s.one = true;
+            s.log.push((at, "power loss", 0));
+        }
+    }
+
+    /// Sectors ever written.
+    pub fn used(&self) -> Vec<u64> {
+        (0..self.size()).filter(|sector| self.sectors[*sector as usize].is_some()).collect()
+    }
+}

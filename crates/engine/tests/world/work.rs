@@ -1,0 +1,240 @@
+//! Clients: concurrent requests on all volumes, reported to the oracles.
+
+use super::exec::{Chance, World};
+use super::oracle::{Oracle, Writing};
+use brigade_engine::{Server, Volume};
+use brigade_env::{BlockDevice, StreamId};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Which requests are made, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub clients: u64,
+    pub requests: u64,
+    pub read: u64,
+    pub flush: u64,
+    pub clear: u64,
+    pub fua_percent: u64,
+    pub sectors_max: u64,
+    /// Sectors of each volume that are mostly used.
+    pub hot: u64,
+    /// All requests are multiples of this many sectors.
+    pub align: u64,
+    pub pause_percent: u64,
+}
+
+/// What is under way, for the crash and for a stall.
+#[derive(Default)]
+pub struct Ledger {
+    pub open: RefCell<BTreeMap<u64, String>>,
+    pub writing: RefCell<BTreeMap<u64, (usize, Writing)>>,
+    next: Cell<u64>,
+    pub done: Cell<u64>,
+    pub failed: Cell<u64>,
+    pub last_done: Cell<Duration>,
+    /// Failures are expected.
+    pub faulty: Cell<bool>,
+}
+
+impl Ledger {
+    fn open(&self, what: String) -> u64 {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        self.open.borrow_mut().insert(id, what);
+        id
+    }
+    fn close(&self, id: u64, now: Duration) {
+        self.open.borrow_mut().remove(&id);
+        self.done.set(self.done.get() + 1);
+        self.last_done.set(now);
+    }
+}
+
+/// Everything a client needs.
+#[derive(Clone)]
+pub struct Clients {
+    pub world: World,
+    pub server: Rc<Server<World>>,
+    pub volumes: Vec<Rc<Volume<World>>>,
+    pub oracles: Rc<Vec<RefCell<Oracle>>>,
+    pub ledger: Rc<Ledger>,
+    pub trace: bool,
+}
+
+impl Clients {
+    fn range(&self, chance: &Chance, mix: &Mix, volume: usize) -> (u64, u64) {
+        let size = self.oracles[volume].borrow().size();
+        let count = match chance.below(20) {
+            0 => mix.sectors_max,
+            1..3 => chance.between(1, mix.sectors_max),
+            3..8 => chance.between(1, mix.sectors_max.min(64)),
+            8..12 => 8,
+            _ => chance.between(1, mix.sectors_max.min(16)),
+        };
+        let count = count.next_multiple_of(mix.align).min(size / mix.align * mix.align);
+        let room = if chance.percent(80) { mix.hot.min(size) } else { size };
+        let first = chance.below(room) / mix.align * mix.align;
+        (first.min((size - count) / mix.align * mix.align), count)
+    }
+
+    /// Runs all clients to the end of their requests.
+    pub async fn run(self, mix: Mix) {
+        let left = Rc::new(Cell::new(mix.requests));
+        let clients = (0..mix.clients).map(|number| {
+            let (this, left) = (self.clone(), left.clone());
+            async move {
+                while left.get() > 0 {
+                    left.set(left.get() - 1);
+                    this.one(&mix, number).await;
+                    let chance = this.world.chance().clone();
+                    if chance.percent(mix.pause_percent) {
+                        use brigade_env::Env;
+                        let pause = chance.pick(&[1, 10, 100, 1000]) * chance.between(1, 10);
+                        this.world.sleep(Duration::from_millis(pause)).await;
+                    }
+                }
+            }
+        });
+        brigade_env::sync::join_all(clients).await;
+    }
+
+    async fn one(&self, mix: &Mix, client: u64) {
+        let chance = self.world.chance().clone();
+        let volume = chance.below(self.volumes.len() as u64) as usize;
+        let (first, count) = self.range(&chance, mix, volume);
+        let fua = chance.percent(mix.fua_percent);
+        let kind = chance.below(100);
+        if kind < mix.read {
+            match chance.below(20) {
+                0 => self.other("prefetch", volume, first, count).await,
+                1 => self.other("status", volume, first, count).await,
+                _ => self.read(volume, first, count, client).await,
+            }
+        } else if kind < mix.read + mix.flush {
+            self.flush(volume).await;
+        } else if kind < mix.read + mix.flush + mix.clear {
+            let what = chance.pick(&["zero", "zero keep", "discard"]);
+            self.write(what, volume, first, count, fua, client).await;
+        } else {
+            self.write("write", volume, first, count, fua, client).await;
+        }
+    }
+
+    fn now(&self) -> Duration {
+        use brigade_env::Env;
+        self.world.now()
+    }
+
+    fn judge<T>(&self, what: &str, result: &std::io::Result<T>) {
+        if let Err(error) = result {
+            self.ledger.failed.set(self.ledger.failed.get() + 1);
+            let is_full_flash = error.kind() == std::io::ErrorKind::StorageFull;
+            assert!(self.ledger.faulty.get() || is_full_flash, "{what} failed: {error}");
+        }
+    }
+
+    pub async fn read(&self, volume: usize, first: u64, count: u64, stream: u64) {
+        let what = format!("read v{volume} {first}+{count}");
+        let id = self.ledger.open(what.clone());
+        let began = self.oracles[volume].borrow_mut().begin_read();
+        let result = self.volumes[volume].read(StreamId(stream as u16), first * 512, count as usize * 512).await;
+        self.judge(&what, &result);
+        let mut oracle = self.oracles[volume].borrow_mut();
+        match result {
+            Ok(buffer) => {
+                assert_eq!(buffer.len() as u64, count * 512, "{what}");
+                oracle.check(began, first, &buffer, &what);
+            }
+            Err(_) => oracle.abandon_read(began),
+        }
+        drop(oracle);
+        self.ledger.close(id, self.now());
+    }
+
+    async fn flush(&self, volume: usize) {
+        let id = self.ledger.open(format!("flush v{volume}"));
+        let began = self.oracles[volume].borrow_mut().begin_flush();
+        let result = self.volumes[volume].flush().await;
+        self.judge("flush", &result);
+        if result.is_ok() {
+            self.oracles[volume].borrow_mut().finish_flush(began);
+        }
+        self.ledger.close(id, self.now());
+    }
+
+    async fn other(&self, kind: &str, volume: usize, first: u64, count: u64) {
+        let id = self.ledger.open(format!("{kind} v{volume} {first}+{count}"));
+        if kind == "prefetch" {
+            let result = self.volumes[volume].prefetch(StreamId(3), first * 512, count * 512).await;
+            self.judge(kind, &result);
+        } else {
+            let runs = BlockDevice::status(&*self.volumes[volume], first * 512, count * 512, 10_000).await.expect("status");
+            let total: u64 = runs.iter().map(|run| run.length).sum();
+            assert_eq!(total, count * 512, "block status covers its range");
+            let _ = self.server.status();
+        }
+        self.ledger.close(id, self.now());
+    }
+
+    async fn write(&self, kind: &str, volume: usize, first: u64, count: u64, fua: bool, stream: u64) {
+        let target = &self.volumes[volume];
+        let what = format!("{kind} v{volume} {first}+{count}{}", if fua { " FUA" } else { "" });
+        let id = self.ledger.open(what.clone());
+        if self.trace {
+            eprintln!("{:?} begin {what}", self.now());
+        }
+        let (offset, bytes) = (first * 512, count * 512);
+        let writing = {
+            let mut oracle = self.oracles[volume].borrow_mut();
+            match kind {
+                "write" => oracle.begin_write(first, count),
+                "discard" => oracle.begin_discard(first, count),
+                _ => oracle.begin_zero(first, count),
+            }
+        };
+        self.ledger.writing.borrow_mut().insert(id, (volume, writing));
+        let result = match kind {
+            "write" => {
+                let mut buffer = target.buffer(bytes as usize);
+                self.oracles[volume].borrow().fill(writing.value, first, &mut buffer);
+                target.write(StreamId(stream as u16), offset, buffer, fua).await
+            }
+            "discard" => target.discard(offset, bytes, fua).await,
+            _ => target.write_zeroes(offset, bytes, kind == "zero", false, fua).await,
+        };
+        self.ledger.writing.borrow_mut().remove(&id);
+        self.judge(&what, &result);
+        if self.trace {
+            eprintln!("{:?} end {what} {:?}", self.now(), result.is_ok());
+        }
+        let mut oracle = self.oracles[volume].borrow_mut();
+        match result {
+            Ok(()) => oracle.finish(writing, fua),
+            Err(_) => oracle.abandon(writing),
+        }
+        drop(oracle);
+        self.ledger.close(id, self.now());
+    }
+
+    /// Reads every sector ever written, and some more.
+    pub async fn read_everything(&self) {
+        for volume in 0..self.volumes.len() {
+            let used = self.oracles[volume].borrow().used();
+            let mut runs: Vec<(u64, u64)> = Vec::new();
+            for sector in used {
+                match runs.last_mut() {
+                    Some((first, count)) if sector - (*first + *count) < 16 && sector - *first < 1024 => {
+                        *count = sector + 1 - *first;
+                    }
+                    _ => runs.push((sector, 1)),
+                }
+            }
+            for (first, count) in runs {
+                self.read(volume, first, count, 7).await;
+            }
+        }
+    }
+}
