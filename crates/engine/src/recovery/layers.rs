@@ -102,7 +102,8 @@ mod tests {
             let mut at = random(state) % 20;
             while at < 60 {
                 let end = at + 1 + random(state) % 12;
-                let ptr = (random(state) % 4 > 0).then(|| Ptr::new(1000 * tag + at, Gen(0)));
+                let ptr =
+                    (!random(state).is_multiple_of(4)).then(|| Ptr::new(1000 * tag + at, Gen(0)));
                 out.push(Extent {
                     inode,
                     start: at,

@@ -5,11 +5,11 @@
 //! is anything called stale; then the replayed keys are laid over the tree (8.5) and the result is the index the set
 //! works with. Deviations are judged by the table in 11: they are reported, bar writing, or stop the opening.
 //!
-//! - [`journal`] and [`search`]: the ring, the replay range, what lies behind the newest entry.
-//! - [`prios`], [`marks`]: gens, and what is known of each bucket.
-//! - [`tree`]: nodes, checked and flattened.
-//! - [`replay`], [`layers`]: which key wins.
-//! - [`uuids`]: the table of devices and volumes.
+//! - `journal` and `search`: the ring, the replay range, what lies behind the newest entry.
+//! - `prios`, `marks`: gens, and what is known of each bucket.
+//! - `tree`: nodes, checked and flattened.
+//! - `replay`, `layers`: which key wins.
+//! - `uuids`: the table of devices and volumes.
 //!
 //! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
 

@@ -478,6 +478,15 @@ fn an_entry_a_kernel_would_not_find_is_reported() {
 }
 
 #[test]
+fn a_seq_nobody_can_count_on_from_and_a_last_seq_of_zero_are_refused() {
+    for (seq, last_seq) in [(u64::MAX, u64::MAX), (5, 0), (5, 6)] {
+        let mut disk = Disk::new();
+        disk.journal(1, &[entry(seq, last_seq, &[])]);
+        assert_eq!(refusal(disk).id, Some("F11"), "{seq} {last_seq}");
+    }
+}
+
+#[test]
 fn no_entry_at_all_is_refused() {
     assert_eq!(refusal(Disk::new()).id, Some("F10"));
 }
@@ -641,4 +650,40 @@ fn no_single_damaged_byte_of_the_metadata_panics() {
             disk.bytes[at] = before;
         }
     }
+}
+
+/// Run it alone, in release: `cargo test --release -p brigade-engine million -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn a_million_extents_are_flattened_and_indexed_in_about_a_second() {
+    use super::layers::Layers;
+    let start = std::time::Instant::now();
+    let extent = |i: u64, bucket: u64| Extent {
+        inode: 0,
+        start: 8 * i,
+        end: 8 * i + 8,
+        ptr: Some(Ptr::new(bucket * BUCKET, Gen(0))),
+        dirty: true,
+    };
+    let mut tree = Vec::new();
+    for leaf in 0..100 {
+        let mut layers = Layers::default();
+        layers.push((0..9000).map(|i| extent(leaf * 10_000 + i, i)).collect());
+        for set in 0..40 {
+            let keys = (0..25).map(|i| extent(leaf * 10_000 + 9000 + set + 40 * i, i));
+            layers.push(keys.collect());
+        }
+        tree.extend(layers.finish());
+    }
+    let flattened = start.elapsed();
+    let replayed: Vec<Extent> = (0..20_000)
+        .map(|i| extent(i * 7919 % 1_000_000, i))
+        .collect();
+    let outcome = super::replay::resolve(&tree, &[Pos::MAX], &replayed, 16, |_| false);
+    eprintln!(
+        "flattened {flattened:?}, all {:?}, {} extents",
+        start.elapsed(),
+        outcome.index.len()
+    );
+    assert_eq!(outcome.index.len(), 1_000_000);
 }
