@@ -7,6 +7,16 @@ use brigade_format::superblock::CacheMode;
 use brigade_uring::{Engine, HostOptions};
 use std::path::PathBuf;
 
+/// Where it begins.
+pub struct Brigade;
+
+impl Brigade {
+    /// Nothing to open yet, everything at its default.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
 /// What to open and how; [`Builder::open`] does it.
 #[derive(Clone, Default)]
 pub struct Builder {

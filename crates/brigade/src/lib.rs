@@ -4,8 +4,8 @@
 //! requests to it and waits for answers. The `brigade serve` command is this crate plus signals.
 //!
 //! ```no_run
-//! # fn main() -> Result<(), brigade::Error> {
-//! let handle = brigade::Builder::new().cache("cache.img").backing("disk.img").open()?;
+//! # fn main() -> std::io::Result<()> {
+//! let handle = brigade::Brigade::builder().cache("cache.img").backing("disk.img").open()?;
 //! handle.write(0, 0, &[7; 4096], true)?;
 //! let mut sector = [0; 4096];
 //! handle.read(0, 0, &mut sector)?;
@@ -26,7 +26,7 @@ mod world;
 
 pub use brigade_format::superblock::CacheMode;
 pub use brigade_uring::Engine;
-pub use builder::Builder;
+pub use builder::{Brigade, Builder};
 pub use error::Error;
 pub use face::AckPolicy;
 pub use handle::{Handle, VolumeInfo};

@@ -68,7 +68,7 @@ impl Bench {
 
 /// Sets of different tests differ.
 fn uuid_of(path: &Path) -> Box<[u8; 16]> {
-    let mut uuid = [7; 16];
+    let mut uuid = [7_u8; 16];
     for (index, byte) in path.as_os_str().as_encoded_bytes().iter().enumerate() {
         uuid[index % 16] = uuid[index % 16].wrapping_mul(31).wrapping_add(*byte);
     }

@@ -173,7 +173,7 @@ impl<'a> Dump<'a> {
             return Ok(());
         }
         let head = match &self.newest {
-            Ok(head) => head.clone(),
+            Ok(head) => *head,
             Err(what) => return writer.put(Record::error("journal", what.clone())),
         };
         self.learn_gens(&head);
