@@ -1,10 +1,11 @@
 //! The program under judgement: building, starting, stopping and killing `brigade`.
 
 use crate::process::{Context, Result, last_lines, output, project_root, run};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -95,42 +96,62 @@ fn lines_of(path: &Path) -> Vec<String> {
         .collect()
 }
 
+impl Serve {
+    fn arguments(&self) -> Vec<OsString> {
+        let mut list: Vec<OsString> = vec!["serve".into()];
+        let devices = self.caches.iter().map(|path| ("--cache", path));
+        for (flag, path) in devices.chain(self.backings.iter().map(|path| ("--backing", path))) {
+            list.extend([flag.into(), path.into()]);
+        }
+        if let Some(mode) = self.mode {
+            list.extend(["--mode".into(), mode.into()]);
+        }
+        if self.read_only {
+            list.push("--read-only".into());
+        }
+        list
+    }
+}
+
 /// Starts `brigade serve`; sockets and logs go to `scratch`.
 pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
-    let (socket, control, errors) = (
-        scratch.join("nbd"),
-        scratch.join("control"),
-        scratch.join("stderr"),
-    );
+    let at = |name: &str| scratch.join(name);
+    let (socket, control, errors) = (at("nbd"), at("control"), at("stderr"));
     let _ = fs::remove_file(&socket);
-    let mut command = Command::new(program);
-    command.arg("serve");
-    for cache in &serve.caches {
-        command.arg("--cache").arg(cache);
-    }
-    for backing in &serve.backings {
-        command.arg("--backing").arg(backing);
-    }
-    if let Some(mode) = serve.mode {
-        command.args(["--mode", mode]);
-    }
-    if serve.read_only {
-        command.arg("--read-only");
-    }
-    command
+    let log = fs::File::create(&errors).context("cannot make a log file")?;
+    let mut child = Command::new(program)
+        .args(serve.arguments())
         .arg("--nbd")
         .arg(format!("unix:{}", socket.display()))
         .arg("--control")
-        .arg(&control);
-    let log = fs::File::create(&errors).context("cannot make a log file")?;
-    let mut child = command
+        .arg(&control)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
         .context(format!("cannot start {}", program.display()))?;
     let stdout = child.stdout.take().ok_or("no standard output")?;
+    let ready = String::new();
+    let mut server = Server {
+        child,
+        socket,
+        control,
+        ready,
+        errors,
+    };
+    match await_ready(stdout) {
+        Some(line) => {
+            server.ready = line;
+            Ok(Started::Ready(server))
+        }
+        None => server.gone(),
+    }
+}
+
+/// The line that says it is ready; none when it ended or said nothing for too long.
+fn await_ready(stdout: ChildStdout) -> Option<String> {
     let (sender, lines) = channel();
+    // The thread reads on until the end, so that the server never waits for a full pipe.
     std::thread::spawn(move || {
         for line in BufReader::new(stdout)
             .lines()
@@ -139,26 +160,12 @@ pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
             let _ = sender.send(line);
         }
     });
-    let ready = loop {
+    loop {
         match lines.recv_timeout(READY_TIMEOUT) {
-            Ok(line) if line.starts_with("ready") => break Some(line),
+            Ok(line) if line.starts_with("ready") => return Some(line),
             Ok(_) => {}
-            Err(_) => break None,
+            Err(_) => return None,
         }
-    };
-    let mut server = Server {
-        child,
-        socket,
-        control,
-        ready: String::new(),
-        errors,
-    };
-    match ready {
-        Some(line) => {
-            server.ready = line;
-            Ok(Started::Ready(server))
-        }
-        None => server.gone(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-const SHOWN_LINES: usize = 80;
+const SHOWN_LINES: usize = 60;
 const ALTERNATION_ROUNDS: u64 = 2;
 
 /// Results so far.
@@ -91,7 +91,9 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     };
     let start = Instant::now();
     let mut gate = Gate::default();
-    gate.part("fmt", || quietly(cargo().args(["fmt", "--all", "--check"])));
+    gate.part("fmt", || {
+        quietly(cargo().args(["fmt", "--all", "--check", "--", "-l"]))
+    });
     gate.part("tidy", tidy::check);
     gate.part("clippy", || {
         quietly(cargo().args([
@@ -110,6 +112,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
             "--quiet",
             "--workspace",
             "--no-deps",
+            "--document-private-items",
         ]))
     });
     gate.part("test", tests);

@@ -83,6 +83,8 @@ fn unpack_out(tape: &Path, target: &Path) -> Result<()> {
         .context("cannot unpack the guest's output")
 }
 
+const FIXED_ARGUMENTS: &str = "-accel tcg,thread=multi -cpu max -display none -monitor none -serial stdio -no-reboot -nodefaults";
+
 fn arguments(kernel: &Installed, boot: &Boot, scratch: &Path) -> Result<Vec<String>> {
     let mut append = String::from("console=ttyS0 panic=-1 random.trust_cpu=on mitigations=off");
     if !boot.verbose {
@@ -91,77 +93,67 @@ fn arguments(kernel: &Installed, boot: &Boot, scratch: &Path) -> Result<Vec<Stri
     if boot.net {
         append.push_str(" brigade.net=user");
     }
-    let mut list: Vec<String> = [
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max",
-        "-display",
-        "none",
-        "-monitor",
-        "none",
-        "-serial",
-        "stdio",
-        "-no-reboot",
-        "-nodefaults",
-    ]
-    .map(String::from)
-    .to_vec();
+    let mut list: Vec<String> = FIXED_ARGUMENTS.split(' ').map(String::from).collect();
     let mut add = |option: &str, value: String| list.extend([option.to_string(), value]);
     add("-smp", boot.processors.to_string());
     add("-m", boot.memory_mib.to_string());
     add("-kernel", kernel.vmlinuz().display().to_string());
     add("-initrd", scratch.join("initramfs").display().to_string());
     add("-append", append);
-    let sectors = boot.block_size.map_or(String::new(), |size| {
-        format!(",logical_block_size={size},physical_block_size={size}")
-    });
-    for (i, image) in boot.images.iter().chain(&boot.data).enumerate() {
-        let name = image.display().to_string();
-        if !image.exists() || name.contains(',') {
-            return Err(format!("no such image, or a comma in its name: {name}"));
-        }
-        let snapshot = if boot.snapshot && i < boot.images.len() {
-            ",snapshot=on"
-        } else {
-            ""
-        };
-        add(
-            "-drive",
-            format!("file={name},if=none,id=d{i},format=raw,cache=writeback{snapshot}"),
-        );
-        // Eight drives to a slot, so that there is room for many; they come up in this order.
-        let (slot, function) = (FIRST_SLOT + i / DRIVES_PER_SLOT, i % DRIVES_PER_SLOT);
-        let place = format!("addr=0x{slot:x}.0x{function:x},multifunction=on");
-        add(
-            "-device",
-            format!("virtio-blk-pci,drive=d{i},serial=image{i},{place}{sectors}"),
-        );
-    }
-    if boot.out.is_some() {
-        let tape = scratch.join("out");
-        fs::File::create(&tape)
-            .and_then(|file| file.set_len(OUT_SIZE))
-            .context("cannot make the output drive")?;
-        add(
-            "-drive",
-            format!(
-                "file={},if=none,id=out,format=raw,cache=unsafe",
-                tape.display()
-            ),
-        );
-        add(
-            "-device",
-            "virtio-blk-pci,drive=out,serial=brigade-out,addr=0x1e".into(),
-        );
-    }
     if boot.net {
         add("-netdev", "user,id=n0".into());
         add("-device", "virtio-net-pci,netdev=n0,addr=0x1d".into());
     } else {
         add("-nic", "none".into());
     }
+    for (i, image) in boot.images.iter().chain(&boot.data).enumerate() {
+        list.extend(drive(boot, i, image)?);
+    }
+    if boot.out.is_some() {
+        list.extend(tape(&scratch.join("out"))?);
+    }
     Ok(list)
+}
+
+/// One image as a drive of the guest.
+fn drive(boot: &Boot, index: usize, image: &Path) -> Result<[String; 4]> {
+    let name = image.display().to_string();
+    if !image.exists() || name.contains(',') {
+        return Err(format!("no such image, or a comma in its name: {name}"));
+    }
+    let is_snapshot = boot.snapshot && index < boot.images.len();
+    let snapshot = if is_snapshot { ",snapshot=on" } else { "" };
+    let sectors = boot.block_size.map_or(String::new(), |size| {
+        format!(",logical_block_size={size},physical_block_size={size}")
+    });
+    // Eight drives to a slot, so that there is room for many; they come up in this order.
+    let (slot, function) = (
+        FIRST_SLOT + index / DRIVES_PER_SLOT,
+        index % DRIVES_PER_SLOT,
+    );
+    let place = format!("addr=0x{slot:x}.0x{function:x},multifunction=on");
+    Ok([
+        "-drive".into(),
+        format!("file={name},if=none,id=d{index},format=raw,cache=writeback{snapshot}"),
+        "-device".into(),
+        format!("virtio-blk-pci,drive=d{index},serial=image{index},{place}{sectors}"),
+    ])
+}
+
+/// The drive to which the guest writes its `/out` as a tar archive.
+fn tape(path: &Path) -> Result<[String; 4]> {
+    fs::File::create(path)
+        .and_then(|file| file.set_len(OUT_SIZE))
+        .context("cannot make the output drive")?;
+    Ok([
+        "-drive".into(),
+        format!(
+            "file={},if=none,id=out,format=raw,cache=unsafe",
+            path.display()
+        ),
+        "-device".into(),
+        "virtio-blk-pci,drive=out,serial=brigade-out,addr=0x1e".into(),
+    ])
 }
 
 /// QEMU while it runs; dropping it kills it.
