@@ -6,8 +6,10 @@
 //! nothing dirty left: cleanings durable ─► the backing device says clean   (docs/format.md 9.5)
 //! ```
 //! "Still the same" compares location and dirty flag per sector in the step that acts on it, so a write that came meanwhile
-//! is never called clean. A round is bounded in extents, bytes and keys looked at.
+//! is never called clean. Nor is a range that was written directly since: there the backing device has newer data before the
+//! index says so, and a candidate tells. A round is bounded in extents, bytes and keys looked at.
 
+use super::candidates::{Candidate, Candidates};
 use super::insert::Inserter;
 use super::locks::RangeLocks;
 use crate::btree::Index;
@@ -21,6 +23,7 @@ use brigade_env::sync::{Notify, join_all};
 use brigade_env::{Durability, Env};
 use brigade_format::BackingState;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -54,6 +57,8 @@ pub struct WritebackParts<E: Env> {
     pub journal: Rc<Journal<E>>,
     /// Who writes to the backing device.
     pub locks: Rc<RangeLocks>,
+    /// Tells whether somebody wrote to the backing device since data was copied there.
+    pub candidates: Rc<Candidates>,
     /// What happened.
     pub counters: Rc<VolumeCounters>,
     /// Dirty sectors above which it runs at full speed.
@@ -140,7 +145,13 @@ impl<E: Env> Writeback<E> {
             return Ok(0);
         }
         let results = join_all(batch.iter().map(|extent| self.write_one(*extent))).await;
-        let copied: Vec<Extent> = results.into_iter().collect::<io::Result<Vec<_>>>()?.concat();
+        let (mut candidates, mut copied) = (BTreeMap::new(), Vec::new());
+        for (candidate, extents) in results.into_iter().collect::<io::Result<Vec<_>>>()? {
+            if let Some(first) = extents.first() {
+                candidates.insert(first.start, candidate);
+                copied.extend(extents);
+            }
+        }
         if copied.is_empty() {
             return Ok(0);
         }
@@ -150,6 +161,11 @@ impl<E: Env> Writeback<E> {
         self.parts
             .inserter
             .insert(&clean, |index, extent| {
+                // What was written directly since is not what was copied, although the index may not know yet.
+                let candidate = candidates.range(..=extent.start).next_back();
+                if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled()) {
+                    return Vec::new();
+                }
                 let still = same(index, &Extent { dirty: true, ..*extent });
                 still.into_iter().map(|extent| Extent { dirty: false, ..extent }).collect()
             })
@@ -159,10 +175,11 @@ impl<E: Env> Writeback<E> {
         Ok(sectors.max(before.saturating_sub(self.dirty())))
     }
 
-    /// Copies what is still there of an extent; gives what was copied.
-    async fn write_one(&self, extent: Extent) -> io::Result<Vec<Extent>> {
+    /// Copies what is still there of an extent; gives what was copied, and what tells of writes since.
+    async fn write_one(&self, extent: Extent) -> io::Result<(Candidate, Vec<Extent>)> {
         let parts = &self.parts;
         let _held = parts.locks.lock(extent.start, extent.end).await;
+        let candidate = parts.candidates.open(extent.start, extent.end);
         let before = same(&parts.index.borrow(), &extent);
         let read = |piece: Extent| async move {
             let buffer = parts.cache.buffers().get(piece.sectors() as usize * 512);
@@ -178,7 +195,8 @@ impl<E: Env> Writeback<E> {
             parts.backing.write(piece.start, buffer, Durability::Volatile).await.map(|_| Some(piece))
         };
         let written = join_all(data.into_iter().map(write)).await;
-        Ok(written.into_iter().collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+        let copied = written.into_iter().collect::<io::Result<Vec<_>>>()?;
+        Ok((candidate, copied.into_iter().flatten().collect()))
     }
 
     /// Dirty extents from the cursor on, in pieces.

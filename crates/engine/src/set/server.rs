@@ -207,6 +207,7 @@ impl<E: Env> Server<E> {
             inserter: writer.inserter.clone(),
             journal: writer.journal.clone(),
             locks,
+            candidates: core.candidates.clone(),
             counters: core.counters.clone(),
             target_sectors: cache_sectors / 100 * self.options.writeback_percent,
             delay: self.options.writeback_delay,

@@ -130,7 +130,9 @@ impl World {
         // Now and then something completes although tasks are ready.
         if let Some(id) = id {
             self.poll(id);
-            if !self.0.chance.percent(5) {
+            let soon = self.now() + Duration::from_millis(1);
+            let is_near = self.0.timers.borrow().first_key_value().is_some_and(|((at, _), _)| *at < soon);
+            if !is_near || !self.0.chance.percent(5) {
                 return true;
             }
         }

@@ -213,10 +213,35 @@ impl Life {
         let load = async move { recovery::load(&env, &device, superblock, layout, &[], How::default()).await };
         let loaded = world.run(load, || false).expect("loading ends");
         let loaded = loaded.unwrap_or_else(|error| panic!("seed {}: image does not load: {error}", self.seed));
+        self.probe(&loaded);
         for finding in &loaded.findings {
             assert!(FINDINGS.contains(&finding.id), "seed {}: {finding:?}", self.seed);
         }
         Some(loaded)
+    }
+
+    /// For debugging: `BRIGADE_PROBE=volume:sector` tells what an image says of a sector.
+    fn probe(&self, loaded: &Loaded) {
+        let Ok(text) = std::env::var("BRIGADE_PROBE") else { return };
+        let (volume, sector) = text.split_once(':').expect("volume:sector");
+        let (volume, sector): (usize, u64) = (volume.parse().expect("number"), sector.parse().expect("number"));
+        let at = sector + self.data_offsets[volume];
+        let newest = (loaded.newest.last_seq, loaded.newest.seq);
+        eprintln!("probe: {newest:?} nodes {} findings {:?}", loaded.nodes.len(), loaded.findings);
+        for inode in 0..self.backings.len() as u32 {
+            for extent in loaded.index.range(inode, at, at + 1) {
+                let mut bytes = [0; 512];
+                let place = extent.ptr.expect("live").sector() + at - extent.start;
+                self.cache.borrow().peek(place * 512, &mut bytes);
+                eprintln!("probe: index {extent:?} holds {}", u64::from_le_bytes(bytes[..8].try_into().expect("8")));
+            }
+            for extent in loaded.overlay.iter().filter(|e| e.inode == inode && e.start <= at && e.end > at) {
+                eprintln!("probe: overlay {extent:?}");
+            }
+        }
+        let mut bytes = [0; 512];
+        self.backings[volume].borrow().peek(at * 512, &mut bytes);
+        eprintln!("probe: backing holds {}", u64::from_le_bytes(bytes[..8].try_into().expect("8")));
     }
 
     fn stalled(&self, what: &str, ledger: &Ledger, server: Option<&Rc<Server<World>>>) -> ! {
