@@ -32,6 +32,7 @@ pub(crate) struct World {
     pub(crate) server: Rc<Server<HostEnv>>,
     pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
     warnings: Vec<String>,
+    records: Vec<PathBuf>,
     is_stopping: Cell<bool>,
     running: Cell<usize>,
     changed: Notify,
@@ -203,7 +204,9 @@ async fn live(
         .changed
         .until(|| (world.running.get() == 0).then_some(()))
         .await;
-    world.server.stop().await.map_err(Error::new)
+    world.server.stop().await.map_err(Error::new)?;
+    remove_empty(&world.records);
+    Ok(())
 }
 
 async fn open(
@@ -224,9 +227,11 @@ async fn open(
     let caches = open_devices(env, &builder.caches, builder.options.read_only)?;
     let backings = open_devices(env, &builder.backings, builder.options.read_only)?;
     let troubles = RefCell::new(Vec::new());
+    let records = RefCell::new(Vec::new());
     let survivor = |set: &str| {
         let path = state_dir.as_ref()?.join(set);
         let opened = env.open_survivor(&path);
+        records.borrow_mut().push(path.clone());
         opened
             .map_err(|e| troubles.borrow_mut().push(record_trouble(&path, &e)))
             .ok()
@@ -246,6 +251,7 @@ async fn open(
     let world = World {
         server,
         warnings,
+        records: records.take(),
         volumes,
         is_stopping: Cell::new(false),
         running: Cell::new(0),
@@ -296,6 +302,15 @@ fn volume_infos(world: &World) -> Vec<VolumeInfo> {
         is_read_only: volume.is_read_only(),
     };
     world.volumes.iter().map(info).collect()
+}
+
+/// An orderly stop empties the records; what is empty is litter. The devices are still locked, so nobody else uses them.
+fn remove_empty(records: &[PathBuf]) {
+    for path in records {
+        if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn record_trouble(path: &Path, error: &std::io::Error) -> String {

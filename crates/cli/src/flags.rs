@@ -120,7 +120,8 @@ pub struct ShowFlags {
     after_help = "Examples:\n  brigade serve --cache /dev/nvme0n1p3 --backing /dev/sdb --nbd unix:/run/volume.sock\n  \
         brigade serve --backing disk.img --nbd tcp:127.0.0.1:10809\n\n\
         One line starting with `ready` goes to standard output once requests are accepted. SIGTERM or SIGINT stops in \
-        order; a second one ends the process at once."
+        order; a second one ends the process at once. BRIGADE_LOG=debug (or off, error, warn, info) sets how much of its \
+        log goes to standard error."
 )]
 pub struct ServeFlags {
     /// Cache device; alone it serves its flash volumes

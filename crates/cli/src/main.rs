@@ -4,6 +4,7 @@
 mod client;
 mod failure;
 mod flags;
+mod log;
 mod output;
 mod signatures;
 mod size;

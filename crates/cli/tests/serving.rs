@@ -122,6 +122,10 @@ fn a_cache_set_is_served_and_its_status_has_every_promised_key() {
         bench.fine(&["stop"]);
         let ran = server.end();
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        let left = std::fs::read_dir(bench.path("state"))
+            .expect("there")
+            .count();
+        assert_eq!(left, 0, "a record stays behind an orderly stop");
         let shown = bench.json(&["show", "c", "b", "--json"]);
         assert_eq!(
             (&shown[0]["state"], &shown[1]["state"]),
@@ -343,4 +347,101 @@ fn the_control_socket_answers_wrong_requests_and_goes_on() {
     bench.fine(&["status", "--control", "control"]);
     bench.fine(&["stop", "--control", "control"]);
     assert_eq!(server.end().status, 0);
+}
+
+#[test]
+fn writes_acknowledged_before_a_kill_are_there_after_it() {
+    let bench = Bench::new();
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+    ]);
+    let arguments = [
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--mode",
+        "writeback",
+        "--state-dir",
+        "state",
+    ];
+    let server = bench.serve(&arguments);
+    let mut client = nbd::Client::connect(&bench.path("nbd"));
+    for block in 0..200_u64 {
+        client.write(block * 3 % 200 * 8192, &[block as u8 + 1; 4096]);
+    }
+    server.signal("KILL");
+    drop(server);
+    let server = bench.serve(&arguments);
+    let mut client = nbd::Client::connect(&bench.path("nbd"));
+    for block in 0..200_u64 {
+        assert!(
+            client.read(block * 3 % 200 * 8192) == [block as u8 + 1; 4096],
+            "block {block}"
+        );
+    }
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}
+
+/// Just enough of a client to write and read a block.
+mod nbd {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    pub struct Client(UnixStream);
+
+    impl Client {
+        /// Fixed newstyle without zeroes, the default export by its old option.
+        pub fn connect(path: &Path) -> Client {
+            let mut stream = UnixStream::connect(path).expect("it listens");
+            stream.read_exact(&mut [0; 18]).expect("a greeting");
+            stream.write_all(&3_u32.to_be_bytes()).expect("sent");
+            stream
+                .write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0")
+                .expect("sent");
+            stream.read_exact(&mut [0; 10]).expect("size and flags");
+            Client(stream)
+        }
+
+        pub fn write(&mut self, offset: u64, bytes: &[u8; 4096]) {
+            self.request(1, offset);
+            self.0.write_all(bytes).expect("sent");
+            self.reply();
+        }
+
+        pub fn read(&mut self, offset: u64) -> [u8; 4096] {
+            self.request(0, offset);
+            self.reply();
+            let mut bytes = [0; 4096];
+            self.0.read_exact(&mut bytes).expect("a block");
+            bytes
+        }
+
+        fn request(&mut self, kind: u32, offset: u64) {
+            let mut header = 0x2560_9513_u32.to_be_bytes().to_vec();
+            header.extend(kind.to_be_bytes());
+            header.extend([0; 8]);
+            header.extend(offset.to_be_bytes());
+            header.extend(4096_u32.to_be_bytes());
+            self.0.write_all(&header).expect("sent");
+        }
+
+        fn reply(&mut self) {
+            let mut header = [0; 16];
+            self.0.read_exact(&mut header).expect("a reply");
+            assert_eq!(&header[..8], b"\x67\x44\x66\x98\0\0\0\0");
+        }
+    }
 }

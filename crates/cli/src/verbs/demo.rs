@@ -42,6 +42,7 @@ pub fn demo(flags: &DemoFlags) -> Outcome {
     prepare(&files, &model)?;
 
     let handle = open(flags, &files, true)?;
+    crate::log::start();
     say!(
         "2. Serving in writeback mode (I/O by {}), also at {}.",
         handle.engine_name(),
@@ -104,6 +105,12 @@ impl Files {
             }
         };
         let (cache, backing) = (dir.join("demo-cache.img"), dir.join("demo-backing.img"));
+        if let Some(taken) = [&cache, &backing].into_iter().find(|path| path.exists()) {
+            return Err(Failure::cannot(format!(
+                "{}: exists; nothing written",
+                taken.display()
+            )));
+        }
         for (path, bytes) in [(&cache, CACHE_BYTES), (&backing, BACKING_BYTES)] {
             make_file(path, bytes)
                 .map_err(|e| Failure::cannot(format!("{}: {e}", path.display())))?;

@@ -22,6 +22,7 @@ pub fn serve(flags: &ServeFlags) -> Outcome {
     for warning in handle.warnings() {
         eprintln!("brigade: warning: {}", one_line(warning));
     }
+    crate::log::start();
     let _ = serving.set(handle.clone());
     say_ready(&handle, &control_path);
     tell_systemd("READY=1");
