@@ -114,7 +114,7 @@ fn open_cache(path: &Path, how: How) -> Result<Cache, String> {
     ));
     let mut loaded = loaded.map_err(|e| e.to_string())?;
     // The one thing a kernel serves otherwise: live dirty data under a stale dirty replayed key, which it erases.
-    for e in std::mem::take(&mut loaded.rejournal) {
+    for e in std::mem::take(&mut loaded.doubtful) {
         loaded.index.remove(e.inode, e.start, e.end, |_| ());
     }
     Ok(Cache::Open(sb, Box::new(loaded), image))

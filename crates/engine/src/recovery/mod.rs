@@ -158,6 +158,9 @@ pub struct Loaded {
     pub overlay: Vec<Extent>,
     /// Dirty extents of the tree kept against a replayed key: to be journalled again before anything else.
     pub rejournal: Vec<Extent>,
+    /// Those of `rejournal` that nothing proves newer than the journal's key (F47). They bar writing; a kernel erases them, and
+    /// a read-only opening serves what a kernel would.
+    pub doubtful: Vec<Extent>,
     /// Per bucket: a pointer of its current gen stands in the tree or the replay range.
     pub referenced: Vec<bool>,
     /// Inodes with any key in the tree or the replay range: slots that must not be given out.
@@ -234,7 +237,7 @@ pub async fn load<E: Env>(
         |ptr| marks.is_stale(ptr),
     );
     judge_outcome(&outcome, &table, &mut findings)?;
-    proof::judge_conflicts(
+    let doubtful = proof::judge_conflicts(
         env,
         device,
         geometry,
@@ -272,6 +275,7 @@ pub async fn load<E: Env>(
             .iter()
             .map(|conflict| conflict.kept)
             .collect(),
+        doubtful,
         referenced: marks.referenced,
         inodes_seen: inodes,
         uuids: table.entries,

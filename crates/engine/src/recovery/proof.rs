@@ -13,7 +13,7 @@ use brigade_env::{Device, Env, SECTOR_BYTES};
 use brigade_format::node::{self, Bset};
 use brigade_format::superblock::CacheGeometry;
 
-/// Reports every conflict, as a warning where the leaf proves which one is newer.
+/// Reports every conflict, as a warning where the leaf proves which one is newer. Gives the extents for which nothing does.
 pub(super) async fn judge_conflicts<E: Env>(
     env: &E,
     device: &E::Device,
@@ -22,7 +22,8 @@ pub(super) async fn judge_conflicts<E: Env>(
     table: &Uuids,
     conflicts: &[Conflict],
     findings: &mut Findings,
-) -> Result<(), LoadError> {
+) -> Result<Vec<Extent>, LoadError> {
+    let mut doubtful = Vec::new();
     let mut sets: Option<(usize, Vec<Bset>)> = None;
     for conflict in conflicts {
         let leaf = leaf_of(tree, &conflict.kept);
@@ -33,6 +34,9 @@ pub(super) async fn judge_conflicts<E: Env>(
             .as_ref()
             .is_some_and(|(_, sets)| is_newer(sets, conflict));
         let is_harmless = is_proved || table.is_removed(conflict.kept.inode);
+        if !is_harmless {
+            doubtful.push(conflict.kept);
+        }
         let severity = if is_harmless {
             Severity::Warning
         } else {
@@ -58,7 +62,7 @@ pub(super) async fn judge_conflicts<E: Env>(
             text,
         )?;
     }
-    Ok(())
+    Ok(doubtful)
 }
 
 fn leaf_of(tree: &Tree, e: &Extent) -> usize {

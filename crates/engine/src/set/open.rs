@@ -216,7 +216,10 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
 fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
     let buckets = Buckets::new(load_buckets(&found, &loaded), found.poison.clone());
     let nodes = load_nodes(&loaded);
-    let map = std::mem::take(&mut loaded.index);
+    let mut map = std::mem::take(&mut loaded.index);
+    for extent in &loaded.doubtful {
+        map.remove(extent.inode, extent.start, extent.end, |_| ());
+    }
     let index = Rc::new(RefCell::new(Index::new(map, nodes, found.geometry.bucket_sectors)));
     let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
     let cache = cache(&found, index, &buckets, None);
