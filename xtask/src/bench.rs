@@ -323,6 +323,13 @@ fn ratio(name: &str, above: &[Rate], below: &[Rate], target: Option<f64>) -> boo
             if reached { "reached" } else { "MISSED" }
         )
     });
-    println!("{name} {value:.2}{note}");
+    // Where the client is the narrow place, the server's processor time per request tells more.
+    let cpu = median(
+        above
+            .iter()
+            .zip(below)
+            .map(|(a, b)| b.cpu_us / a.cpu_us.max(0.01)),
+    );
+    println!("{name} {value:.2}{note}, requests per server CPU second {cpu:.2}");
     reached
 }
