@@ -270,6 +270,15 @@ impl Allocator {
         }
     }
 
+    /// As [`Allocator::is_stale`], but by what the durable gen table says: what is stale in this way stays so whatever
+    /// happens.
+    pub fn is_stale_durably(&self, ptr: Ptr) -> bool {
+        match self.buckets.get(self.nr_of(ptr).0 as usize) {
+            Some(bucket) => bucket.durable_gen.after(ptr.r#gen()) > 0,
+            None => true,
+        }
+    }
+
     /// A key with this pointer entered the index. Nothing happens if the pointer is stale.
     pub fn add_live(&mut self, ptr: Ptr, sectors: u32, dirty: bool) {
         if let Some(nr) = self.holder_of(ptr) {

@@ -90,6 +90,13 @@ impl Index {
         self.map.range(inode, start, end).filter(is_live).collect()
     }
 
+    /// Live extents of a range, and those stale ones that a crash may make live again, since the gen that made them
+    /// stale is not durable yet.
+    pub fn revivable(&self, alloc: &Allocator, inode: u32, start: u64, end: u64) -> Vec<Extent> {
+        let is_there = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale_durably(ptr));
+        self.map.range(inode, start, end).filter(is_there).collect()
+    }
+
     /// Parts of a range that hold nothing live.
     pub fn absent(&self, alloc: &Allocator, inode: u32, start: u64, end: u64) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
@@ -106,10 +113,10 @@ impl Index {
         gaps
     }
 
-    /// Forgets the stale extents of a range, so that they take no memory.
+    /// Forgets the stale extents of a range, so that they take no memory. Those that a crash may revive stay.
     pub fn purge_stale(&mut self, alloc: &Allocator, extents: &[Extent]) {
         for extent in extents {
-            if extent.ptr.is_some_and(|ptr| alloc.is_stale(ptr)) {
+            if extent.ptr.is_some_and(|ptr| alloc.is_stale_durably(ptr)) {
                 assert!(!extent.dirty, "a bucket with dirty data is not recycled");
                 self.map.remove(extent.inode, extent.start, extent.end, |_| ());
             }

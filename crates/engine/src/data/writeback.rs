@@ -1,7 +1,7 @@
 //! Background writing back of dirty data.
 //!
 //! ```text
-//! dirty extents, ascending ─► hold the range ─► read from the cache ─► still the same? ─► write to the backing device
+//! dirty extents, ascending ─► keys durable ─► hold the range ─► read from the cache ─► still the same? ─► write to the backing device
 //!    ─► flush it ─► still the same? clean in the index, journalled      (docs/format.md 10.10)
 //! nothing dirty left: cleanings durable ─► the backing device says clean   (docs/format.md 9.5)
 //! ```
@@ -144,6 +144,8 @@ impl<E: Env> Writeback<E> {
         if batch.is_empty() {
             return Ok(0);
         }
+        // A crash must not take the key and leave the data on the backing device, under an older clean copy.
+        self.parts.journal.flush().await?;
         let results = join_all(batch.iter().map(|extent| self.write_one(*extent))).await;
         let (mut candidates, mut copied) = (BTreeMap::new(), Vec::new());
         for (candidate, extents) in results.into_iter().collect::<io::Result<Vec<_>>>()? {

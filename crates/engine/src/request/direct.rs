@@ -138,7 +138,8 @@ async fn to_backing<E: Env>(
     if fua { backing.disk.flush().await } else { Ok(()) }
 }
 
-/// Drops clean extents of the range, durably; gives the dirty ones.
+/// Drops clean extents of the range, durably, also those that only a crash could bring back; gives the dirty ones, which
+/// are durable then.
 async fn let_go_of_clean<E: Env>(
     core: &Core<E>,
     cache: &Cache<E>,
@@ -146,16 +147,20 @@ async fn let_go_of_clean<E: Env>(
     end: u64,
 ) -> io::Result<Vec<Extent>> {
     let writer = cache.writer.as_ref().expect("checked to be writable");
-    let live = cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end);
+    let live = cache.index.borrow().revivable(&cache.buckets.get(), core.inode, start, end);
     let (dirty, clean): (Vec<_>, Vec<_>) = live.into_iter().partition(|extent| extent.dirty);
     if clean.is_empty() {
+        // Under a dirty extent that a crash takes an older clean one may come to light.
+        if !dirty.is_empty() {
+            writer.journal.flush().await?;
+        }
         return Ok(dirty);
     }
     let is_clean = |extent: &Extent| !extent.dirty;
     let inserted = writer
         .inserter
         .insert(&holes(&clean), |index, hole| {
-            let now = index.live(&cache.buckets.get(), hole.inode, hole.start, hole.end);
+            let now = index.revivable(&cache.buckets.get(), hole.inode, hole.start, hole.end);
             holes(&now.into_iter().filter(is_clean).collect::<Vec<_>>())
         })
         .await?;
