@@ -217,9 +217,8 @@ impl<E: Env> Tree<E> {
         let (writes, news, pin) = self.plan_rewrite(id, content, &mut spare);
         self.disk.flush().await?;
         self.write_new(writes).await?;
-        self.replace(id, news, &mut spare).await?;
+        self.replace(id, news, &mut spare, pin).await?;
         self.buckets.free_metadata(spare.into_iter().map(|bucket| bucket.nr));
-        self.unpin(pin);
         Ok(())
     }
 
@@ -303,19 +302,32 @@ impl<E: Env> Tree<E> {
         (writes, news)
     }
 
-    /// Puts new nodes, durable already, in the place of an old one, up to the root if need be (TREE-5).
-    async fn replace(&self, old: NodeId, news: Vec<NodeId>, spare: &mut Vec<MetadataBucket>) -> io::Result<()> {
+    /// Puts new nodes, durable already, in the place of an old one, up to the root if need be (TREE-5). `pin` is given back
+    /// as soon as the journal may let go of what the old leaf had pending.
+    async fn replace(
+        &self,
+        old: NodeId,
+        news: Vec<NodeId>,
+        spare: &mut Vec<MetadataBucket>,
+        pin: Option<u64>,
+    ) -> io::Result<()> {
         let parent = self.index.borrow().nodes.get(old).parent;
         let old_key = match parent {
-            None => self.replace_root(old, news, spare).await?,
-            Some(parent) => Box::pin(self.replace_child(parent, old, news, spare)).await?,
+            None => self.replace_root(old, news, spare, pin).await?,
+            Some(parent) => Box::pin(self.replace_child(parent, old, news, spare, pin)).await?,
         };
         let place = old_key.ptr(0).expect("a node has a place");
         self.buckets.free_metadata([place.bucket(self.layout.bucket_sectors as u32)]);
         Ok(())
     }
 
-    async fn replace_root(&self, old: NodeId, news: Vec<NodeId>, spare: &mut Vec<MetadataBucket>) -> io::Result<Key> {
+    async fn replace_root(
+        &self,
+        old: NodeId,
+        news: Vec<NodeId>,
+        spare: &mut Vec<MetadataBucket>,
+        pin: Option<u64>,
+    ) -> io::Result<Key> {
         let root = match news[..] {
             [only] => only,
             _ => {
@@ -342,6 +354,8 @@ impl<E: Env> Tree<E> {
             roots.root = key;
             roots.root_level = level;
         });
+        // The entry that names the new root needs no entry whose keys the new root has: it makes room by itself.
+        self.unpin(pin);
         self.journal.write_now().await?;
         Ok(old_key)
     }
@@ -352,6 +366,7 @@ impl<E: Env> Tree<E> {
         old: NodeId,
         news: Vec<NodeId>,
         spare: &mut Vec<MetadataBucket>,
+        pin: Option<u64>,
     ) -> io::Result<Key> {
         let (old_key, plan) = {
             let mut index = self.index.borrow_mut();
@@ -366,10 +381,13 @@ impl<E: Env> Tree<E> {
             (old_key, self.plan_interior(&mut index, parent, &keys, spare))
         };
         match plan {
-            InteriorPlan::Append(write) => self.append(vec![write]).await?,
+            InteriorPlan::Append(write) => {
+                self.append(vec![write]).await?;
+                self.unpin(pin);
+            }
             InteriorPlan::Rewrite(writes, parents) => {
                 self.write_new(writes).await?;
-                self.replace(parent, parents, spare).await?;
+                self.replace(parent, parents, spare, pin).await?;
             }
         }
         Ok(old_key)

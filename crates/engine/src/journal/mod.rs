@@ -13,6 +13,8 @@
 //! - **JNL-3** A ring bucket is overwritten only if every entry in it is older than `last_seq` of a durable entry.
 //! - **JNL-4** Clients are held back while fewer than a reserve of ring buckets (three) are free, so that the entries
 //!   that make room (new roots, new tables) can always be written.
+//! - **JNL-6** The last free ring bucket goes to an entry that frees another one once it is durable; so an entry that
+//!   frees can always be written.
 //! - **JNL-5** After a failed write nothing is durable any more: the set is poisoned, all who wait fail.
 
 mod ring;

@@ -53,11 +53,13 @@ impl Ring {
             .count()
     }
 
-    /// Takes space for an entry of `sectors`; `None` if the next bucket is still needed (JNL-3).
-    pub fn take(&mut self, sectors: u64, seq: u64, durable_last_seq: u64) -> Option<u64> {
+    /// Takes space for an entry of `sectors` that itself needs `last_seq` and later ones; `None` if the next bucket is
+    /// still needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
+    pub fn take(&mut self, sectors: u64, seq: u64, last_seq: u64, durable_last_seq: u64) -> Option<u64> {
         assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
         if self.used_sectors + sectors > self.bucket_sectors {
-            if self.free(durable_last_seq) == 0 {
+            let free = self.free(durable_last_seq);
+            if free == 0 || (free == 1 && self.free(last_seq) == 1) {
                 return None;
             }
             self.index = (self.index + 1) % self.buckets.len();
@@ -81,26 +83,36 @@ mod tests {
 
     #[test]
     fn a_session_starts_in_the_bucket_after_the_newest_entry() {
-        assert_eq!(ring().take(1, 1, 1), Some(2 * 8));
+        assert_eq!(ring().take(1, 1, 1, 1), Some(2 * 8));
     }
 
     #[test]
     fn a_bucket_with_a_needed_entry_is_not_overwritten() {
         let mut ring = ring();
         for seq in 1..=3 {
-            assert!(ring.take(8, seq, 1).is_some());
+            assert!(ring.take(8, seq, 1, 1).is_some());
         }
         assert_eq!(ring.free(1), 1);
-        assert!(ring.take(8, 4, 1).is_some(), "index 0 held nothing");
+        assert!(ring.take(8, 4, 4, 1).is_some(), "index 0 held nothing");
         assert_eq!(ring.free(1), 0);
-        assert_eq!(ring.take(8, 5, 1), None, "entry 1 is needed");
-        assert_eq!(ring.take(8, 5, 2), Some(2 * 8), "entry 1 is not needed any more");
+        assert_eq!(ring.take(8, 5, 5, 1), None, "entry 1 is needed");
+        assert_eq!(ring.take(8, 5, 5, 2), Some(2 * 8), "entry 1 is not needed any more");
+    }
+
+    #[test]
+    fn the_last_free_bucket_is_for_an_entry_that_frees_another() {
+        let mut ring = ring();
+        for seq in 1..=3 {
+            assert!(ring.take(8, seq, 1, 1).is_some());
+        }
+        assert_eq!(ring.take(8, 4, 1, 1), None, "entry 1 would still be needed");
+        assert_eq!(ring.take(8, 4, 2, 1), Some(8));
     }
 
     #[test]
     fn an_entry_never_crosses_a_bucket() {
         let mut ring = ring();
-        assert_eq!(ring.take(5, 1, 1), Some(16));
-        assert_eq!(ring.take(5, 2, 1), Some(24));
+        assert_eq!(ring.take(5, 1, 1, 1), Some(16));
+        assert_eq!(ring.take(5, 2, 1, 1), Some(24));
     }
 }

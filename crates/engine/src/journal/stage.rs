@@ -240,6 +240,9 @@ impl<E: Env> Journal<E> {
         *count -= 1;
         if *count == 0 {
             state.pins.remove(&seq);
+            if state.is_wanted {
+                self.work.notify_all();
+            }
         }
     }
 
@@ -366,7 +369,7 @@ impl<E: Env> Journal<E> {
         let block_bytes = self.block_sectors * SECTOR;
         let sectors = (bytes as u64).div_ceil(block_bytes) * self.block_sectors;
         let durable_last = state.durable_last_seq;
-        let sector = state.ring.take(sectors, seq, durable_last)?;
+        let sector = state.ring.take(sectors, seq, last, durable_last)?;
         let header = jset::JsetHeader {
             seq,
             version: 1,
