@@ -34,6 +34,8 @@ pub const RECENT_VALID: Duration = Duration::from_secs(5);
 pub const WRITEBACK_EXTENTS: usize = 128;
 /// Bytes written back in one round.
 pub const WRITEBACK_BYTES: u64 = 8 << 20;
+/// In-use percentage above which dirty data is written back at full speed (kernel: fragmentation counts from 50 on).
+pub const WRITEBACK_IN_USE_PERCENT: u64 = 50;
 /// In-use percentage above which nothing more becomes dirty (kernel: 70).
 pub const CUTOFF_SYNC_PERCENT: u64 = 70;
 /// In-use percentage above which nothing more is cached (kernel: 95).

@@ -11,12 +11,13 @@
 
 use super::candidates::{Candidate, Candidates};
 use super::insert::Inserter;
+use crate::buckets::Buckets;
 use super::locks::RangeLocks;
 use crate::btree::Index;
 use crate::device::Disk;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{WRITEBACK_BYTES, WRITEBACK_EXTENTS};
+use crate::limits::{WRITEBACK_BYTES, WRITEBACK_EXTENTS, WRITEBACK_IN_USE_PERCENT};
 use crate::meta::BackingSuper;
 use crate::stats::VolumeCounters;
 use brigade_env::sync::{Notify, join_all};
@@ -32,8 +33,10 @@ use std::time::Duration;
 const PIECE_SECTORS: u64 = 2048;
 /// Keys looked at in one synchronous step.
 const SCAN_KEYS: usize = 4096;
-/// Pause after an error, and between looks when there is little to do.
+/// Pause after an error.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Time between looks while there is little to do.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a volume's writeback works with.
 pub struct WritebackParts<E: Env> {
@@ -63,6 +66,8 @@ pub struct WritebackParts<E: Env> {
     pub counters: Rc<VolumeCounters>,
     /// Dirty sectors above which it runs at full speed.
     pub target_sectors: u64,
+    /// The cache's buckets: scattered dirty data fills many of them long before it fills the target.
+    pub buckets: Rc<Buckets>,
     /// When a volume counts as idle.
     pub delay: Duration,
     /// When the last request came.
@@ -96,7 +101,7 @@ impl<E: Env> Writeback<E> {
             let dirtied = self.parts.inserter.dirtied.wait();
             let dirty = self.dirty();
             let idle = self.parts.env.now().saturating_sub(self.parts.last_request.get()) >= self.parts.delay;
-            let outcome = if dirty > self.parts.target_sectors || (idle && dirty > 0) {
+            let outcome = if dirty > 0 && (idle || self.is_pressed(dirty)) {
                 self.round().await.map(|_| ())
             } else if dirty == 0 {
                 let _ = self.become_clean().await;
@@ -105,7 +110,7 @@ impl<E: Env> Writeback<E> {
                 }
                 continue;
             } else {
-                self.pause(PAUSE.min(self.parts.delay)).await;
+                self.pause(LOOK.min(self.parts.delay)).await;
                 continue;
             };
             if let Err(error) = outcome {
@@ -115,6 +120,11 @@ impl<E: Env> Writeback<E> {
         }
         self.running.set(false);
         self.changed.notify_all();
+    }
+
+    fn is_pressed(&self, dirty: u64) -> bool {
+        let in_use = u64::from(self.parts.buckets.get().stats().in_use_percent);
+        dirty > self.parts.target_sectors || in_use > WRITEBACK_IN_USE_PERCENT
     }
 
     async fn pause(&self, pause: Duration) {

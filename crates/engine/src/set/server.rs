@@ -209,6 +209,7 @@ impl<E: Env> Server<E> {
             locks,
             candidates: core.candidates.clone(),
             counters: core.counters.clone(),
+            buckets: set.cache.buckets.clone(),
             target_sectors: cache_sectors / 100 * self.options.writeback_percent,
             delay: self.options.writeback_delay,
             last_request: core.last_request.clone(),
