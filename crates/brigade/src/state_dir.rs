@@ -26,6 +26,16 @@ pub fn choose(asked: Option<&Path>) -> Result<PathBuf, Error> {
     })
 }
 
+/// The record of a set. Its name tells this boot from others: a record that outlived the host, on a disk, may name data that
+/// did not, and must not be found.
+pub fn record(dir: &Path, set: &str) -> PathBuf {
+    dir.join(record_name(set, &std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()))
+}
+
+fn record_name(set: &str, boot: &str) -> String {
+    format!("{set}.{}", boot.trim())
+}
+
 /// Makes it if it is missing. Others must not be able to put a record of their own there.
 fn usable(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -49,6 +59,13 @@ fn usable(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_record_of_another_boot_has_another_name() {
+        assert_ne!(record_name("set", "one\n"), record_name("set", "two\n"));
+        let dir = Path::new("/nowhere");
+        assert_eq!(record(dir, "set"), record(dir, "set"));
+    }
 
     #[test]
     fn a_directory_others_may_write_to_is_refused() {
