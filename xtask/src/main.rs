@@ -12,7 +12,7 @@ cargo x bench nbd [--rounds N]   beside nbdkit
 cargo x golden list              the kernel-made images in fixtures/
 cargo x golden unpack NAME DIR   one of them, ready to open
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
-cargo x interop NAME             one interop test (without NAME: the list)
+cargo x interop NAME|all         one interop test, or all; --long with many rounds (without NAME: the list)
 cargo x sectors ...              patterned sectors, as in the guest";
 
 fn main() -> ExitCode {

@@ -12,7 +12,6 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 const SHOWN_LINES: usize = 60;
-const ALTERNATION_ROUNDS: u64 = 2;
 
 /// Results so far.
 #[derive(Default)]
@@ -199,8 +198,7 @@ fn interop_parts(gate: &mut Gate, fast: bool, seed: u64) {
             let Some(program) = &program else {
                 return Err("there is no brigade to judge".into());
             };
-            let rounds = (test.name == "alternation").then_some(ALTERNATION_ROUNDS);
-            interop::run(test, program, rounds, seed, None)
+            interop::run(test, program, None, seed, None)
         });
     }
 }

@@ -214,7 +214,7 @@ pub fn kernel_opens(setting: &Setting) -> Result<Passed> {
 
 /// Turns with clean stops and crashes of either side.
 pub fn run(setting: &Setting) -> Result<Passed> {
-    let rounds = setting.rounds.unwrap_or(2);
+    let rounds = setting.rounds;
     let mut pair = Pair::format(setting)?;
     for round in 0..rounds {
         // Two rounds have a crash and a stop of either side, in an order that the seed gives.

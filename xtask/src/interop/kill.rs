@@ -8,13 +8,12 @@ use crate::process::{Context, Result};
 use crate::server::start_ready;
 use std::process::{Command, Stdio};
 
-const ROUNDS: u64 = 20;
 const OPERATIONS_MAX: u64 = 100_000;
 const DELAY_MS_MAX: u64 = 700;
 
 /// Writes until the server is shot, restarts it, and compares with the record, again and again.
 pub fn run(setting: &Setting) -> Result<Passed> {
-    let rounds = setting.rounds.unwrap_or(ROUNDS);
+    let rounds = setting.rounds;
     let mut pair = Pair::format(setting)?;
     for round in 0..rounds {
         one(setting, &mut pair, round)

@@ -1,7 +1,8 @@
 //! Interop tests: Brigade against the kernel, against crashes, and against images the kernel wrote.
 //!
-//! Each test is one function that says what it saw or what went wrong. `cargo x test` runs them all;
-//! `cargo x interop NAME [--rounds N] [--seed N]` runs one, and repeats what a printed seed did.
+//! Each test is one function that says what it saw or what went wrong. `cargo x test` runs them all with few rounds;
+//! `cargo x interop all --long` takes the time for many, and `cargo x interop NAME [--rounds N] [--seed N]` runs one and
+//! repeats what a printed seed did.
 
 mod alternation;
 mod filesystem;
@@ -25,8 +26,8 @@ pub struct Setting {
     pub program: PathBuf,
     /// An empty folder, gone afterwards.
     pub scratch: PathBuf,
-    /// How often to repeat; none: the test's own number.
-    pub rounds: Option<u64>,
+    /// How often to repeat.
+    pub rounds: u64,
     /// Start of all randomness.
     pub seed: u64,
     /// Only fixtures with this name, where there are several.
@@ -49,6 +50,8 @@ pub struct Test {
     pub shows: &'static str,
     /// It boots the kernel.
     pub needs_kernel: bool,
+    /// How often it repeats by itself, and with `--long`.
+    pub rounds: [u64; 2],
     run: fn(&Setting) -> Result<Passed>,
 }
 
@@ -58,60 +61,70 @@ pub const TESTS: &[Test] = &[
         name: "fixtures",
         shows: "what the kernel wrote is read as the kernel reads it, and nothing is written to it",
         needs_kernel: false,
+        rounds: [1, 1],
         run: golden_images::read_only,
     },
     Test {
         name: "kill",
         shows: "acknowledged writes survive kill -9 of the server",
         needs_kernel: false,
+        rounds: [6, 20],
         run: kill::run,
     },
     Test {
         name: "fio",
         shows: "fio verifies random writes over four times the cache",
         needs_kernel: false,
+        rounds: [1, 1],
         run: filesystem::fio,
     },
     Test {
         name: "kernel-judges",
         shows: "the harness itself: the kernel reads its own image as it did before",
         needs_kernel: true,
+        rounds: [1, 1],
         run: golden_images::kernel_alone,
     },
     Test {
         name: "kernel-turns",
         shows: "the harness itself: what the kernel flushed is there after a stop and after a crash",
         needs_kernel: true,
+        rounds: [1, 1],
         run: alternation::kernel_turns,
     },
     Test {
         name: "kernel-opens",
         shows: "the kernel reads what Brigade formatted and wrote",
         needs_kernel: true,
+        rounds: [1, 1],
         run: alternation::kernel_opens,
     },
     Test {
         name: "fixtures-rw",
         shows: "images opened read-write by Brigade and stopped are still the kernel's",
         needs_kernel: true,
+        rounds: [1, 1],
         run: golden_images::read_write,
     },
     Test {
         name: "alternation",
         shows: "Brigade and the kernel take turns on one set, with clean stops and crashes, and nothing is lost",
         needs_kernel: true,
+        rounds: [2, 20],
         run: alternation::run,
     },
     Test {
         name: "ext4",
         shows: "a file system goes from Brigade to the kernel and back",
         needs_kernel: true,
+        rounds: [1, 1],
         run: filesystem::ext4,
     },
     Test {
         name: "power-loss",
         shows: "what Brigade acknowledged a flush for survives a machine that stops",
         needs_kernel: true,
+        rounds: [1, 10],
         run: power_loss::run,
     },
 ];
@@ -134,7 +147,7 @@ pub fn run(
     let setting = Setting {
         program: program.to_path_buf(),
         scratch: scratch.path().to_path_buf(),
-        rounds,
+        rounds: rounds.unwrap_or(test.rounds[0]),
         seed,
         only,
     };
@@ -162,17 +175,37 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
             .map(|text| text.parse::<u64>().context(name))
             .transpose()
     };
-    let Some(test) = arguments
-        .first()
-        .and_then(|name| TESTS.iter().find(|test| test.name == *name))
-    else {
-        println!("cargo x interop NAME [--rounds N] [--seed N] [--only FIXTURE]");
+    let name = arguments.first().map_or("", String::as_str);
+    let chosen: Vec<&Test> = TESTS
+        .iter()
+        .filter(|test| name == test.name || name == "all")
+        .collect();
+    if chosen.is_empty() {
+        println!("cargo x interop NAME|all [--long] [--rounds N] [--seed N] [--only FIXTURE]");
         TESTS
             .iter()
             .for_each(|test| println!("  {:14} {}", test.name, test.shows));
         return Ok(ExitCode::from(2));
-    };
+    }
+    let is_long = arguments.iter().any(|argument| argument == "--long");
     let seed = number("--seed")?.unwrap_or_else(any_seed);
+    let (rounds, only) = (number("--rounds")?, option("--only"));
+    let mut failed = Vec::new();
+    for test in chosen {
+        let rounds = rounds.or(is_long.then_some(test.rounds[1]));
+        if let Err(error) = report(test, rounds, seed, only.clone()) {
+            println!("FAILED: {}: {error}", test.name);
+            failed.push(test.name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(format!("failed: {}", failed.join(", ")))
+}
+
+/// Runs one test and prints how it went.
+fn report(test: &Test, rounds: Option<u64>, seed: u64, only: Option<String>) -> Result<()> {
     let program = if test.shows.starts_with("the harness itself") {
         PathBuf::new()
     } else {
@@ -180,11 +213,11 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     };
     let start = Instant::now();
     println!("{}: {} (seed {seed})", test.name, test.shows);
-    match run(test, &program, number("--rounds")?, seed, option("--only"))? {
+    match run(test, &program, rounds, seed, only)? {
         Passed::Ran(note) => println!("passed in {:.1} s: {note}", start.elapsed().as_secs_f32()),
         Passed::Skipped(why) => println!("SKIPPED: {why}"),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The guest's name of drive number `index`.

@@ -17,7 +17,7 @@ const TAG: u64 = 1_000_000;
 pub fn run(setting: &Setting) -> Result<Passed> {
     let mut notes = Vec::new();
     let mut pair = Pair::format(setting)?;
-    for round in 0..setting.rounds.unwrap_or(2) {
+    for round in 0..setting.rounds {
         notes.push(one(setting, &mut pair, round)?);
     }
     Ok(Passed::Ran(format!(
