@@ -12,15 +12,12 @@ use std::path::Path;
 
 /// Engine modules, lowest layer first; a module uses its own line and the ones above it.
 const LAYERS: &[&[&str]] = &[
-    &[
-        "error", "limits", "options", "stats", "keys", "extents", "wait",
-    ],
-    // recovery reads what somebody else left on a cache device and needs no part of a running set.
-    &["alloc", "buckets", "device", "recovery"],
+    &["error", "extents", "limits", "options", "stats", "wait"],
+    &["alloc", "buckets", "device"],
     &["journal"],
     &["btree", "meta"],
-    &["data", "writeback", "tasks"],
-    &["request", "gc"],
+    &["data", "recovery"],
+    &["request"],
     &["set"],
 ];
 

@@ -10,15 +10,23 @@
 //! first, and uses stages that directly follow the newest entry on disk. The session number ties the record to one
 //! opening of the set: whoever opens it later (also the kernel) raises the number in the superblock.
 
-use crate::recovery::SurvivorEntry;
 use brigade_env::Survivor;
-use brigade_format::{crc, parse_keys};
+use brigade_format::{Key, crc, parse_keys};
 
 const MAGIC: u64 = 0x3143_4552_4452_4221;
 const HEADER_BYTES: usize = 40;
 const REGION_START: u64 = 4096;
 const REGION_BYTES: u64 = 1 << 20;
 const RECORD_BYTES: usize = 24;
+
+/// Keys acknowledged in the record that did not reach the journal on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SurvivorEntry {
+    /// The journal seq they were meant for.
+    pub seq: u64,
+    /// In insertion order.
+    pub keys: Vec<Key>,
+}
 
 /// Writes the record.
 pub struct SurvivorLog<S: Survivor> {
@@ -103,7 +111,7 @@ fn recall_region(bytes: &[u8]) -> Option<SurvivorEntry> {
     entry
 }
 
-fn recall_record(bytes: &[u8], at: usize) -> Option<(u64, Vec<brigade_format::Key>, usize)> {
+fn recall_record(bytes: &[u8], at: usize) -> Option<(u64, Vec<Key>, usize)> {
     let head = bytes.get(at..at.checked_add(RECORD_BYTES)?)?;
     let word = |i: usize| head[i * 8..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
     let (seq, words, checksum) = (word(0)?, word(1)?, word(2)?);
@@ -120,7 +128,7 @@ fn recall_record(bytes: &[u8], at: usize) -> Option<(u64, Vec<brigade_format::Ke
 #[cfg(test)]
 mod tests {
     use super::*;
-    use brigade_format::{Gen, Key, Ptr};
+    use brigade_format::{Gen, Ptr};
     use std::cell::RefCell;
     use std::rc::Rc;
 

@@ -34,6 +34,7 @@ mod testing_disk;
 #[cfg(test)]
 mod tests;
 
+pub use crate::journal::survivor::SurvivorEntry;
 pub use findings::{Finding, LoadError, Severity};
 
 use crate::extents::{Extent, ExtentMap};
@@ -52,15 +53,6 @@ use uuids::Uuids;
 pub struct How {
     /// Nothing will be written: findings that only bar writing are tolerated.
     pub read_only: bool,
-}
-
-/// Keys acknowledged in the memory record that did not reach the journal on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SurvivorEntry {
-    /// The journal seq they were meant for.
-    pub seq: u64,
-    /// In insertion order.
-    pub keys: Vec<Key>,
 }
 
 /// The newest journal entry on disk.

@@ -5,7 +5,7 @@
 //! then one sweep compares them with the tree. Staleness must be final when this runs.
 
 use super::layers::Layers;
-use crate::extents::{Extent, ExtentMap, Merge};
+use crate::extents::{Extent, ExtentMap};
 use brigade_format::{Pos, Ptr};
 use std::collections::BTreeMap;
 
@@ -90,6 +90,8 @@ struct Sweep<'a, F> {
     is_stale: F,
     bucket_sectors: u32,
     replayed: &'a [Extent],
+    /// The index so far, ascending.
+    placed: Vec<Extent>,
     locations: Option<Locations>,
     out: Outcome,
 }
@@ -120,9 +122,11 @@ pub(super) fn resolve(
         bucket_sectors,
         replayed,
         locations: None,
+        placed: Vec::with_capacity(tree.len()),
         out,
     };
     sweep.run(tree, &newest);
+    sweep.out.index = ExtentMap::from_ascending(sweep.placed);
     sweep.out
 }
 
@@ -204,9 +208,7 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
     }
 
     fn put(&mut self, e: Extent) {
-        self.out
-            .index
-            .insert(e, Merge::NONE, self.bucket_sectors, |_| ());
+        self.placed.push(e);
     }
 
     /// One row of the table in `docs/format.md` 8.5.
