@@ -142,7 +142,8 @@ impl Operation {
         }
     }
 
-    fn length(&self) -> usize {
+    /// Bytes it is about.
+    pub(crate) fn length(&self) -> usize {
         match &self.payload {
             Payload::Buffer(buffer) => buffer.len(),
             Payload::Message(message) => message.length,

@@ -21,6 +21,11 @@ use std::time::Duration;
 
 /// Tasks polled before the engine gets a turn.
 const POLLS_PER_TURN: usize = 128;
+/// What may be done in place between two turns and be over at once. More is done too, but is over at the next turn, so
+/// that whoever does nothing else still lets others run.
+const IN_PLACE_BYTES_PER_TURN: usize = 1 << 20;
+/// What an operation in place counts besides its bytes.
+const IN_PLACE_BYTES_EACH: usize = 4096;
 
 /// The engine in use.
 pub(crate) enum Driver {
@@ -67,6 +72,7 @@ pub(crate) struct Core {
     slots: RefCell<Slots>,
     completions: RefCell<Vec<(u64, i32)>>,
     done_in_place: RefCell<Vec<(u64, i32)>>,
+    in_place_left: Cell<usize>,
     started: Duration,
     chance: Cell<u64>,
     is_running: Cell<bool>,
@@ -98,6 +104,7 @@ impl Core {
             slots: RefCell::default(),
             completions: RefCell::default(),
             done_in_place: RefCell::default(),
+            in_place_left: Cell::new(IN_PLACE_BYTES_PER_TURN),
             started: sys::monotonic(),
             chance: Cell::new(sys::seed()),
             is_running: Cell::new(false),
@@ -188,6 +195,7 @@ impl Core {
 
     /// Mail, timers, engine; sleeps if nothing else is to be done.
     fn turn(&self, env: Option<&HostEnv>) {
+        self.in_place_left.set(IN_PLACE_BYTES_PER_TURN);
         self.read_mail(env);
         let nearest = self.timers.nearest();
         if nearest.is_some() {
@@ -248,45 +256,56 @@ impl Core {
 
     /// Starts an operation.
     pub(crate) fn submit(self: &Rc<Self>, kind: Kind, fd: &Rc<OwnedFd>, payload: Payload) -> Op {
-        let (key, request) =
-            self.slots
-                .borrow_mut()
-                .insert(Operation::new(kind, fd.clone(), payload));
+        self.start(Operation::new(kind, fd.clone(), payload))
+    }
+
+    fn start(self: &Rc<Self>, operation: Operation) -> Op {
+        let (key, request) = self.slots.borrow_mut().insert(operation);
         if self.is_closed.get() {
             self.slots.borrow_mut().finish(key, Err(libc::ECANCELED));
         } else {
             self.driver.borrow_mut().push(key, request);
         }
-        Op {
-            core: self.clone(),
-            key,
-            is_over: false,
-        }
+        self.op(key)
     }
 
-    /// Does an operation that cannot wait here and now; its completion is delivered at the next turn, so that a task
-    /// that does nothing else still lets others run.
+    fn op(self: &Rc<Self>, key: u64) -> Op {
+        Op(Progress::InSlot {
+            core: self.clone(),
+            key,
+        })
+    }
+
+    /// Does an operation that cannot wait here and now. Usually it is over then.
     pub(crate) fn submit_in_place(
         self: &Rc<Self>,
         kind: Kind,
         fd: &Rc<OwnedFd>,
         payload: Payload,
     ) -> Op {
+        let mut operation = Operation::new(kind, fd.clone(), payload);
         if self.is_closed.get() {
-            return self.submit(kind, fd, payload);
+            return self.start(operation);
         }
-        let (key, request) =
-            self.slots
-                .borrow_mut()
-                .insert(Operation::new(kind, fd.clone(), payload));
+        let cost = operation.length().saturating_add(IN_PLACE_BYTES_EACH);
+        let Some(left) = self.in_place_left.get().checked_sub(cost) else {
+            return self.submit_in_place_for_later(operation);
+        };
+        self.in_place_left.set(left);
+        // SAFETY: `operation` owns what the request points to and outlives the call (URING-1).
+        let result = unsafe { operation.request().run() };
+        match operation.advance(result) {
+            Some(outcome) => Op(Progress::Done(outcome, operation.payload)),
+            None => self.start(operation),
+        }
+    }
+
+    fn submit_in_place_for_later(self: &Rc<Self>, operation: Operation) -> Op {
+        let (key, request) = self.slots.borrow_mut().insert(operation);
         // SAFETY: the operation is in its slot and stays there until the completion below is delivered (URING-1).
         let result = unsafe { request.run() };
         self.done_in_place.borrow_mut().push((key, result));
-        Op {
-            core: self.clone(),
-            key,
-            is_over: false,
-        }
+        self.op(key)
     }
 
     fn abandon(&self, key: u64) {
@@ -344,32 +363,36 @@ fn discard(operation: Operation, outcome: Outcome) {
 }
 
 /// The future of an operation. Dropping it leaves the operation to itself.
-pub(crate) struct Op {
-    core: Rc<Core>,
-    key: u64,
-    is_over: bool,
+pub(crate) struct Op(Progress);
+
+enum Progress {
+    InSlot { core: Rc<Core>, key: u64 },
+    Done(Outcome, Payload),
+    Over,
 }
 
 impl Future for Op {
     type Output = (Outcome, Payload);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        assert!(!self.is_over, "polled after completion");
-        let polled = self.core.slots.borrow_mut().poll(self.key, context.waker());
-        match polled {
-            Some(done) => {
-                self.is_over = true;
-                Poll::Ready(done)
-            }
-            None => Poll::Pending,
+        if let Progress::InSlot { core, key } = &self.0 {
+            let polled = core.slots.borrow_mut().poll(*key, context.waker());
+            let Some((outcome, payload)) = polled else {
+                return Poll::Pending;
+            };
+            self.0 = Progress::Done(outcome, payload);
+        }
+        match std::mem::replace(&mut self.0, Progress::Over) {
+            Progress::Done(outcome, payload) => Poll::Ready((outcome, payload)),
+            Progress::InSlot { .. } | Progress::Over => panic!("polled after completion"),
         }
     }
 }
 
 impl Drop for Op {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.core.abandon(self.key);
+        if let Progress::InSlot { core, key } = &self.0 {
+            core.abandon(*key);
         }
     }
 }

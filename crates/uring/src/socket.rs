@@ -13,6 +13,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+/// A unix socket's queue should take a batch of replies at once: a send that must wait for the peer in its middle costs
+/// two more switches. (TCP sizes its queue by itself.)
+const UNIX_SEND_BYTES: libc::c_int = 1 << 20;
+
 fn result_of(outcome: Outcome) -> io::Result<usize> {
     outcome.map_err(io::Error::from_raw_os_error)
 }
@@ -47,6 +51,7 @@ impl HostStream {
 
     fn unix(core: Rc<Core>, stream: UnixStream) -> io::Result<HostStream> {
         let fd = prepare(&core, stream.into())?;
+        sys::want_send_room(&fd, UNIX_SEND_BYTES);
         let peer =
             sys::peer_pid(&fd).map_or_else(|| "unix:?".into(), |pid| format!("unix:pid {pid}"));
         Ok(HostStream { core, fd, peer })

@@ -152,6 +152,21 @@ pub(crate) fn peer_pid(fd: &OwnedFd) -> Option<i32> {
     (result == 0).then_some(who.pid)
 }
 
+/// Asks for room for `bytes` in a socket's send queue; the system may give less.
+pub(crate) fn want_send_room(fd: &OwnedFd, bytes: libc::c_int) {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads one int from a local.
+    let _ = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUF,
+            (&raw const bytes).cast(),
+            length,
+        )
+    };
+}
+
 /// Ends both directions of a socket; an already broken one is fine.
 pub(crate) fn shutdown(fd: &OwnedFd) {
     // SAFETY: no pointers.
