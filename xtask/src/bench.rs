@@ -4,10 +4,12 @@
 //! printed, so that a machine that is busy with other things slows all of them. The client is the judge's own
 //! and the same for all.
 
-use crate::nbd::Client;
+use crate::nbd::{Client, REPLY_MAGIC, REQUEST_MAGIC};
 use crate::pattern::{SECTOR, fill, mix};
 use crate::process::{Context, Result, find_program, need_programs, output};
 use crate::server::{Serve, Server, brigade, format, start_ready};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ const VOLUME_BYTES: u64 = 256 << 20;
 const CACHE_BYTES: u64 = 1 << 30;
 const BLOCK: usize = 4096;
 const DEPTH: usize = 32;
+const REPLY_BYTES: usize = 16;
+const INBOX_BYTES: usize = 256 << 10;
 const FILL_BYTES: usize = 64 << 10;
 const ROUNDS: usize = 7;
 const ROUND_TIME: Duration = Duration::from_millis(1500);
@@ -239,48 +243,126 @@ fn compare(subjects: &[Subject; 3], rounds: usize, write: bool) -> Result<[Vec<R
 }
 
 fn measure(subject: &Subject, write: bool, seed: u64) -> Result<Rate> {
-    let mut client = Client::connect(&subject.socket, "")?;
+    let client = Client::connect(&subject.socket, "")?;
     // The last piece may be cut off; it was not warmed.
     let blocks = client.size / FILL_BYTES as u64 * (FILL_BYTES / BLOCK) as u64;
-    let mut data = vec![0u8; BLOCK];
-    fill(&mut data, 0, 2);
-    let mut count = 0u64;
-    let mut send = |client: &mut Client| {
-        count += 1;
-        let offset = mix(seed.wrapping_add(count)) % blocks * BLOCK as u64;
-        if write {
-            client.send_write(offset, &data, false)
-        } else {
-            client.send_read(offset, BLOCK)
-        };
-    };
+    let mut load = Load::new(client.into_stream()?, blocks, write, seed);
     let cpu_before = cpu_seconds(subject.pid)?;
     let start = Instant::now();
-    (0..DEPTH).for_each(|_| send(&mut client));
-    let (mut done, mut sunk) = (0u64, vec![0u8; BLOCK]);
+    (0..DEPTH).for_each(|slot| load.ask(slot));
     while start.elapsed() < ROUND_TIME {
-        loop {
-            let error = client.receive_into(&mut sunk)?;
-            if error != 0 {
-                return Err(format!("the server answered with error {error}"));
-            }
-            done += 1;
-            send(&mut client);
-            if !client.has_buffered_reply() {
-                break;
-            }
-        }
+        load.send()?;
+        load.receive(true)?;
     }
-    let time = start.elapsed().as_secs_f64();
+    let (time, done) = (start.elapsed().as_secs_f64(), load.done);
     let cpu = cpu_seconds(subject.pid)? - cpu_before;
-    for _ in 0..DEPTH {
-        client.receive_into(&mut sunk)?;
+    load.send()?;
+    while load.busy.contains(&true) {
+        load.receive(false)?;
     }
-    client.disconnect();
     Ok(Rate {
         per_second: done as f64 / time,
         cpu_us: cpu * 1e6 / done.max(1) as f64,
     })
+}
+
+/// A client that costs as little as possible: all requests that are due leave in one call, whatever has arrived is
+/// taken in one call, and of an answer the header is looked at.
+struct Load {
+    socket: UnixStream,
+    blocks: u64,
+    data: Option<Vec<u8>>,
+    chance: u64,
+    /// By cookie.
+    busy: [bool; DEPTH],
+    done: u64,
+    outbox: Vec<u8>,
+    inbox: Vec<u8>,
+    received: usize,
+}
+
+impl Load {
+    fn new(socket: UnixStream, blocks: u64, write: bool, seed: u64) -> Self {
+        let mut data = vec![0u8; BLOCK];
+        fill(&mut data, 0, 2);
+        Load {
+            socket,
+            blocks,
+            data: write.then_some(data),
+            chance: seed,
+            busy: [false; DEPTH],
+            done: 0,
+            outbox: Vec::new(),
+            inbox: vec![0; INBOX_BYTES],
+            received: 0,
+        }
+    }
+
+    fn ask(&mut self, slot: usize) {
+        self.chance = self.chance.wrapping_add(1);
+        let offset = mix(self.chance) % self.blocks * BLOCK as u64;
+        let mut header = [0u8; 28];
+        header[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        header[7] = u8::from(self.data.is_some());
+        header[8..16].copy_from_slice(&(slot as u64).to_be_bytes());
+        header[16..24].copy_from_slice(&offset.to_be_bytes());
+        header[24..].copy_from_slice(&(BLOCK as u32).to_be_bytes());
+        self.outbox.extend_from_slice(&header);
+        if let Some(data) = &self.data {
+            self.outbox.extend_from_slice(data);
+        }
+        self.busy[slot] = true;
+    }
+
+    fn send(&mut self) -> Result<()> {
+        let sent = self
+            .socket
+            .write_all(&self.outbox)
+            .context("NBD connection");
+        self.outbox.clear();
+        sent
+    }
+
+    /// Waits until something arrives; every answer makes room for the next request if there is to be one.
+    fn receive(&mut self, again: bool) -> Result<()> {
+        let space = &mut self.inbox[self.received..];
+        let count = self.socket.read(space).context("NBD connection")?;
+        if count == 0 {
+            return Err("the server closed the connection".into());
+        }
+        self.received += count;
+        let body = if self.data.is_some() { 0 } else { BLOCK };
+        let mut at = 0;
+        while self.received - at >= REPLY_BYTES + body {
+            let slot = self.check_reply(at)?;
+            at += REPLY_BYTES + body;
+            self.done += 1;
+            if again {
+                self.ask(slot);
+            }
+        }
+        self.inbox.copy_within(at..self.received, 0);
+        self.received -= at;
+        Ok(())
+    }
+
+    fn check_reply(&mut self, at: usize) -> Result<usize> {
+        let header = &self.inbox[at..at + REPLY_BYTES];
+        let word = |i: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| header[i * 4 + byte]));
+        if word(0) != REPLY_MAGIC || word(1) != 0 {
+            return Err(format!(
+                "an answer with magic {:#x} and error {}",
+                word(0),
+                word(1)
+            ));
+        }
+        let slot = (u64::from(word(2)) << 32 | u64::from(word(3))) as usize;
+        match self.busy.get_mut(slot) {
+            Some(busy) if *busy => *busy = false,
+            _ => return Err(format!("an answer to no request: {slot}")),
+        }
+        Ok(slot)
+    }
 }
 
 /// Processor time of a process, from the fields after its name.

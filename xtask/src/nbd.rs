@@ -12,8 +12,10 @@ use std::time::Duration;
 
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
+/// What a request begins with.
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// What a simple reply begins with.
+pub const REPLY_MAGIC: u32 = 0x6744_6698;
 const OPTION_ABORT: u32 = 2;
 const OPTION_LIST: u32 = 3;
 const OPTION_GO: u32 = 7;
@@ -226,17 +228,6 @@ impl Client {
         })
     }
 
-    /// Waits for one answer and puts what was read into `data`, which must be as long as the longest read;
-    /// returns the error number.
-    pub fn receive_into(&mut self, data: &mut [u8]) -> Result<u32> {
-        let (_, error, length) = self.reply_header()?;
-        let data = data
-            .get_mut(..length)
-            .ok_or("a read longer than the buffer")?;
-        self.input.read_exact(data).context("NBD connection")?;
-        Ok(error)
-    }
-
     fn reply_header(&mut self) -> Result<(u64, u32, usize)> {
         if !self.batch.is_empty() {
             self.push()?;
@@ -255,9 +246,12 @@ impl Client {
         Ok((cookie, error, length))
     }
 
-    /// True when an answer may be there already, without waiting.
-    pub fn has_buffered_reply(&self) -> bool {
-        self.input.buffer().len() >= 16
+    /// The bare connection, for who speaks the protocol himself. Nothing may be in flight.
+    pub fn into_stream(self) -> Result<UnixStream> {
+        if !self.input.buffer().is_empty() || !self.batch.is_empty() {
+            return Err("something is still in flight".into());
+        }
+        Ok(self.output)
     }
 
     fn one(&mut self, cookie: u64) -> Result<Vec<u8>> {
@@ -346,9 +340,7 @@ mod tests {
         assert_eq!(answered, cookies);
         client.flush().expect("flushed");
         assert_eq!(client.read_at(5 * 512, 512).expect("read"), vec![5; 512]);
-        let mut bytes = [0u8; 1024];
-        client.send_read(6 * 512, 1024);
-        assert_eq!(client.receive_into(&mut bytes).expect("read"), 0);
+        let bytes = client.read_at(6 * 512, 1024).expect("read");
         assert_eq!((bytes[0], bytes[1023]), (6, 7));
         let beyond = client.send_read(4 << 20, 512);
         assert_ne!(
