@@ -16,6 +16,8 @@ pub struct Disk<E: Env> {
     device: E::Device,
     buffers: BufferPool,
     poison: Rc<Poison>,
+    /// Number of the newest flush somebody waits for; it may have to wait for an earlier one to start.
+    flush_requested: Cell<u64>,
     flush_started: Cell<u64>,
     flush_finished: Cell<u64>,
     flush_running: Cell<bool>,
@@ -32,6 +34,7 @@ impl<E: Env> Disk<E> {
             device,
             buffers: env.buffers().clone(),
             poison,
+            flush_requested: Cell::new(0),
             flush_started: Cell::new(0),
             flush_finished: Cell::new(0),
             flush_running: Cell::new(false),
@@ -114,6 +117,7 @@ impl<E: Env> Disk<E> {
     /// Makes every write that has completed durable. Callers that come while a flush runs share the next one.
     pub async fn flush(&self) -> io::Result<()> {
         let target = self.flush_started.get() + 1;
+        self.flush_requested.set(target.max(self.flush_requested.get()));
         while self.flush_started.get() < target {
             if self.flush_running.get() {
                 self.flush_changed.wait().await;
@@ -140,9 +144,14 @@ impl<E: Env> Disk<E> {
         Ok(())
     }
 
-    /// Waits for a flush that is under way now, if any.
+    /// Whether a flush is under way, or about to start once another one is done.
+    pub fn is_flushing(&self) -> bool {
+        self.flush_finished.get() < self.flush_requested.get()
+    }
+
+    /// Waits for the flushes that others asked for so far.
     pub async fn flush_settled(&self) -> io::Result<()> {
-        let target = self.flush_started.get();
+        let target = self.flush_requested.get();
         while self.flush_finished.get() < target {
             self.flush_changed.wait().await;
         }

@@ -248,7 +248,8 @@ impl<E: Env> Core<E> {
 
     /// Enters clean data into the index now, or once the backing device was flushed if it may not durably have it (REQ-1).
     fn admit(self: &Rc<Self>, cache: &Cache<E>, fill: Fill) {
-        let unflushed = self.backing.as_ref().is_some_and(|backing| backing.unflushed.get());
+        let is_unflushed = |backing: &Rc<Backing<E>>| backing.unflushed.get() || backing.disk.is_flushing();
+        let unflushed = self.backing.as_ref().is_some_and(is_unflushed);
         if !unflushed {
             self.finish_fill(cache, fill);
             return;
