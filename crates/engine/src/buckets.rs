@@ -21,18 +21,28 @@ pub struct Buckets {
     pub demand: Notify,
     /// The last search for victims found none.
     pub is_dry: Cell<bool>,
+    /// Most buckets that somebody waits for to put metadata in.
+    pub metadata_wanted: Cell<usize>,
 }
 
 impl Buckets {
     /// Wraps the allocator of a set.
     pub fn new(alloc: Allocator, poison: Rc<Poison>) -> Rc<Self> {
-        Rc::new(Buckets {
+        let buckets = Rc::new(Buckets {
             alloc: RefCell::new(alloc),
-            poison,
+            poison: poison.clone(),
             released: Notify::new(),
             demand: Notify::new(),
             is_dry: Cell::new(false),
-        })
+            metadata_wanted: Cell::new(0),
+        });
+        let weak = Rc::downgrade(&buckets);
+        poison.when_thrown(move || {
+            if let Some(buckets) = weak.upgrade() {
+                buckets.wake_all();
+            }
+        });
+        buckets
     }
 
     /// For deciding; never held across an await.
@@ -60,12 +70,14 @@ impl Buckets {
                 if alloc.can_take_metadata(count) {
                     let take = |_| alloc.take_metadata(Reserve::Btree).expect("counted just now");
                     let taken = (0..count).map(take).collect();
+                    self.metadata_wanted.set(0);
                     if alloc.wants_batch() {
                         self.demand.notify_all();
                     }
                     return Ok(taken);
                 }
             }
+            self.metadata_wanted.set(count.max(self.metadata_wanted.get()));
             self.demand.notify_all();
             released.await;
         }

@@ -21,6 +21,12 @@ impl Allocator {
             || self.table_lag >= TABLE_LAG_WANTS_WRITE
     }
 
+    /// Are buckets for data running low with nothing to recycle in sight?
+    pub fn is_short_of_victims(&self) -> bool {
+        let for_data = self.lists.ready(Reserve::Normal).len() + self.lists.unused.len();
+        !self.batch_in_progress && for_data < self.lists.sizes.low_water && !self.wants_batch()
+    }
+
     /// Recycles as many buckets as one table write should pay for, and sets the table's own buckets aside.
     ///
     /// `None` if a batch is under way, if no bucket can be recycled (and gens do not run ahead), or if there are no

@@ -18,6 +18,9 @@ pub enum Reserve {
     Normal,
 }
 
+/// Fewest buckets kept for nodes, if the device is not tiny.
+const BTREE_LEAST: usize = 16;
+
 /// How many buckets are kept where.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -48,7 +51,9 @@ impl Sizes {
             config.journal_buckets as usize
         };
         Sizes {
-            btree: journal.min((nbuckets / 8).max(8)),
+            // Enough to rewrite a leaf and everything above it without a table write: that one may be waiting for room in
+            // the journal, which only writing leaves makes.
+            btree: journal.max(BTREE_LEAST).min((nbuckets / 8).max(8)),
             prio: 2 * config.table_buckets as usize,
             moving_gc: normal,
             low_water: normal.div_ceil(2).max(batch / 4),

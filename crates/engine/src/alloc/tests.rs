@@ -515,7 +515,7 @@ fn sizes_grow_with_the_device() {
             small.btree,
             small.prio
         ),
-        (2, 8, 4, 8, 2)
+        (2, 8, 4, 16, 2)
     );
     let large = Sizes::of(&Config {
         journal_buckets: 256,

@@ -73,15 +73,20 @@ impl Index {
         pins
     }
 
-    /// Tells the leaves something that the map has already. Only while the journal holds what it comes from.
-    pub fn add_pending(&mut self, extent: Extent, change: Change) {
+    /// Tells the leaves something that the map has already. Gives the journal entry to pin, once for each leaf that now
+    /// needs it.
+    pub fn add_pending(&mut self, extent: Extent, change: Change) -> Vec<u64> {
+        let mut pins = Vec::new();
         let mut at = extent.start;
         while at < extent.end {
             let (leaf, leaf_end) = self.nodes.leaf_of(extent.inode, at);
             let piece = extent.slice(at, extent.end.min(leaf_end));
             at = piece.end;
-            self.nodes.add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now);
+            if self.nodes.add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now) {
+                pins.extend(change.seq);
+            }
         }
+        pins
     }
 
     /// Live extents of a range, ascending; stale ones are left out.

@@ -21,6 +21,7 @@ use brigade_env::sync::{Lock, Notify, join_all, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::{Key, Pos, Ptr, key_words, node};
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 
@@ -56,6 +57,11 @@ pub struct Tree<E: Env> {
     idle: Notify,
     running: Cell<bool>,
 }
+
+/// Leaves rewritten in one turn of a pass over all of them.
+const GC_LEAVES: usize = 8;
+/// Words of a node's key in its parent.
+const KEY_WORDS: usize = 3;
 
 struct Write {
     sector: u64,
@@ -131,10 +137,7 @@ impl<E: Env> Tree<E> {
             self.append(writes).await?;
             self.unpin(pins);
         }
-        for id in rewrites {
-            self.rewrite_leaf(id).await?;
-        }
-        Ok(())
+        self.rewrite_leaves(&rewrites).await
     }
 
     fn unpin(&self, pins: impl IntoIterator<Item = u64>) {
@@ -187,6 +190,9 @@ impl<E: Env> Tree<E> {
 
     /// Makes sets visible, each as a whole (TREE-4).
     async fn append(&self, writes: Vec<Write>) -> io::Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
         let unit = self.layout.unit_bytes;
         let tail = |write: &Write| (write.bytes.len() > unit).then(|| (write.sector, write.bytes[unit..].to_vec()));
         let tails: Vec<_> = writes.iter().filter_map(tail).collect();
@@ -212,32 +218,66 @@ impl<E: Env> Tree<E> {
         all_ok(join_all(writes.into_iter().map(write)).await)
     }
 
-    async fn rewrite_leaf(&self, id: NodeId) -> io::Result<()> {
-        let (mut spare, content) = self.reserve_for(id).await?;
-        let (writes, news, pin) = self.plan_rewrite(id, content, &mut spare);
-        self.disk.flush().await?;
-        self.write_new(writes).await?;
-        self.replace(id, news, &mut spare, pin).await?;
-        self.buckets.free_metadata(spare.into_iter().map(|bucket| bucket.nr));
+    /// Rewrites leaves together, as many at a time as there are buckets for: their parents, and above all the journal
+    /// entry that names a new root, are then written once for all of them.
+    async fn rewrite_leaves(&self, ids: &[NodeId]) -> io::Result<()> {
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let (mut spare, count) = self.reserve_for(rest).await?;
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let (mut writes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
+            for &id in now {
+                let content = self.leaf_content(id);
+                let (some, news, pin) = self.plan_rewrite(id, content, &mut spare);
+                writes.extend(some);
+                replaced.push((id, news));
+                pins.extend(pin);
+            }
+            self.disk.flush().await?;
+            self.write_new(writes).await?;
+            self.replace(replaced, &mut spare, pins).await?;
+            self.buckets.free_metadata(spare.into_iter().map(|bucket| bucket.nr));
+        }
         Ok(())
     }
 
-    /// Takes as many buckets as rewriting the leaf and all its ancestors can need, and the leaf's content at that moment.
-    async fn reserve_for(&self, id: NodeId) -> io::Result<(Vec<MetadataBucket>, Vec<Extent>)> {
-        let mut want = 0;
-        let mut taken = Vec::new();
+    /// Takes buckets for rewriting the first of these leaves, at least one, and all their ancestors; says how many leaves.
+    /// Nothing happens between the last look at what is needed and the return.
+    async fn reserve_for(&self, ids: &[NodeId]) -> io::Result<(Vec<MetadataBucket>, usize)> {
         loop {
-            let content = self.leaf_content(id);
-            let nodes = groups(content.iter().map(|extent| extent.to_key().words()), self.node_words()).len();
-            let depth = usize::from(self.index.borrow().nodes.get(self.index.borrow().nodes.root()).level);
-            let needed = nodes + (depth + 1) * 3;
-            if taken.len() >= needed {
-                return Ok((taken, content));
+            let one = self.buckets_needed(&ids[..1]);
+            let there = self.buckets.get().metadata_available();
+            let mut count = ids.len();
+            while count > 1 && self.buckets_needed(&ids[..count]) > there {
+                count = count.div_ceil(2);
             }
-            want = needed.max(want + 1);
-            self.buckets.free_metadata(taken.drain(..).map(|bucket: MetadataBucket| bucket.nr));
-            taken = self.buckets.take_metadata(want).await?;
+            let needed = if count == 1 { one } else { self.buckets_needed(&ids[..count]) };
+            let taken = self.buckets.take_metadata(needed).await?;
+            // While it waited, the leaves may have grown.
+            if self.buckets_needed(&ids[..count]) <= taken.len() {
+                return Ok((taken, count));
+            }
+            self.buckets.free_metadata(taken.into_iter().map(|bucket| bucket.nr));
         }
+    }
+
+    /// The most buckets that rewriting these leaves and everything above them can take.
+    fn buckets_needed(&self, leaves: &[NodeId]) -> usize {
+        let words = |id: &NodeId| {
+            let words: Vec<usize> = self.leaf_content(*id).iter().map(|extent| extent.to_key().words()).collect();
+            groups(words.into_iter(), self.node_words()).len()
+        };
+        let mut news: usize = leaves.iter().map(words).sum();
+        let mut needed = news;
+        let index = self.index.borrow();
+        let mut level: BTreeSet<NodeId> = leaves.iter().copied().collect();
+        while level.iter().any(|id| index.nodes.get(*id).parent.is_some()) {
+            level = level.iter().filter_map(|id| index.nodes.get(*id).parent).collect();
+            news = level.len() * 3 + (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+            needed += news;
+        }
+        needed + 3
     }
 
     fn leaf_content(&self, id: NodeId) -> Vec<Extent> {
@@ -302,22 +342,24 @@ impl<E: Env> Tree<E> {
         (writes, news)
     }
 
-    /// Puts new nodes, durable already, in the place of an old one, up to the root if need be (TREE-5). `pin` is given back
-    /// as soon as the journal may let go of what the old leaf had pending.
-    async fn replace(
-        &self,
-        old: NodeId,
-        news: Vec<NodeId>,
-        spare: &mut Vec<MetadataBucket>,
-        pin: Option<u64>,
-    ) -> io::Result<()> {
-        let parent = self.index.borrow().nodes.get(old).parent;
-        let old_key = match parent {
-            None => self.replace_root(old, news, spare, pin).await?,
-            Some(parent) => Box::pin(self.replace_child(parent, old, news, spare, pin)).await?,
+    /// Puts new nodes, durable already, in the place of old ones of the same level, up to the root if need be (TREE-5).
+    /// `pins` are given back as soon as the journal may let go of what the old leaves had pending.
+    async fn replace(&self, replaced: Vec<Replaced>, spare: &mut Vec<MetadataBucket>, pins: Vec<u64>) -> io::Result<()> {
+        let old_keys: Vec<Key> = {
+            let index = self.index.borrow();
+            replaced.iter().map(|(old, _)| index.nodes.get(*old).key).collect()
         };
-        let place = old_key.ptr(0).expect("a node has a place");
-        self.buckets.free_metadata([place.bucket(self.layout.bucket_sectors as u32)]);
+        let is_root = self.index.borrow().nodes.get(replaced[0].0).parent.is_none();
+        if is_root {
+            assert_eq!(replaced.len(), 1, "a tree has one root");
+            for (old, news) in replaced {
+                self.replace_root(old, news, spare, &pins).await?;
+            }
+        } else {
+            Box::pin(self.replace_children(replaced, spare, pins)).await?;
+        }
+        let place = |key: &Key| key.ptr(0).expect("a node has a place").bucket(self.layout.bucket_sectors as u32);
+        self.buckets.free_metadata(old_keys.iter().map(place));
         Ok(())
     }
 
@@ -326,8 +368,8 @@ impl<E: Env> Tree<E> {
         old: NodeId,
         news: Vec<NodeId>,
         spare: &mut Vec<MetadataBucket>,
-        pin: Option<u64>,
-    ) -> io::Result<Key> {
+        pins: &[u64],
+    ) -> io::Result<()> {
         let root = match news[..] {
             [only] => only,
             _ => {
@@ -344,53 +386,68 @@ impl<E: Env> Tree<E> {
                 root
             }
         };
-        let (key, level, old_key) = {
+        let (key, level) = {
             let mut index = self.index.borrow_mut();
             index.nodes.set_root(root);
-            let old = index.nodes.remove(old);
-            (index.nodes.get(root).key, index.nodes.get(root).level, old.key)
+            index.nodes.remove(old);
+            (index.nodes.get(root).key, index.nodes.get(root).level)
         };
         self.journal.set_roots(|roots| {
             roots.root = key;
             roots.root_level = level;
         });
         // The entry that names the new root needs no entry whose keys the new root has: it makes room by itself.
-        self.unpin(pin);
+        self.unpin(pins.iter().copied());
         self.journal.write_now().await?;
-        Ok(old_key)
+        Ok(())
     }
 
-    async fn replace_child(
+    async fn replace_children(
         &self,
-        parent: NodeId,
-        old: NodeId,
-        news: Vec<NodeId>,
+        replaced: Vec<Replaced>,
         spare: &mut Vec<MetadataBucket>,
-        pin: Option<u64>,
-    ) -> io::Result<Key> {
-        let (old_key, plan) = {
-            let mut index = self.index.borrow_mut();
+        pins: Vec<u64>,
+    ) -> io::Result<()> {
+        let (mut appends, mut writes, mut above) = (Vec::new(), Vec::new(), Vec::new());
+        for (parent, keys) in self.move_in(replaced) {
+            match self.plan_interior(&mut self.index.borrow_mut(), parent, &keys, spare) {
+                InteriorPlan::Append(write) => appends.push(write),
+                InteriorPlan::Rewrite(some, parents) => {
+                    writes.extend(some);
+                    above.push((parent, parents));
+                }
+            }
+        }
+        self.append(appends).await?;
+        self.write_new(writes).await?;
+        if above.is_empty() {
+            self.unpin(pins);
+            return Ok(());
+        }
+        self.replace(above, spare, pins).await
+    }
+
+    /// In memory, the new children take the place of the old ones. Gives for each parent the keys that say so.
+    fn move_in(&self, replaced: Vec<Replaced>) -> BTreeMap<NodeId, Vec<Key>> {
+        let mut index = self.index.borrow_mut();
+        let mut keys: BTreeMap<NodeId, (Vec<Key>, Vec<Key>)> = BTreeMap::new();
+        for (old, news) in replaced {
+            let parent = index.nodes.get(old).parent.expect("not the root");
             let old_key = index.nodes.get(old).key;
             let old_ptr = old_key.ptr(0).expect("a node has a place");
-            let freeing = Key::freeing(old_key.size(), Ptr::new(old_ptr.sector(), old_ptr.r#gen().next()));
-            let mut keys = vec![freeing];
-            keys.extend(news.iter().map(|id| index.nodes.get(*id).key));
+            let (freeing, live) = keys.entry(parent).or_default();
+            freeing.push(Key::freeing(old_key.size(), Ptr::new(old_ptr.sector(), old_ptr.r#gen().next())));
+            live.extend(news.iter().map(|id| index.nodes.get(*id).key));
             index.nodes.get_mut(parent).children.remove(&old_key.pos());
             index.nodes.adopt(parent, &news);
             index.nodes.remove(old);
-            (old_key, self.plan_interior(&mut index, parent, &keys, spare))
-        };
-        match plan {
-            InteriorPlan::Append(write) => {
-                self.append(vec![write]).await?;
-                self.unpin(pin);
-            }
-            InteriorPlan::Rewrite(writes, parents) => {
-                self.write_new(writes).await?;
-                self.replace(parent, parents, spare, pin).await?;
-            }
         }
-        Ok(old_key)
+        let sorted = |(mut freeing, mut live): (Vec<Key>, Vec<Key>)| {
+            live.sort_by_key(Key::pos);
+            freeing.append(&mut live);
+            freeing
+        };
+        keys.into_iter().map(|(parent, both)| (parent, sorted(both))).collect()
     }
 
     fn plan_interior(
@@ -498,8 +555,8 @@ impl<E: Env> Tree<E> {
             leaves.iter().for_each(|id| index.nodes.get_mut(*id).rewrite_wanted = true);
             leaves
         };
-        for id in leaves {
-            self.write_leaves(&[id]).await?;
+        for some in leaves.chunks(GC_LEAVES) {
+            self.write_leaves(some).await?;
             if self.is_closing.get() {
                 return Ok(());
             }
@@ -520,6 +577,9 @@ impl<E: Env> Tree<E> {
         }
     }
 }
+
+/// A node and what takes its place.
+type Replaced = (NodeId, Vec<NodeId>);
 
 enum Plan {
     Nothing,

@@ -114,9 +114,6 @@ impl<E: Env> GenTable<E> {
                     drop(demand);
                     self.env.sleep(DRY_PAUSE).await;
                     self.buckets.released.notify_all();
-                    if !self.buckets.get().wants_batch() {
-                        self.buckets.is_dry.set(false);
-                    }
                 } else {
                     demand.await;
                 }
@@ -132,7 +129,10 @@ impl<E: Env> GenTable<E> {
 
     fn begin(&self) -> Option<Batch> {
         let mut alloc = self.buckets.get_mut();
-        if !alloc.wants_batch() {
+        let metadata_short = self.buckets.metadata_wanted.get() > alloc.metadata_available();
+        if !alloc.wants_batch() && !metadata_short {
+            // Nothing to be had although something is missing is drought as well.
+            self.buckets.is_dry.set(alloc.is_short_of_victims());
             return None;
         }
         let batch = alloc.begin_batch(|| self.env.random_u64());

@@ -10,6 +10,9 @@ use brigade_env::{Buffer, Env, StreamId};
 use std::io;
 use std::rc::Rc;
 
+/// A request for this many buckets gets them by waiting: the allocator does not rest before so many are ready.
+const BUCKETS_SURE: u64 = 8;
+
 /// What became of the attempt.
 pub enum Outcome {
     /// Done and acknowledgeable.
@@ -67,11 +70,12 @@ async fn place<E: Env>(
         if let Some(placed) = core.place(cache, stream, start, sectors, true) {
             return Ok(Some(placed));
         }
-        // More than can ever be ready at once goes another way, as does everything when nothing can be recycled.
-        let most = u64::from(cache.bucket_sectors) * 8;
-        if cache.buckets.is_dry.get() || sectors > most.max(cache.buckets.get().stats().available) {
+        // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
+        let most = u64::from(cache.bucket_sectors) * BUCKETS_SURE;
+        if cache.buckets.is_dry.get() || sectors > most {
             return Ok(None);
         }
+        cache.buckets.demand.notify_all();
         released.await;
     }
 }

@@ -310,7 +310,7 @@ async fn start<E: Env>(
         prio_head: newest.prio_head,
     };
     let journal = found.journal(env, ring, (newest.seq + 1, newest.last_seq), roots, options);
-    // Held until the replayed ranges are in the leaves; entries written meanwhile keep the range needed.
+    // Held until the leaves that do not have the replayed ranges yet hold it, each until it has them.
     journal.pin(newest.last_seq);
     env.spawn(journal.clone().run());
     let (tree, cache) = assemble(env, &found, index, &buckets, &journal);
@@ -318,9 +318,11 @@ async fn start<E: Env>(
     let table = found.table(env, &buckets, chain, loaded.prio_seq);
 
     journal_again(&journal, &survivors, &loaded.rejournal).await?;
-    lay_overlay(&cache, &loaded.overlay, env);
-    tree.write_all().await?;
+    lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
     journal.unpin(newest.last_seq);
+    // Writing leaves may need buckets that have yet to be recycled.
+    env.spawn(table.clone().run(journal.clone()));
+    tree.write_all().await?;
     journal.write_now().await?;
 
     // From here on the allocator measures its lead over the table from what the table really says.
@@ -337,7 +339,6 @@ async fn start<E: Env>(
     found.superblock.last_mount = env.unix_seconds();
     write_superblock(&found.disk, &found.superblock).await?;
     begin_record(&journal, &found, store, options);
-    env.spawn(table.clone().run(journal.clone()));
     env.spawn(tree.clone().run());
     Ok(CacheSet {
         cache,
@@ -388,11 +389,11 @@ async fn journal_again<E: Env>(
 }
 
 /// Puts what replay decided into the leaves' pending sets. The map has it already.
-fn lay_overlay<E: Env>(cache: &Cache<E>, overlay: &[Extent], env: &E) {
-    let change = Change { seq: None, now: env.now() };
+fn lay_overlay<E: Env>(cache: &Cache<E>, overlay: &[Extent], env: &E, journal: &Journal<E>, last_seq: u64) {
+    let change = Change { seq: Some(last_seq), now: env.now() };
     let mut index = cache.index.borrow_mut();
     for &extent in overlay {
-        index.add_pending(extent, change);
+        index.add_pending(extent, change).into_iter().for_each(|pin| journal.pin(pin));
     }
 }
 
