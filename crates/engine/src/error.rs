@@ -68,6 +68,8 @@ impl From<Error> for io::Error {
 /// Thrown once, never reset: after a failed journal or metadata write nothing is acknowledged any more (promise P4).
 #[derive(Default)]
 pub struct Poison {
+    /// Wake those who would wait for ever.
+    alarms: RefCell<Vec<Box<dyn Fn()>>>,
     thrown: Cell<bool>,
     reason: RefCell<Option<String>>,
 }
@@ -78,7 +80,13 @@ impl Poison {
         if !self.thrown.replace(true) {
             tracing::error!(%reason, "cache set poisoned: no later write is acknowledged");
             *self.reason.borrow_mut() = Some(reason.to_string());
+            self.alarms.borrow().iter().for_each(|alarm| alarm());
         }
+    }
+
+    /// Has `alarm` called once it is thrown. It may wake waiters and nothing else.
+    pub fn when_thrown(&self, alarm: impl Fn() + 'static) {
+        self.alarms.borrow_mut().push(Box::new(alarm));
     }
 
     /// Whether it was thrown.

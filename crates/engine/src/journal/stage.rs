@@ -87,10 +87,10 @@ impl<E: Env> Journal<E> {
     pub fn new(env: E, poison: Rc<Poison>, setup: JournalSetup<E>) -> Rc<Self> {
         let bytes_max = (jset::MAX_BYTES as u64).min(setup.bucket_sectors * SECTOR) as usize;
         let words_max = ((bytes_max - jset::HEADER_BYTES) / 8).min(jset::MAX_KEY_WORDS);
-        Rc::new(Journal {
+        let journal = Rc::new(Journal {
             env,
             disk: setup.disk,
-            poison,
+            poison: poison.clone(),
             set_magic: setup.set_magic,
             block_sectors: setup.block_sectors,
             words_max,
@@ -114,7 +114,16 @@ impl<E: Env> Journal<E> {
             work: Notify::new(),
             progress: Notify::new(),
             pressure: Notify::new(),
-        })
+        });
+        let weak = Rc::downgrade(&journal);
+        poison.when_thrown(move || {
+            if let Some(journal) = weak.upgrade() {
+                journal.work.notify_all();
+                journal.progress.notify_all();
+                journal.pressure.notify_all();
+            }
+        });
+        journal
     }
 
     /// Words of keys that fit an empty entry.

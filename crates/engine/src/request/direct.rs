@@ -47,6 +47,8 @@ pub async fn write<E: Env>(
     let _held = core.locks.lock(start, end).await;
     core.candidates.cancel(start, end);
     let dirty = let_go_of_clean(core, &cache, start, end).await?;
+    // What looks like nothing cached may be a hole whose journal entry just failed.
+    cache.poison.check()?;
     let fill = match (&what, admit) {
         (DirectWrite::Data(buffer), true) => place_copy(core, &cache, stream, start, end, buffer),
         _ => None,
