@@ -276,6 +276,9 @@ impl Device for Disk {
         self.state.borrow().geometry
     }
     fn read(&self, offset: u64, mut buffer: Buffer) -> impl Future<Output = io::Result<Buffer>> + 'static {
+        if self.state.borrow().trace {
+            eprintln!("{:?} {} read {}+{}", self.world.now(), self.name, offset / 512, buffer.len() / 512);
+        }
         let checked = self.check(offset, buffer.len() as u64);
         let state = self.state.clone();
         let done = checked.map(|()| {

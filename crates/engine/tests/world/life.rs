@@ -59,10 +59,17 @@ fn geometry(sectors: u64, chance: &Chance) -> Geometry {
 impl Life {
     pub fn new(seed: u64, plan: Plan) -> Life {
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
+        // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
         let bucket_sectors = chance.pick(&[8, 16, 16, 32, 64]);
         let buckets = chance.between(513, 700);
-        let cache_geometry = geometry(buckets * bucket_sectors, &chance);
-        let block_sectors = if cache_geometry.logical_block_bytes == 4096 { 8 } else { chance.pick(&[1, 8, 8]) };
+        let mut cache_geometry = geometry(0, &chance);
+        let bucket_sectors = if cache_geometry.logical_block_bytes == 4096 { bucket_sectors.max(16) } else { bucket_sectors };
+        let block_sectors = match cache_geometry.logical_block_bytes {
+            4096 => 8,
+            _ if bucket_sectors == 8 => chance.pick(&[1, 2, 4]),
+            _ => chance.pick(&[1, 8, 8]),
+        };
+        cache_geometry.size_bytes = buckets * bucket_sectors * 512;
         let set_uuid = [9; 16];
         let cache = DiskState::new("cache", cache_geometry);
         let new = NewCache {

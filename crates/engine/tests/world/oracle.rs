@@ -245,7 +245,11 @@ impl Oracle {
                 if kept_is_same {
                     s.kept = matching;
                 }
-            } else if let [only] = matching[..] {
+            } else if let [only] = matching[..]
+                && s.live.iter().all(|c| c.start == only.start || c.end.is_some_and(|end| end < oldest))
+            {
+                // It was under way, alone, and has been seen: what was there before is gone. (Of two writes under way, a read
+                // may find the later one where it looked first and the next read the earlier one where it still stands.)
                 let cand = s.live.iter_mut().find(|c| c.start == only.start).expect("found just now");
                 cand.seen = cand.seen.min(now);
             }

@@ -140,8 +140,14 @@ impl Clients {
         let what = format!("read v{volume} {first}+{count}");
         let id = self.ledger.open(what.clone());
         let began = self.oracles[volume].borrow_mut().begin_read();
+        if self.trace {
+            eprintln!("{:?} begin {what} at {began}", self.now());
+        }
         let result = self.volumes[volume].read(StreamId(stream as u16), first * 512, count as usize * 512).await;
         self.judge(&what, &result);
+        if self.trace {
+            eprintln!("{:?} end {what}", self.now());
+        }
         let mut oracle = self.oracles[volume].borrow_mut();
         match result {
             Ok(buffer) => {
