@@ -65,6 +65,7 @@ impl<E: Env> Server<E> {
             let store = survivor(&uuid_text(&found.superblock.set_uuid));
             prepared.push(open::prepare(&env, found, store, &options).await?);
         }
+        refuse_nothing(&prepared, &found_backings)?;
         for backing in &found_backings {
             check_attach(&prepared, backing, &options)?;
         }
@@ -77,10 +78,6 @@ impl<E: Env> Server<E> {
             server.add_backing(found, position).await?;
         }
         server.add_flash_volumes();
-        if server.volumes.is_empty() {
-            let device = server.sets.first().map_or_else(String::new, |set| set.disk().name().to_string());
-            return Err(Error::refused(&device, "UUID table: no volume to serve: no backing device given, no flash volume"));
-        }
         server.note_findings();
         Ok(Rc::new(server))
     }
@@ -389,6 +386,18 @@ fn refuse_copies<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> R
         }
     }
     Ok(())
+}
+
+/// A cache device alone is served for its flash volumes; without any there is nothing to do.
+fn refuse_nothing<E: Env>(sets: &[Prepared<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
+    let has_flash = |set: &Prepared<E>| set.uuids().iter().any(UuidEntry::is_flash_only);
+    match sets.first() {
+        Some(set) if backings.is_empty() && !sets.iter().any(has_flash) => {
+            let what = "UUID table: no volume to serve: no backing device given, and the set has no flash volume";
+            Err(Error::refused(set.found.disk.name(), what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a device may be attached to, or run beside, what was read. Nothing has been written so far.
