@@ -57,7 +57,7 @@ pub trait Env: Clone + 'static {
 pub trait Survivor: 'static {
     /// Overwrites bytes at `offset`, growing the store if needed.
     fn write(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()>;
-    /// The whole content.
+    /// The whole content, perhaps with zeros behind what was written.
     fn read(&self) -> std::io::Result<Vec<u8>>;
     /// Empties the store.
     fn clear(&self) -> std::io::Result<()>;
