@@ -175,8 +175,7 @@ impl Shared {
     }
 
     /// A ring would hand a file in memory to a kernel thread, at many times the cost of copying it here.
-    fn submit(&self, kind: Kind, buffer: Buffer) -> Op {
-        let payload = Payload::Buffer(buffer);
+    fn submit(&self, kind: Kind, payload: Payload) -> Op {
         if self.is_in_memory {
             return self.core.submit_in_place(kind, &self.fd, payload);
         }
@@ -184,12 +183,12 @@ impl Shared {
     }
 
     fn submit_read(&self, offset: u64, buffer: Buffer) -> Op {
-        self.submit(Kind::Read { offset }, buffer)
+        self.submit(Kind::Read { offset }, Payload::Buffer(buffer))
     }
 
     fn submit_write(&self, offset: u64, buffer: Buffer, durability: Durability) -> Op {
         let is_durable = durability == Durability::Durable;
-        self.submit(Kind::Write { offset, is_durable }, buffer)
+        self.submit(Kind::Write { offset, is_durable }, Payload::Buffer(buffer))
     }
 
     /// The buffer of a finished read or write, which must have been complete.
@@ -432,8 +431,8 @@ impl Device for HostDevice {
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         // A device opened for reading has nothing to make durable.
-        let op = (!self.0.geometry.is_read_only)
-            .then(|| self.0.core.submit(Kind::Sync, &self.0.fd, Payload::Nothing));
+        let op =
+            (!self.0.geometry.is_read_only).then(|| self.0.submit(Kind::Sync, Payload::Nothing));
         async move {
             match op {
                 Some(op) => finish(op).await.map(drop),

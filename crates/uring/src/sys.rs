@@ -1,5 +1,6 @@
 //! Small system calls that the standard library does not offer, as safe functions.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -165,6 +166,59 @@ pub(crate) fn want_send_room(fd: &OwnedFd, bytes: libc::c_int) {
             length,
         )
     };
+}
+
+/// The front of a file, shared with the page cache.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: *mut u8,
+    length: usize,
+}
+
+impl Mapping {
+    /// Allocates the first `length` bytes of the file, growing it if needed, and maps them.
+    pub(crate) fn new(file: &File, length: usize) -> io::Result<Mapping> {
+        let fd = file.as_raw_fd();
+        // SAFETY: no pointers.
+        check(unsafe { libc::fallocate(fd, 0, 0, length as libc::off_t) })?;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Mapping {
+            start: start.cast(),
+            length,
+        })
+    }
+
+    /// Writes to the file; `false` if the range is not mapped.
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let Ok(offset) = usize::try_from(offset) else {
+            return false;
+        };
+        if offset
+            .checked_add(bytes.len())
+            .is_none_or(|end| end > self.length)
+        {
+            return false;
+        }
+        // SAFETY: the range lies within the mapping, which lives as long as `self` and is never lent out as a
+        // reference; its pages are allocated and the file is not shortened meanwhile (see `survivor`).
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(offset), bytes.len());
+        }
+        true
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the whole of what mmap gave, once; nothing refers to it any more.
+        unsafe { libc::munmap(self.start.cast(), self.length) };
+    }
 }
 
 /// Ends both directions of a socket; an already broken one is fine.

@@ -461,10 +461,32 @@ fn a_survivor_is_seen_by_the_next_one_who_opens_it() {
         survivor.write(0, b"hello").unwrap();
         survivor.write(10, b"world").unwrap();
         let next = env.open_survivor(&place.path).unwrap();
-        assert_eq!(next.read().unwrap(), b"hello\0\0\0\0\0world");
-        next.clear().unwrap();
-        assert!(survivor.read().unwrap().is_empty());
+        let content = next.read().unwrap();
+        assert!(content.starts_with(b"hello\0\0\0\0\0world\0"));
+        assert!(content[15..].iter().all(|&byte| byte == 0));
+        survivor.clear().unwrap();
+        assert!(next.read().unwrap().is_empty());
         assert!(env.open_survivor(Path::new("/")).is_err());
+    });
+}
+
+#[test]
+fn a_survivor_takes_writes_anywhere_and_after_it_was_cleared() {
+    on_all_engines(|env| {
+        let place = &places(0)[0];
+        let survivor = env.open_survivor(&place.path).unwrap();
+        survivor.write(5 << 20, b"far").unwrap();
+        survivor.write((2 << 20) + (64 << 10) - 2, b"edge").unwrap();
+        survivor.write(0, b"near").unwrap();
+        let content = survivor.read().unwrap();
+        assert!(content.starts_with(b"near\0") && content.ends_with(b"\0far"));
+        assert_eq!(content.len(), (5 << 20) + 3);
+        assert_eq!(&content[(2 << 20) + (64 << 10) - 2..][..4], b"edge");
+        survivor.clear().unwrap();
+        survivor.write(7, b"again").unwrap();
+        drop(survivor);
+        let content = env.open_survivor(&place.path).unwrap().read().unwrap();
+        assert!(content.starts_with(b"\0\0\0\0\0\0\0again\0"));
     });
 }
 
