@@ -133,6 +133,8 @@ pub struct Loaded {
     pub ring: Ring,
     /// Per bucket the gen, raised by every pointer.
     pub gens: Vec<Gen>,
+    /// Per bucket the gen the table on disk says.
+    pub chain_gens: Vec<Gen>,
     /// Per bucket the hotness hint.
     pub prios: Vec<u16>,
     /// Per bucket the oldest gen of any data pointer to it, its own gen if there is none.
@@ -256,6 +258,7 @@ pub async fn load<E: Env>(
         ring: journal.ring,
         oldest_gens: marks.oldest_gens(),
         gens: marks.gens,
+        chain_gens: marks.chain_gens,
         prios: marks.prios,
         prio_buckets: chain.buckets,
         prio_seq: chain.seq,

@@ -177,7 +177,8 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
     let first = found.geometry.first_bucket;
     for nr in first..found.geometry.nbuckets {
         let at = nr as usize;
-        alloc.set_gen(BucketNr(nr), loaded.gens[at], loaded.prios[at]);
+        alloc.set_gen(BucketNr(nr), loaded.chain_gens[at], loaded.prios[at]);
+        alloc.raise_gen(BucketNr(nr), loaded.gens[at]);
         alloc.note_pointer_gen(BucketNr(nr), loaded.oldest_gens[at]);
         if loaded.referenced[at] {
             alloc.mark_referenced(BucketNr(nr));
