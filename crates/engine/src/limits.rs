@@ -8,6 +8,8 @@ pub const SECTOR: u64 = 512;
 pub const EXTENT_SECTORS_MAX: u64 = 65535;
 /// Longest hole written as one key, in sectors (kernel: 32768).
 pub const HOLE_SECTORS_MAX: u64 = 32768;
+/// Longest piece of a discard or of zeroes handled at once, in sectors.
+pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
 /// Largest range of one miss that is put into the cache, in sectors (kernel: 2048).
 pub const FILL_SECTORS_MAX: u64 = 2048;
 /// Bytes of fills under way at once; more misses are served without filling.

@@ -21,12 +21,19 @@ use std::rc::Rc;
 pub enum DirectWrite {
     /// Data.
     Data(Buffer),
-    /// Zeros; may be deallocated.
+    /// No data.
+    Clear(Clear),
+}
+
+/// What becomes of a range that is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clear {
+    /// It reads as zeros.
     Zeroes {
-        /// May be deallocated.
+        /// It may be deallocated.
         may_unmap: bool,
     },
-    /// Nothing in particular.
+    /// It may read as anything.
     Discard,
 }
 
@@ -134,8 +141,8 @@ async fn to_backing<E: Env>(
             let durability = if fua { Durability::Durable } else { Durability::Volatile };
             return backing.disk.write(start, buffer, durability).await.map(|_| ());
         }
-        DirectWrite::Zeroes { may_unmap } => backing.disk.write_zeroes(start, sectors, may_unmap).await,
-        DirectWrite::Discard => backing.disk.discard(start, sectors).await,
+        DirectWrite::Clear(Clear::Zeroes { may_unmap }) => backing.disk.write_zeroes(start, sectors, may_unmap).await,
+        DirectWrite::Clear(Clear::Discard) => backing.disk.discard(start, sectors).await,
     }?;
     if fua { backing.disk.flush().await } else { Ok(()) }
 }

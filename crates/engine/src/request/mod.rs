@@ -31,7 +31,7 @@ use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
+use crate::limits::{CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
 use crate::meta::BackingSuper;
 use crate::options::Options;
 use crate::stats::VolumeCounters;
@@ -43,7 +43,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub use direct::DirectWrite;
+pub use direct::{Clear, DirectWrite};
 pub use flush::flush;
 pub use read::{prefetch, read};
 pub use status::status;
@@ -320,7 +320,7 @@ pub async fn clear<E: Env>(
     core: Rc<Core<E>>,
     sector: u64,
     sectors: u64,
-    what: DirectWrite,
+    what: Clear,
     fua: bool,
 ) -> io::Result<()> {
     core.note_request();
@@ -328,16 +328,27 @@ pub async fn clear<E: Env>(
     if sectors == 0 {
         return Ok(());
     }
-    let (start, end) = (sector + core.data_offset(), sector + core.data_offset() + sectors);
+    // In pieces: what is cached of a range is looked through in one go.
+    let (mut at, end) = (sector + core.data_offset(), sector + core.data_offset() + sectors);
+    while at < end {
+        let piece = (at, end.min(at + CLEAR_SECTORS_MAX));
+        clear_piece(&core, piece, what, fua).await?;
+        at = piece.1;
+    }
+    Ok(())
+}
+
+async fn clear_piece<E: Env>(core: &Rc<Core<E>>, (start, end): (u64, u64), what: Clear, fua: bool) -> io::Result<()> {
     match (&core.backing, &core.cache) {
         (Some(backing), _) => {
             // What the backing device cannot drop, the cache does not drop either: old content must not come back.
-            if matches!(what, DirectWrite::Discard) && !backing.disk.geometry().can_discard {
+            if what == Clear::Discard && !backing.disk.geometry().can_discard {
                 return Ok(());
             }
-            direct::write(&core, backing, StreamId::default(), (start, end), what, fua, false).await
+            let what = DirectWrite::Clear(what);
+            direct::write(core, backing, StreamId::default(), (start, end), what, fua, false).await
         }
-        (None, Some(cache)) => clear_flash(&core, cache, start, end, fua).await,
+        (None, Some(cache)) => clear_flash(core, cache, start, end, fua).await,
         (None, None) => Ok(()),
     }
 }

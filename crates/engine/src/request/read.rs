@@ -5,7 +5,6 @@
 //! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards.
 
 use super::{Backing, Cache, Core, Fill};
-use crate::extents::Extent;
 use crate::limits::{FILL_BYTES_MAX, FILL_SECTORS_MAX};
 use brigade_env::sync::join_all;
 use brigade_env::{Buffer, Env, StreamId};
@@ -31,8 +30,8 @@ impl Piece {
 
 /// Reads `sectors` of a volume.
 pub async fn read<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sectors: u64) -> io::Result<Buffer> {
-    let started = core.env.now();
     core.note_request();
+    let started = core.last_request.get();
     let start = sector + core.data_offset();
     let result = match (&core.cache, &core.backing) {
         (None, Some(backing)) => backing.disk.read_bytes(start, sectors as usize * 512).await,
@@ -203,10 +202,4 @@ pub async fn prefetch<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, 
         at = end;
     }
     Ok(())
-}
-
-/// Extents of a range as they are now, for block status.
-pub fn extents<E: Env>(core: &Core<E>, start: u64, end: u64) -> Vec<Extent> {
-    let Some(cache) = &core.cache else { return Vec::new() };
-    cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end)
 }

@@ -1,7 +1,7 @@
 //! A volume: what a frontend serves.
 
 use crate::data::Writeback;
-use crate::request::{Core, DirectWrite};
+use crate::request::{Clear, Core};
 use crate::request;
 use crate::stats::VolumeStatus;
 use brigade_env::{BlockDevice, BlockSizes, Buffer, Env, StatusExtent, StreamId};
@@ -108,7 +108,7 @@ impl<E: Env> BlockDevice for Volume<E> {
     }
 
     fn discard(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = io::Result<()>> + 'static {
-        let what = DirectWrite::Discard;
+        let what = Clear::Discard;
         request::clear(self.core.clone(), offset / 512, length / 512, what, fua)
     }
 
@@ -128,7 +128,7 @@ impl<E: Env> BlockDevice for Volume<E> {
                 return Err(io::ErrorKind::Unsupported.into());
             }
             if !stored {
-                let what = DirectWrite::Zeroes { may_unmap };
+                let what = Clear::Zeroes { may_unmap };
                 return request::clear(core, offset / 512, length / 512, what, fua).await;
             }
             let (mut at, end) = (offset / 512, (offset + length) / 512);
