@@ -11,6 +11,7 @@ use crate::journal::Journal;
 use brigade_env::Env;
 use brigade_env::sync::Notify;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -54,27 +55,22 @@ impl<E: Env> Inserter<E> {
     ) -> io::Result<Option<u64>> {
         let mut last = None;
         let at_once = WORDS_AT_ONCE.min(self.journal.words_max()) / 3;
-        for some in extents.chunks(at_once) {
-            loop {
-                self.journal.room(some.len() * 3).await?;
-                let wanted: Vec<Extent> = {
-                    let index = self.index.borrow();
-                    some.iter().flat_map(|extent| still(&index, extent)).collect()
-                };
-                if wanted.is_empty() {
-                    break;
-                }
-                if self.journal.has_room(wanted.len() * 3) {
-                    last = Some(self.apply(&wanted));
-                    break;
-                }
-                // A change that fell into more pieces than it was meant to be takes them in turns.
-                if wanted.len() > at_once {
-                    for piece in wanted.chunks(at_once) {
-                        last = Box::pin(self.insert(piece, &mut still)).await?.or(last);
-                    }
-                    break;
-                }
+        let mut left: VecDeque<Extent> = extents.iter().copied().collect();
+        while !left.is_empty() {
+            let count = left.len().min(at_once);
+            self.journal.room(count * 3).await?;
+            let wanted: Vec<Extent> = {
+                let index = self.index.borrow();
+                left.drain(..count).flat_map(|extent| still(&index, &extent)).collect()
+            };
+            if wanted.is_empty() {
+                continue;
+            }
+            // What fell into more pieces than it was meant to be takes its turn again, piece by piece.
+            if wanted.len() <= count || self.journal.has_room(wanted.len() * 3) {
+                last = Some(self.apply(&wanted));
+            } else {
+                wanted.into_iter().rev().for_each(|piece| left.push_front(piece));
             }
         }
         Ok(last)
