@@ -171,7 +171,8 @@ impl<E: Env> Core<E> {
             return true;
         }
         let cutoff = self.options.sequential_cutoff;
-        let run = self.recent.borrow_mut().note(stream, start, sectors, self.env.now());
+        // The time of this very request: nothing was awaited since it was noted.
+        let run = self.recent.borrow_mut().note(stream, start, sectors, self.last_request.get());
         if cutoff != 0 && run >= cutoff {
             return true;
         }
@@ -276,8 +277,8 @@ pub async fn write<E: Env>(
     buffer: Buffer,
     fua: bool,
 ) -> io::Result<()> {
-    let started = core.env.now();
     core.note_request();
+    let started = core.last_request.get();
     core.check_writable()?;
     core.counters.write_bytes.add(buffer.len() as u64);
     let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
