@@ -54,15 +54,15 @@ fn run(plan: Plan, standard: u64) {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
-    run(Plan { power_loss: false, faults: false, modes: false, rounds_max: 5 }, 60);
+    run(Plan { power_loss: false, faults: false, modes: false, rounds_max: 5 }, 25);
 }
 
 #[test]
 fn nothing_flushed_is_lost_when_the_power_goes() {
-    run(Plan { power_loss: true, faults: false, modes: true, rounds_max: 5 }, 60);
+    run(Plan { power_loss: true, faults: false, modes: true, rounds_max: 5 }, 25);
 }
 
 #[test]
 fn after_a_failed_write_or_flush_nothing_false_is_acknowledged() {
-    run(Plan { power_loss: true, faults: true, modes: true, rounds_max: 4 }, 40);
+    run(Plan { power_loss: true, faults: true, modes: true, rounds_max: 4 }, 25);
 }

@@ -7,6 +7,7 @@ use super::work::{Clients, Ledger, Mix};
 use brigade_engine::recovery::{self, How, Loaded};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{Env, Geometry};
+use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BackingState, CacheMode, NewBacking, NewCache, Replacement, Superblock};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -42,7 +43,7 @@ pub struct Life {
     bucket_sectors: u64,
     trace: bool,
     verbose: bool,
-    had_faults: bool,
+    has_flash: bool,
 }
 
 fn geometry(sectors: u64, chance: &Chance) -> Geometry {
@@ -122,7 +123,7 @@ impl Life {
             bucket_sectors,
             trace,
             verbose,
-            had_faults: false,
+            has_flash: false,
         }
     }
 
@@ -225,6 +226,21 @@ impl Life {
             assert!(FINDINGS.contains(&finding.id), "seed {}: {finding:?}", self.seed);
         }
         Some(loaded)
+    }
+
+    /// Puts a flash volume into the UUID table of a set at rest. Its oracle comes last.
+    fn add_flash_volume(&mut self, loaded: &Loaded) {
+        let sectors = 400 * self.bucket_sectors / 8 / 8 * 8;
+        let mut entries = loaded.uuids.clone();
+        let slot = entries.iter().position(|entry| entry.is_empty()).expect("a free slot");
+        entries[slot] = UuidEntry::flash_only([0x77; 16], [0; 32], 1_700_000_000, sectors);
+        let place = loaded.newest.uuid_bucket.ptr(0).expect("a place").sector();
+        self.cache.borrow_mut().poke(place * 512, &uuid_table::encode(&entries));
+        let number = self.oracles.len() as u64 + 1;
+        let mut oracles: Vec<RefCell<Oracle>> = std::mem::take(&mut self.oracles).iter().map(|o| RefCell::new(o.take())).collect();
+        oracles.push(RefCell::new(Oracle::new(number, sectors)));
+        self.oracles = Rc::new(oracles);
+        self.has_flash = true;
     }
 
     /// For debugging: `BRIGADE_PROBE=volume:sector` tells what an image says of a sector.
@@ -379,7 +395,10 @@ impl Life {
             drop(server);
             // A clean stop of the process says nothing about power, but nothing acknowledged is only in memory.
             self.end(&world, End::Kill, Some(&ledger));
-            self.check_stopped();
+            let loaded = self.check_stopped();
+            if !self.has_flash && self.chance.percent(50) {
+                self.add_flash_volume(&loaded);
+            }
         } else {
             drop(server);
             let end = self.which_end();
@@ -390,7 +409,6 @@ impl Life {
     }
 
     fn arm_faults(&mut self, ledger: &Rc<Ledger>) {
-        self.had_faults = true;
         ledger.faulty.set(true);
         let chance = &self.chance;
         for disk in std::iter::once(&self.cache).chain(&self.backings) {
@@ -419,10 +437,11 @@ impl Life {
         }
     }
 
-    fn check_stopped(&self) {
+    fn check_stopped(&self) -> Loaded {
         let loaded = self.inspect().expect("an initialised set");
         assert_eq!(loaded.newest.last_seq, loaded.newest.seq, "seed {}: something to replay after a clean stop", self.seed);
         assert!(loaded.overlay.is_empty(), "seed {}: keys in the entry of a clean stop", self.seed);
+        loaded
     }
 
     /// The whole life.
@@ -456,7 +475,7 @@ impl Life {
         self.read_all(&world, &server, &ledger);
         let waiting = (server.clone(), world.clone());
         let until_clean = async move {
-            while waiting.0.volumes().iter().any(|volume| volume.dirty_bytes() > 0 || volume.state() == "dirty") {
+            while waiting.0.volumes().iter().any(|volume| volume.state() != "flash" && volume.dirty_bytes() > 0 || volume.state() == "dirty") {
                 waiting.1.sleep(Duration::from_millis(100)).await;
             }
         };

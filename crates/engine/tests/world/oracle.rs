@@ -39,6 +39,7 @@ struct Sector {
 }
 
 /// See the module documentation.
+#[derive(Default)]
 pub struct Oracle {
     volume: u64,
     sectors: Vec<Option<Box<Sector>>>,
