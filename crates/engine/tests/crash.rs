@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::life::{Life, Plan};
 
 fn seeds(standard: u64) -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     if let Some(seed) = number("BRIGADE_SEED") {
         return vec![seed];
     }
@@ -24,7 +28,11 @@ fn watch(now: &'static AtomicU64) {
         loop {
             std::thread::sleep(std::time::Duration::from_secs(1));
             let seed = now.load(Ordering::Relaxed);
-            last = if last.0 == seed { (seed, last.1 + 1) } else { (seed, 0) };
+            last = if last.0 == seed {
+                (seed, last.1 + 1)
+            } else {
+                (seed, 0)
+            };
             if last.1 > 120 {
                 eprintln!("seed {seed}: does not come back");
                 std::process::abort();
@@ -54,15 +62,39 @@ fn run(plan: Plan, standard: u64) {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
-    run(Plan { power_loss: false, faults: false, modes: false, rounds_max: 5 }, 25);
+    run(
+        Plan {
+            power_loss: false,
+            faults: false,
+            modes: false,
+            rounds_max: 5,
+        },
+        25,
+    );
 }
 
 #[test]
 fn nothing_flushed_is_lost_when_the_power_goes() {
-    run(Plan { power_loss: true, faults: false, modes: true, rounds_max: 5 }, 25);
+    run(
+        Plan {
+            power_loss: true,
+            faults: false,
+            modes: true,
+            rounds_max: 5,
+        },
+        25,
+    );
 }
 
 #[test]
 fn after_a_failed_write_or_flush_nothing_false_is_acknowledged() {
-    run(Plan { power_loss: true, faults: true, modes: true, rounds_max: 4 }, 25);
+    run(
+        Plan {
+            power_loss: true,
+            faults: true,
+            modes: true,
+            rounds_max: 4,
+        },
+        25,
+    );
 }

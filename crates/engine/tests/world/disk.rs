@@ -88,7 +88,10 @@ impl DiskState {
 
     fn set_sector(&mut self, sector: u64, bytes: &[u8]) {
         let at = (sector % 8) as usize * SECTOR;
-        let page = self.pages.entry(sector / 8).or_insert_with(|| Box::new([0; PAGE]));
+        let page = self
+            .pages
+            .entry(sector / 8)
+            .or_insert_with(|| Box::new([0; PAGE]));
         page[at..at + SECTOR].copy_from_slice(bytes);
     }
 
@@ -106,23 +109,35 @@ impl DiskState {
         } else {
             let before = self.sector(sector);
             let stamp = self.stamp;
-            let versions = self.versions.entry(sector).or_insert_with(|| vec![(0, before)]);
+            let versions = self
+                .versions
+                .entry(sector)
+                .or_insert_with(|| vec![(0, before)]);
             versions.push((stamp, bytes.try_into().expect("a sector")));
         }
         self.set_sector(sector, bytes);
     }
 
     fn complete_write(&mut self, io: u64) {
-        let Some(write) = self.in_flight.remove(&io) else { return };
+        let Some(write) = self.in_flight.remove(&io) else {
+            return;
+        };
         self.stamp += 1;
         for (i, chunk) in write.data.chunks(SECTOR).enumerate() {
-            self.store(write.offset / SECTOR as u64 + i as u64, chunk, write.is_durable);
+            self.store(
+                write.offset / SECTOR as u64 + i as u64,
+                chunk,
+                write.is_durable,
+            );
         }
     }
 
     fn complete_flush(&mut self, up_to: u64) {
         self.versions.retain(|_, versions| {
-            let covered = versions.iter().rposition(|(stamp, _)| *stamp <= up_to).unwrap_or(0);
+            let covered = versions
+                .iter()
+                .rposition(|(stamp, _)| *stamp <= up_to)
+                .unwrap_or(0);
             versions.drain(..covered);
             versions[0].0 = 0;
             versions.len() > 1
@@ -160,7 +175,10 @@ impl DiskState {
                     };
                     last = (number, cut);
                 }
-                let kept = versions.iter().rfind(|(stamp, _)| *stamp <= last.1).unwrap_or(&versions[0]);
+                let kept = versions
+                    .iter()
+                    .rfind(|(stamp, _)| *stamp <= last.1)
+                    .unwrap_or(&versions[0]);
                 self.set_sector(sector, &kept.1);
             }
         }
@@ -173,7 +191,9 @@ impl DiskState {
             hash = (hash ^ number).wrapping_mul(0x0000_0100_0000_01b3);
             for word in page.chunks(8) {
                 let word = u64::from_le_bytes(word.try_into().expect("eight"));
-                hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+                hash = (hash ^ word)
+                    .wrapping_mul(0x0000_0100_0000_01b3)
+                    .rotate_left(17);
             }
         }
         hash
@@ -202,7 +222,10 @@ impl Disk {
         })
     }
 
-    fn io<T: 'static>(&self, then: impl FnOnce() -> T + 'static) -> impl Future<Output = T> + 'static {
+    fn io<T: 'static>(
+        &self,
+        then: impl FnOnce() -> T + 'static,
+    ) -> impl Future<Output = T> + 'static {
         let (keeper, promise) = brigade_env::sync::promise();
         self.world.after(self.delay(), move || keeper.keep(then()));
         promise
@@ -210,14 +233,26 @@ impl Disk {
 
     fn check(&self, offset: u64, length: u64) -> io::Result<()> {
         let geometry = self.state.borrow().geometry;
-        assert!(offset.is_multiple_of(512) && length.is_multiple_of(512), "{}: {offset}+{length}", self.name);
-        if offset.checked_add(length).is_none_or(|end| end > geometry.size_bytes) {
+        assert!(
+            offset.is_multiple_of(512) && length.is_multiple_of(512),
+            "{}: {offset}+{length}",
+            self.name
+        );
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > geometry.size_bytes)
+        {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         Ok(())
     }
 
-    fn start_write(&self, offset: u64, data: Vec<u8>, is_durable: bool) -> io::Result<impl Future<Output = io::Result<()>> + 'static> {
+    fn start_write(
+        &self,
+        offset: u64,
+        data: Vec<u8>,
+        is_durable: bool,
+    ) -> io::Result<impl Future<Output = io::Result<()>> + 'static> {
         self.check(offset, data.len() as u64)?;
         let mut state = self.state.borrow_mut();
         if state.geometry.is_read_only {
@@ -226,13 +261,25 @@ impl Disk {
         state.writes += 1;
         if state.trace {
             let (name, now) = (&self.name, self.world.now());
-            eprintln!("{now:?} {name} write {}+{} {}", offset / 512, data.len() / 512, if is_durable { "FUA" } else { "" });
+            eprintln!(
+                "{now:?} {name} write {}+{} {}",
+                offset / 512,
+                data.len() / 512,
+                if is_durable { "FUA" } else { "" }
+            );
         }
         let io = state.next_io;
         state.next_io += 1;
         let fails = count_down(&mut state.faults.write_in);
         let data = Rc::new(data);
-        state.in_flight.insert(io, InFlight { offset, data, is_durable: is_durable && !fails });
+        state.in_flight.insert(
+            io,
+            InFlight {
+                offset,
+                data,
+                is_durable: is_durable && !fails,
+            },
+        );
         drop(state);
         let state = self.state.clone();
         let chance = self.world.chance().clone();
@@ -275,9 +322,19 @@ impl Device for Disk {
     fn geometry(&self) -> Geometry {
         self.state.borrow().geometry
     }
-    fn read(&self, offset: u64, mut buffer: Buffer) -> impl Future<Output = io::Result<Buffer>> + 'static {
+    fn read(
+        &self,
+        offset: u64,
+        mut buffer: Buffer,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static {
         if self.state.borrow().trace {
-            eprintln!("{:?} {} read {}+{}", self.world.now(), self.name, offset / 512, buffer.len() / 512);
+            eprintln!(
+                "{:?} {} read {}+{}",
+                self.world.now(),
+                self.name,
+                offset / 512,
+                buffer.len() / 512
+            );
         }
         let checked = self.check(offset, buffer.len() as u64);
         let state = self.state.clone();
@@ -289,7 +346,12 @@ impl Device for Disk {
         });
         async move { Ok(done?.await) }
     }
-    fn write(&self, offset: u64, buffer: Buffer, durability: Durability) -> impl Future<Output = io::Result<Buffer>> + 'static {
+    fn write(
+        &self,
+        offset: u64,
+        buffer: Buffer,
+        durability: Durability,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static {
         let done = self.start_write(offset, buffer.to_vec(), durability == Durability::Durable);
         async move {
             done?.await?;
@@ -325,7 +387,12 @@ impl Device for Disk {
         };
         async move { done?.await }
     }
-    fn write_zeroes(&self, offset: u64, length: u64, _may_unmap: bool) -> impl Future<Output = io::Result<()>> + 'static {
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        _may_unmap: bool,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
         let done = self.start_write(offset, vec![0; length as usize], false);
         async move { done?.await }
     }

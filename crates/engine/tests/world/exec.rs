@@ -131,7 +131,12 @@ impl World {
         if let Some(id) = id {
             self.poll(id);
             let soon = self.now() + Duration::from_millis(1);
-            let is_near = self.0.timers.borrow().first_key_value().is_some_and(|((at, _), _)| *at < soon);
+            let is_near = self
+                .0
+                .timers
+                .borrow()
+                .first_key_value()
+                .is_some_and(|((at, _), _)| *at < soon);
             if !is_near || !self.0.chance.percent(5) {
                 return true;
             }
@@ -155,11 +160,19 @@ impl World {
     fn poll(&self, id: usize) {
         let taken = {
             let mut tasks = self.0.tasks.borrow_mut();
-            let Some((task, waker)) = tasks.get_mut(&id) else { return };
+            let Some((task, waker)) = tasks.get_mut(&id) else {
+                return;
+            };
             (task.take(), waker.clone())
         };
-        let (Some(mut task), waker) = taken else { return };
-        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+        let (Some(mut task), waker) = taken else {
+            return;
+        };
+        if task
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_ready()
+        {
             self.0.tasks.borrow_mut().remove(&id);
         } else if let Some((slot, _)) = self.0.tasks.borrow_mut().get_mut(&id) {
             *slot = Some(task);
@@ -167,7 +180,11 @@ impl World {
     }
 
     /// Runs a future to its end as a task; `None` if `stop` says so before or nothing moves any more.
-    pub fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static, mut stop: impl FnMut() -> bool) -> Option<T> {
+    pub fn run<T: 'static>(
+        &self,
+        future: impl Future<Output = T> + 'static,
+        mut stop: impl FnMut() -> bool,
+    ) -> Option<T> {
         let result = Rc::new(RefCell::new(None));
         let slot = result.clone();
         self.spawn(async move {
@@ -205,8 +222,14 @@ impl Env for World {
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();
         self.0.next_task.set(id + 1);
-        let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.0.ready.clone() }));
-        self.0.tasks.borrow_mut().insert(id, (Some(Box::pin(task)), waker.clone()));
+        let waker = Waker::from(Arc::new(TaskWaker {
+            id,
+            ready: self.0.ready.clone(),
+        }));
+        self.0
+            .tasks
+            .borrow_mut()
+            .insert(id, (Some(Box::pin(task)), waker.clone()));
         waker.wake();
     }
     fn now(&self) -> Duration {

@@ -64,7 +64,11 @@ impl Life {
         let bucket_sectors = chance.pick(&[8, 16, 16, 32, 64]);
         let buckets = chance.between(513, 700);
         let mut cache_geometry = geometry(0, &chance);
-        let bucket_sectors = if cache_geometry.logical_block_bytes == 4096 { bucket_sectors.max(16) } else { bucket_sectors };
+        let bucket_sectors = if cache_geometry.logical_block_bytes == 4096 {
+            bucket_sectors.max(16)
+        } else {
+            bucket_sectors
+        };
         let block_sectors = match cache_geometry.logical_block_bytes {
             4096 => 8,
             _ if bucket_sectors == 8 => chance.pick(&[1, 2, 4]),
@@ -80,18 +84,29 @@ impl Life {
             uuid: [1; 16],
             set_uuid,
             discard: chance.percent(30),
-            replacement: chance.pick(&[Replacement::Lru, Replacement::Lru, Replacement::Fifo, Replacement::Random]),
+            replacement: chance.pick(&[
+                Replacement::Lru,
+                Replacement::Lru,
+                Replacement::Fifo,
+                Replacement::Random,
+            ]),
         };
-        cache.borrow_mut().poke(4096, &Superblock::new_cache(&new).expect("a sound cache").encode());
+        cache.borrow_mut().poke(
+            4096,
+            &Superblock::new_cache(&new).expect("a sound cache").encode(),
+        );
         let count = chance.between(1, 3);
         let mut backings = Vec::new();
         let mut oracles = Vec::new();
         let mut data_offsets = Vec::new();
         for number in 0..count {
-            let sectors = (buckets * bucket_sectors * chance.between(10, 40) / 10 / count).next_multiple_of(8) + 16;
+            let sectors = (buckets * bucket_sectors * chance.between(10, 40) / 10 / count)
+                .next_multiple_of(8)
+                + 16;
             let data_offset = chance.pick(&[16, 16, 24, 64]);
             let mut geometry = geometry(sectors + data_offset, &chance);
-            geometry.logical_block_bytes = geometry.logical_block_bytes.min(block_sectors as u32 * 512);
+            geometry.logical_block_bytes =
+                geometry.logical_block_bytes.min(block_sectors as u32 * 512);
             let disk = DiskState::new(&format!("backing{number}"), geometry);
             let new = NewBacking {
                 device_sectors: sectors + data_offset,
@@ -102,7 +117,12 @@ impl Life {
                 mode: CacheMode::Writeback,
                 label: format!("data{number}"),
             };
-            disk.borrow_mut().poke(4096, &Superblock::new_backing(&new).expect("a sound backing device").encode());
+            disk.borrow_mut().poke(
+                4096,
+                &Superblock::new_backing(&new)
+                    .expect("a sound backing device")
+                    .encode(),
+            );
             backings.push(disk);
             oracles.push(RefCell::new(Oracle::new(number + 1, sectors)));
             data_offsets.push(data_offset);
@@ -139,13 +159,26 @@ impl Life {
 
     fn options(&self) -> Options {
         let chance = &self.chance;
-        let modes = [CacheMode::Writeback, CacheMode::Writethrough, CacheMode::Writearound, CacheMode::None];
-        let mode = if self.plan.modes && chance.percent(40) { chance.pick(&modes) } else { CacheMode::Writeback };
+        let modes = [
+            CacheMode::Writeback,
+            CacheMode::Writethrough,
+            CacheMode::Writearound,
+            CacheMode::None,
+        ];
+        let mode = if self.plan.modes && chance.percent(40) {
+            chance.pick(&modes)
+        } else {
+            CacheMode::Writeback
+        };
         Options {
             read_only: false,
             mode: Some(mode),
             memory_bytes: 1 << 30,
-            ack: if chance.percent(70) { AckPolicy::Memory } else { AckPolicy::Journal },
+            ack: if chance.percent(70) {
+                AckPolicy::Memory
+            } else {
+                AckPolicy::Journal
+            },
             journal_delay: Duration::from_millis(chance.pick(&[1, 10, 100])),
             sequential_cutoff: chance.pick(&[0, 0, 64 << 10, 512 << 10]),
             writeback_percent: chance.pick(&[0, 1, 10, 50]),
@@ -157,7 +190,12 @@ impl Life {
     fn mix(&self, requests: u64) -> Mix {
         let chance = &self.chance;
         let least = self.block_sectors.max(1);
-        let hot = self.oracles.iter().map(|oracle| oracle.borrow().size()).min().unwrap_or(0);
+        let hot = self
+            .oracles
+            .iter()
+            .map(|oracle| oracle.borrow().size())
+            .min()
+            .unwrap_or(0);
         Mix {
             clients: chance.pick(&[1, 4, 8, 16]),
             requests,
@@ -172,11 +210,25 @@ impl Life {
         }
     }
 
-    fn open(&self, world: &World, options: &Options) -> impl Future<Output = Result<Rc<Server<World>>, brigade_engine::Error>> + 'static {
+    fn open(
+        &self,
+        world: &World,
+        options: &Options,
+    ) -> impl Future<Output = Result<Rc<Server<World>>, brigade_engine::Error>> + 'static {
         let caches = vec![world.device(&self.cache)];
-        let backings = self.backings.iter().map(|disk| world.device(disk)).collect();
+        let backings = self
+            .backings
+            .iter()
+            .map(|disk| world.device(disk))
+            .collect();
         let store = self.store.clone();
-        Server::open(world.clone(), caches, backings, move |_| Some(store.clone()), options.clone())
+        Server::open(
+            world.clone(),
+            caches,
+            backings,
+            move |_| Some(store.clone()),
+            options.clone(),
+        )
     }
 
     fn end(&mut self, world: &World, end: End, ledger: Option<&Ledger>) {
@@ -197,12 +249,18 @@ impl Life {
         }
         if end == End::PowerLoss {
             self.store.0.borrow_mut().clear();
-            self.oracles.iter().for_each(|oracle| oracle.borrow_mut().power_loss());
+            self.oracles
+                .iter()
+                .for_each(|oracle| oracle.borrow_mut().power_loss());
         }
     }
 
     fn which_end(&self) -> End {
-        if self.plan.power_loss && self.chance.percent(50) { End::PowerLoss } else { End::Kill }
+        if self.plan.power_loss && self.chance.percent(50) {
+            End::PowerLoss
+        } else {
+            End::Kill
+        }
     }
 
     /// Reads the cache device as an opening would, and looks at what it says.
@@ -215,15 +273,24 @@ impl Life {
             return None;
         }
         let geometry = self.cache.borrow().geometry;
-        let layout = superblock.cache_geometry(geometry.size_bytes / 512, geometry.logical_block_bytes).expect("sizes");
+        let layout = superblock
+            .cache_geometry(geometry.size_bytes / 512, geometry.logical_block_bytes)
+            .expect("sizes");
         let device = world.device(&self.cache);
         let env = world.clone();
-        let load = async move { recovery::load(&env, &device, superblock, layout, &[], How::default()).await };
+        let load = async move {
+            recovery::load(&env, &device, superblock, layout, &[], How::default()).await
+        };
         let loaded = world.run(load, || false).expect("loading ends");
-        let loaded = loaded.unwrap_or_else(|error| panic!("seed {}: image does not load: {error}", self.seed));
+        let loaded = loaded
+            .unwrap_or_else(|error| panic!("seed {}: image does not load: {error}", self.seed));
         self.probe(&loaded);
         for finding in &loaded.findings {
-            assert!(FINDINGS.contains(&finding.id), "seed {}: {finding:?}", self.seed);
+            assert!(
+                FINDINGS.contains(&finding.id),
+                "seed {}: {finding:?}",
+                self.seed
+            );
         }
         Some(loaded)
     }
@@ -232,12 +299,20 @@ impl Life {
     fn add_flash_volume(&mut self, loaded: &Loaded) {
         let sectors = 400 * self.bucket_sectors / 8 / 8 * 8;
         let mut entries = loaded.uuids.clone();
-        let slot = entries.iter().position(|entry| entry.is_empty()).expect("a free slot");
+        let slot = entries
+            .iter()
+            .position(|entry| entry.is_empty())
+            .expect("a free slot");
         entries[slot] = UuidEntry::flash_only([0x77; 16], [0; 32], 1_700_000_000, sectors);
         let place = loaded.newest.uuid_bucket.ptr(0).expect("a place").sector();
-        self.cache.borrow_mut().poke(place * 512, &uuid_table::encode(&entries));
+        self.cache
+            .borrow_mut()
+            .poke(place * 512, &uuid_table::encode(&entries));
         let number = self.oracles.len() as u64 + 1;
-        let mut oracles: Vec<RefCell<Oracle>> = std::mem::take(&mut self.oracles).iter().map(|o| RefCell::new(o.take())).collect();
+        let mut oracles: Vec<RefCell<Oracle>> = std::mem::take(&mut self.oracles)
+            .iter()
+            .map(|o| RefCell::new(o.take()))
+            .collect();
         oracles.push(RefCell::new(Oracle::new(number, sectors)));
         self.oracles = Rc::new(oracles);
         self.has_flash = true;
@@ -245,31 +320,56 @@ impl Life {
 
     /// For debugging: `BRIGADE_PROBE=volume:sector` tells what an image says of a sector.
     fn probe(&self, loaded: &Loaded) {
-        let Ok(text) = std::env::var("BRIGADE_PROBE") else { return };
+        let Ok(text) = std::env::var("BRIGADE_PROBE") else {
+            return;
+        };
         let (volume, sector) = text.split_once(':').expect("volume:sector");
-        let (volume, sector): (usize, u64) = (volume.parse().expect("number"), sector.parse().expect("number"));
+        let (volume, sector): (usize, u64) = (
+            volume.parse().expect("number"),
+            sector.parse().expect("number"),
+        );
         let at = sector + self.data_offsets[volume];
         let newest = (loaded.newest.last_seq, loaded.newest.seq);
-        eprintln!("probe: {newest:?} nodes {} findings {:?}", loaded.nodes.len(), loaded.findings);
+        eprintln!(
+            "probe: {newest:?} nodes {} findings {:?}",
+            loaded.nodes.len(),
+            loaded.findings
+        );
         for inode in 0..self.backings.len() as u32 {
             for extent in loaded.index.range(inode, at, at + 1) {
                 let mut bytes = [0; 512];
                 let place = extent.ptr.expect("live").sector() + at - extent.start;
                 self.cache.borrow().peek(place * 512, &mut bytes);
-                eprintln!("probe: index {extent:?} holds {}", u64::from_le_bytes(bytes[..8].try_into().expect("8")));
+                eprintln!(
+                    "probe: index {extent:?} holds {}",
+                    u64::from_le_bytes(bytes[..8].try_into().expect("8"))
+                );
             }
-            for extent in loaded.overlay.iter().filter(|e| e.inode == inode && e.start <= at && e.end > at) {
+            for extent in loaded
+                .overlay
+                .iter()
+                .filter(|e| e.inode == inode && e.start <= at && e.end > at)
+            {
                 eprintln!("probe: overlay {extent:?}");
             }
         }
         let mut bytes = [0; 512];
         self.backings[volume].borrow().peek(at * 512, &mut bytes);
-        eprintln!("probe: backing holds {}", u64::from_le_bytes(bytes[..8].try_into().expect("8")));
+        eprintln!(
+            "probe: backing holds {}",
+            u64::from_le_bytes(bytes[..8].try_into().expect("8"))
+        );
     }
 
     fn stalled(&self, what: &str, ledger: &Ledger, server: Option<&Rc<Server<World>>>) -> ! {
-        let status = server.map(|server| format!("{:#?}", server.status().cache_sets)).unwrap_or_default();
-        panic!("seed {}: stalled: {what}; outstanding {:#?}\n{status}", self.seed, ledger.open.borrow())
+        let status = server
+            .map(|server| format!("{:#?}", server.status().cache_sets))
+            .unwrap_or_default();
+        panic!(
+            "seed {}: stalled: {what}; outstanding {:#?}\n{status}",
+            self.seed,
+            ledger.open.borrow()
+        )
     }
 
     /// Runs something that must end; `None` if the crash came first.
@@ -286,7 +386,10 @@ impl Life {
         let stuck = Cell::new(false);
         let limit = world.steps() + STEPS_MAX;
         let result = world.run(future, || {
-            stuck.set(world.now().saturating_sub(ledger.last_done.get()) > PATIENCE || world.steps() > limit);
+            stuck.set(
+                world.now().saturating_sub(ledger.last_done.get()) > PATIENCE
+                    || world.steps() > limit,
+            );
             stuck.get() || crash_at.is_some_and(|at| world.steps() >= at)
         });
         self.now = world.now();
@@ -307,7 +410,9 @@ impl Life {
             match self.drive(&world, "open", opening, crash_at, &ledger, None) {
                 Some(Ok(server)) => {
                     for warning in server.warnings() {
-                        let is_known = FINDINGS.iter().any(|id| warning.ends_with(&format!("({id})")));
+                        let is_known = FINDINGS
+                            .iter()
+                            .any(|id| warning.ends_with(&format!("({id})")));
                         assert!(is_known, "seed {}: {warning}", self.seed);
                     }
                     return (world, server, ledger);
@@ -342,25 +447,58 @@ impl Life {
     }
 
     fn read_only_look(&mut self) {
-        let before: Vec<u64> = std::iter::once(&self.cache).chain(&self.backings).map(|d| d.borrow().digest()).collect();
+        let before: Vec<u64> = std::iter::once(&self.cache)
+            .chain(&self.backings)
+            .map(|d| d.borrow().digest())
+            .collect();
         let world = self.world();
         let ledger = Rc::new(Ledger::default());
-        let options = Options { read_only: true, ..self.options() };
+        let options = Options {
+            read_only: true,
+            ..self.options()
+        };
         let opening = self.open(&world, &options);
-        let opened = self.drive(&world, "open read-only", opening, None, &ledger, None).expect("it ends");
+        let opened = self
+            .drive(&world, "open read-only", opening, None, &ledger, None)
+            .expect("it ends");
         let server = match opened {
             Ok(server) => server,
             Err(error) => panic!("seed {}: open read-only: {error}", self.seed),
         };
         let reading = self.clients(&world, &server, &ledger);
-        self.drive(&world, "reads", async move { reading.read_everything().await }, None, &ledger, Some(&server));
+        self.drive(
+            &world,
+            "reads",
+            async move { reading.read_everything().await },
+            None,
+            &ledger,
+            Some(&server),
+        );
         let stop = server.clone();
-        let stopped = self.drive(&world, "stop", async move { stop.stop().await }, None, &ledger, Some(&server));
-        assert!(matches!(stopped, Some(Ok(()))), "seed {}: stop of a read-only server", self.seed);
+        let stopped = self.drive(
+            &world,
+            "stop",
+            async move { stop.stop().await },
+            None,
+            &ledger,
+            Some(&server),
+        );
+        assert!(
+            matches!(stopped, Some(Ok(()))),
+            "seed {}: stop of a read-only server",
+            self.seed
+        );
         drop(server);
         world.kill();
-        let after: Vec<u64> = std::iter::once(&self.cache).chain(&self.backings).map(|d| d.borrow().digest()).collect();
-        assert_eq!(before, after, "seed {}: a read-only opening changed a device", self.seed);
+        let after: Vec<u64> = std::iter::once(&self.cache)
+            .chain(&self.backings)
+            .map(|d| d.borrow().digest())
+            .collect();
+        assert_eq!(
+            before, after,
+            "seed {}: a read-only opening changed a device",
+            self.seed
+        );
     }
 
     /// One opening with work, ended by a crash or cleanly.
@@ -374,7 +512,14 @@ impl Life {
         let (world, server, ledger) = self.reopen(&options);
         if self.chance.percent(50) {
             let reading = self.clients(&world, &server, &ledger);
-            self.drive(&world, "reads", async move { reading.read_everything().await }, None, &ledger, Some(&server));
+            self.drive(
+                &world,
+                "reads",
+                async move { reading.read_everything().await },
+                None,
+                &ledger,
+                Some(&server),
+            );
         }
         let faulty = self.plan.faults && self.chance.percent(30);
         if faulty {
@@ -382,10 +527,19 @@ impl Life {
         }
         let mix = self.mix(self.chance.between(20, 400));
         self.say(|| format!("{mix:?}"));
-        let crash_at = self.chance.percent(75).then(|| world.steps() + self.chance.below(6000));
+        let crash_at = self
+            .chance
+            .percent(75)
+            .then(|| world.steps() + self.chance.below(6000));
         let work = self.clients(&world, &server, &ledger).run(mix);
         let done = self.drive(&world, "work", work, crash_at, &ledger, Some(&server));
-        self.say(|| format!("{} requests done, {} failed", ledger.done.get(), ledger.failed.get()));
+        self.say(|| {
+            format!(
+                "{} requests done, {} failed",
+                ledger.done.get(),
+                ledger.failed.get()
+            )
+        });
         if done.is_some() && self.chance.percent(40) && !faulty {
             self.pause(&world, &ledger, &server);
         }
@@ -405,7 +559,9 @@ impl Life {
             self.say(|| format!("{end:?}"));
             self.end(&world, end, Some(&ledger));
         }
-        self.oracles.iter().for_each(|oracle| oracle.borrow_mut().blind = false);
+        self.oracles
+            .iter()
+            .for_each(|oracle| oracle.borrow_mut().blind = false);
     }
 
     fn arm_faults(&mut self, ledger: &Rc<Ledger>) {
@@ -418,19 +574,35 @@ impl Life {
                 disk.borrow_mut().faults = Faults { write_in, flush_in };
             }
         }
-        self.oracles.iter().for_each(|oracle| oracle.borrow_mut().blind = true);
+        self.oracles
+            .iter()
+            .for_each(|oracle| oracle.borrow_mut().blind = true);
     }
 
     /// Lets background work go on for a while.
     fn pause(&mut self, world: &World, ledger: &Rc<Ledger>, server: &Rc<Server<World>>) {
         let time = Duration::from_secs(self.chance.pick(&[1, 40, 100]));
         let env = world.clone();
-        self.drive(world, "pause", async move { env.sleep(time).await }, None, ledger, Some(server));
+        self.drive(
+            world,
+            "pause",
+            async move { env.sleep(time).await },
+            None,
+            ledger,
+            Some(server),
+        );
     }
 
     fn stop(&mut self, world: &World, server: &Rc<Server<World>>, ledger: &Rc<Ledger>) {
         let stop = server.clone();
-        let stopped = self.drive(world, "stop", async move { stop.stop().await }, None, ledger, Some(server));
+        let stopped = self.drive(
+            world,
+            "stop",
+            async move { stop.stop().await },
+            None,
+            ledger,
+            Some(server),
+        );
         match stopped {
             Some(Ok(())) => self.say(|| "clean stop".into()),
             other => panic!("seed {}: stop: {other:?}", self.seed),
@@ -439,8 +611,16 @@ impl Life {
 
     fn check_stopped(&self) -> Loaded {
         let loaded = self.inspect().expect("an initialised set");
-        assert_eq!(loaded.newest.last_seq, loaded.newest.seq, "seed {}: something to replay after a clean stop", self.seed);
-        assert!(loaded.overlay.is_empty(), "seed {}: keys in the entry of a clean stop", self.seed);
+        assert_eq!(
+            loaded.newest.last_seq, loaded.newest.seq,
+            "seed {}: something to replay after a clean stop",
+            self.seed
+        );
+        assert!(
+            loaded.overlay.is_empty(),
+            "seed {}: keys in the entry of a clean stop",
+            self.seed
+        );
         loaded
     }
 
@@ -448,7 +628,13 @@ impl Life {
     pub fn run(mut self) {
         self.say(|| {
             let state = self.cache.borrow();
-            format!("bucket {} block {} {:?} volumes {:?}", self.bucket_sectors, self.block_sectors, state.geometry, self.backings.len())
+            format!(
+                "bucket {} block {} {:?} volumes {:?}",
+                self.bucket_sectors,
+                self.block_sectors,
+                state.geometry,
+                self.backings.len()
+            )
         });
         let rounds = self.chance.between(1, self.plan.rounds_max);
         for number in 0..rounds {
@@ -459,7 +645,14 @@ impl Life {
 
     fn read_all(&mut self, world: &World, server: &Rc<Server<World>>, ledger: &Rc<Ledger>) {
         let reading = self.clients(world, server, ledger);
-        self.drive(world, "reads", async move { reading.read_everything().await }, None, ledger, Some(server));
+        self.drive(
+            world,
+            "reads",
+            async move { reading.read_everything().await },
+            None,
+            ledger,
+            Some(server),
+        );
     }
 
     /// Everything is read twice, written back, and compared with what is on the backing devices.
@@ -475,11 +668,20 @@ impl Life {
         self.read_all(&world, &server, &ledger);
         let waiting = (server.clone(), world.clone());
         let until_clean = async move {
-            while waiting.0.volumes().iter().any(|volume| volume.state() != "flash" && volume.dirty_bytes() > 0 || volume.state() == "dirty") {
+            while waiting.0.volumes().iter().any(|volume| {
+                volume.state() != "flash" && volume.dirty_bytes() > 0 || volume.state() == "dirty"
+            }) {
                 waiting.1.sleep(Duration::from_millis(100)).await;
             }
         };
-        self.drive(&world, "writeback", until_clean, None, &ledger, Some(&server));
+        self.drive(
+            &world,
+            "writeback",
+            until_clean,
+            None,
+            &ledger,
+            Some(&server),
+        );
         self.read_all(&world, &server, &ledger);
         self.stop(&world, &server, &ledger);
         drop(server);
@@ -495,8 +697,15 @@ impl Life {
             let disk = disk.borrow();
             let mut superblock = vec![0; 4096];
             disk.peek(4096, &mut superblock);
-            let state = Superblock::parse(&superblock).expect("a superblock").state();
-            assert_eq!(state, BackingState::Clean, "seed {}: everything is written back", self.seed);
+            let state = Superblock::parse(&superblock)
+                .expect("a superblock")
+                .state();
+            assert_eq!(
+                state,
+                BackingState::Clean,
+                "seed {}: everything is written back",
+                self.seed
+            );
             let mut oracle = self.oracles[number].borrow_mut();
             for sector in oracle.used() {
                 let mut bytes = [0; 512];

@@ -24,7 +24,13 @@ struct Cand {
 
 impl Cand {
     fn old(value: u64, at: u64) -> Self {
-        Cand { value, start: at, end: Some(at), dead: false, seen: u64::MAX }
+        Cand {
+            value,
+            start: at,
+            end: Some(at),
+            dead: false,
+            seen: u64::MAX,
+        }
     }
 }
 
@@ -63,7 +69,15 @@ pub struct Writing {
 impl Oracle {
     pub fn new(volume: u64, sectors: u64) -> Self {
         let sectors = vec![None; sectors as usize];
-        Oracle { volume, sectors, touched: BTreeSet::new(), clock: 1, next_value: 1, reads: BTreeSet::new(), blind: false }
+        Oracle {
+            volume,
+            sectors,
+            touched: BTreeSet::new(),
+            clock: 1,
+            next_value: 1,
+            reads: BTreeSet::new(),
+            blind: false,
+        }
     }
 
     fn tick(&mut self) -> u64 {
@@ -78,7 +92,12 @@ impl Oracle {
     fn sector(&mut self, sector: u64) -> &mut Sector {
         self.sectors[sector as usize].get_or_insert_with(|| {
             let zero = vec![Cand::old(0, 0)];
-            Box::new(Sector { live: zero.clone(), kept: zero, one: true, log: Vec::new() })
+            Box::new(Sector {
+                live: zero.clone(),
+                kept: zero,
+                one: true,
+                log: Vec::new(),
+            })
         })
     }
 
@@ -101,7 +120,11 @@ impl Oracle {
         let (value, place) = (word(0), word(8));
         let is_whole = bytes.chunks(16).all(|pair| pair == &bytes[..16]);
         if !is_whole || place != (sector | self.volume << 48) {
-            return Err(format!("foreign bytes: value {value}, place {:x} of volume {}", place & 0xffff_ffff_ffff, place >> 48));
+            return Err(format!(
+                "foreign bytes: value {value}, place {:x} of volume {}",
+                place & 0xffff_ffff_ffff,
+                place >> 48
+            ));
         }
         Ok(value)
     }
@@ -110,11 +133,23 @@ impl Oracle {
         let oldest = self.oldest_read();
         let start = self.tick();
         for sector in first..first + count {
-            let cand = Cand { value, start, end: None, dead: false, seen: u64::MAX };
+            let cand = Cand {
+                value,
+                start,
+                end: None,
+                dead: false,
+                seen: u64::MAX,
+            };
             let s = self.sector(sector);
-            let over = s.live.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < oldest)).map(|c| c.start).max();
+            let over = s
+                .live
+                .iter()
+                .filter(|c| !c.dead && c.end.is_some_and(|end| end < oldest))
+                .map(|c| c.start)
+                .max();
             if let Some(over) = over {
-                s.live.retain(|c| c.end.is_none_or(|end| end >= over) || c.start == over);
+                s.live
+                    .retain(|c| c.end.is_none_or(|end| end >= over) || c.start == over);
             }
             s.live.push(cand);
             s.kept.push(cand);
@@ -122,7 +157,12 @@ impl Oracle {
             s.log.push((start, what, value));
             self.touched.insert(sector);
         }
-        Writing { value, start, first, count }
+        Writing {
+            value,
+            start,
+            first,
+            count,
+        }
     }
 
     pub fn begin_write(&mut self, first: u64, count: u64) -> Writing {
@@ -142,12 +182,20 @@ impl Oracle {
         let end = self.tick();
         for sector in writing.first..writing.first + writing.count {
             let s = self.sector(sector);
-            s.log.push((end, if fua { "ack FUA" } else { "ack" }, writing.value));
-            for cand in s.live.iter_mut().chain(&mut s.kept).filter(|cand| cand.start == writing.start) {
+            s.log
+                .push((end, if fua { "ack FUA" } else { "ack" }, writing.value));
+            for cand in s
+                .live
+                .iter_mut()
+                .chain(&mut s.kept)
+                .filter(|cand| cand.start == writing.start)
+            {
                 cand.end = Some(end);
             }
             if fua {
-                s.kept.retain(|cand| cand.end.is_none_or(|e| e >= writing.start) || cand.start == writing.start);
+                s.kept.retain(|cand| {
+                    cand.end.is_none_or(|e| e >= writing.start) || cand.start == writing.start
+                });
             }
         }
     }
@@ -158,7 +206,12 @@ impl Oracle {
         for sector in writing.first..writing.first + writing.count {
             let s = self.sector(sector);
             s.log.push((end, "never acknowledged", writing.value));
-            for cand in s.live.iter_mut().chain(&mut s.kept).filter(|cand| cand.start == writing.start) {
+            for cand in s
+                .live
+                .iter_mut()
+                .chain(&mut s.kept)
+                .filter(|cand| cand.start == writing.start)
+            {
                 (cand.end, cand.dead) = (Some(end), true);
             }
         }
@@ -173,9 +226,15 @@ impl Oracle {
         let touched: Vec<u64> = self.touched.iter().copied().collect();
         for sector in touched {
             let s = self.sector(sector);
-            let durable = s.kept.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < began)).map(|c| c.start).max();
+            let durable = s
+                .kept
+                .iter()
+                .filter(|c| !c.dead && c.end.is_some_and(|end| end < began))
+                .map(|c| c.start)
+                .max();
             if let Some(start) = durable {
-                s.kept.retain(|cand| cand.end.is_none_or(|end| end >= start) || cand.start == start);
+                s.kept
+                    .retain(|cand| cand.end.is_none_or(|end| end >= start) || cand.start == start);
                 if s.log.len() < 200 {
                     s.log.push((now, "flushed since", began));
                 }
@@ -218,18 +277,32 @@ impl Oracle {
             let value = self.value_of(sector, chunk);
             let s = self.sector(sector);
             // What had been superseded before the read began is not allowed.
-            let newest_over = s.live.iter().filter(|c| !c.dead && c.end.is_some_and(|end| end < began) || c.seen < began);
+            let newest_over = s
+                .live
+                .iter()
+                .filter(|c| !c.dead && c.end.is_some_and(|end| end < began) || c.seen < began);
             let newest_start = newest_over.map(|c| c.start).max().unwrap_or(0);
-            let allowed = |c: &Cand| c.end.is_none_or(|end| end >= newest_start) || c.start == newest_start;
+            let allowed =
+                |c: &Cand| c.end.is_none_or(|end| end >= newest_start) || c.start == newest_start;
             if s.live.iter().any(|c| allowed(c) && c.value == ANYTHING) {
                 continue;
             }
             let matching: Vec<Cand> = match &value {
-                Ok(value) => s.live.iter().filter(|c| allowed(c) && c.value == *value).copied().collect(),
+                Ok(value) => s
+                    .live
+                    .iter()
+                    .filter(|c| allowed(c) && c.value == *value)
+                    .copied()
+                    .collect(),
                 Err(_) => Vec::new(),
             };
             if matching.is_empty() {
-                let allowed: Vec<_> = s.live.iter().filter(|c| allowed(c)).map(|c| c.value).collect();
+                let allowed: Vec<_> = s
+                    .live
+                    .iter()
+                    .filter(|c| allowed(c))
+                    .map(|c| c.value)
+                    .collect();
                 let log = &s.log[s.log.len().saturating_sub(24)..];
                 panic!(
                     "{who}: volume {} sector {sector}: read {value:?}, allowed {allowed:?}\n  live {:?}\n  kept {:?}\n  log {log:?}",
@@ -247,11 +320,17 @@ impl Oracle {
                     s.kept = matching;
                 }
             } else if let [only] = matching[..]
-                && s.live.iter().all(|c| c.start == only.start || c.end.is_some_and(|end| end < oldest))
+                && s.live
+                    .iter()
+                    .all(|c| c.start == only.start || c.end.is_some_and(|end| end < oldest))
             {
                 // It was under way, alone, and has been seen: what was there before is gone. (Of two writes under way, a read
                 // may find the later one where it looked first and the next read the earlier one where it still stands.)
-                let cand = s.live.iter_mut().find(|c| c.start == only.start).expect("found just now");
+                let cand = s
+                    .live
+                    .iter_mut()
+                    .find(|c| c.start == only.start)
+                    .expect("found just now");
                 cand.seen = cand.seen.min(now);
             }
         }
@@ -264,7 +343,11 @@ impl Oracle {
         for sector in touched {
             let s = self.sector(sector);
             // Which of them it is shows at the first read.
-            s.kept = s.kept.iter().map(|cand| Cand::old(cand.value, at)).collect();
+            s.kept = s
+                .kept
+                .iter()
+                .map(|cand| Cand::old(cand.value, at))
+                .collect();
             s.live.clone_from(&s.kept);
             s.one = true;
             s.log.push((at, "power loss", 0));
@@ -273,6 +356,8 @@ impl Oracle {
 
     /// Sectors ever written.
     pub fn used(&self) -> Vec<u64> {
-        (0..self.size()).filter(|sector| self.sectors[*sector as usize].is_some()).collect()
+        (0..self.size())
+            .filter(|sector| self.sectors[*sector as usize].is_some())
+            .collect()
     }
 }

@@ -74,8 +74,14 @@ impl Clients {
             8..12 => 8,
             _ => chance.between(1, mix.sectors_max.min(16)),
         };
-        let count = count.next_multiple_of(mix.align).min(size / mix.align * mix.align);
-        let room = if chance.percent(80) { mix.hot.min(size) } else { size };
+        let count = count
+            .next_multiple_of(mix.align)
+            .min(size / mix.align * mix.align);
+        let room = if chance.percent(80) {
+            mix.hot.min(size)
+        } else {
+            size
+        };
         let first = chance.below(room) / mix.align * mix.align;
         (first.min((size - count) / mix.align * mix.align), count)
     }
@@ -132,7 +138,10 @@ impl Clients {
         if let Err(error) = result {
             self.ledger.failed.set(self.ledger.failed.get() + 1);
             let is_full_flash = error.kind() == std::io::ErrorKind::StorageFull;
-            assert!(self.ledger.faulty.get() || is_full_flash, "{what} failed: {error}");
+            assert!(
+                self.ledger.faulty.get() || is_full_flash,
+                "{what} failed: {error}"
+            );
         }
     }
 
@@ -143,7 +152,9 @@ impl Clients {
         if self.trace {
             eprintln!("{:?} begin {what} at {began}", self.now());
         }
-        let result = self.volumes[volume].read(StreamId(stream as u16), first * 512, count as usize * 512).await;
+        let result = self.volumes[volume]
+            .read(StreamId(stream as u16), first * 512, count as usize * 512)
+            .await;
         self.judge(&what, &result);
         if self.trace {
             eprintln!("{:?} end {what}", self.now());
@@ -172,12 +183,19 @@ impl Clients {
     }
 
     async fn other(&self, kind: &str, volume: usize, first: u64, count: u64) {
-        let id = self.ledger.open(format!("{kind} v{volume} {first}+{count}"));
+        let id = self
+            .ledger
+            .open(format!("{kind} v{volume} {first}+{count}"));
         if kind == "prefetch" {
-            let result = self.volumes[volume].prefetch(StreamId(3), first * 512, count * 512).await;
+            let result = self.volumes[volume]
+                .prefetch(StreamId(3), first * 512, count * 512)
+                .await;
             self.judge(kind, &result);
         } else {
-            let runs = BlockDevice::status(&*self.volumes[volume], first * 512, count * 512, 10_000).await.expect("status");
+            let runs =
+                BlockDevice::status(&*self.volumes[volume], first * 512, count * 512, 10_000)
+                    .await
+                    .expect("status");
             let total: u64 = runs.iter().map(|run| run.length).sum();
             assert_eq!(total, count * 512, "block status covers its range");
             let _ = self.server.status();
@@ -185,9 +203,20 @@ impl Clients {
         self.ledger.close(id, self.now());
     }
 
-    async fn write(&self, kind: &str, volume: usize, first: u64, count: u64, fua: bool, stream: u64) {
+    async fn write(
+        &self,
+        kind: &str,
+        volume: usize,
+        first: u64,
+        count: u64,
+        fua: bool,
+        stream: u64,
+    ) {
         let target = &self.volumes[volume];
-        let what = format!("{kind} v{volume} {first}+{count}{}", if fua { " FUA" } else { "" });
+        let what = format!(
+            "{kind} v{volume} {first}+{count}{}",
+            if fua { " FUA" } else { "" }
+        );
         let id = self.ledger.open(what.clone());
         if self.trace {
             eprintln!("{:?} begin {what}", self.now());
@@ -201,15 +230,26 @@ impl Clients {
                 _ => oracle.begin_zero(first, count),
             }
         };
-        self.ledger.writing.borrow_mut().insert(id, (volume, writing));
+        self.ledger
+            .writing
+            .borrow_mut()
+            .insert(id, (volume, writing));
         let result = match kind {
             "write" => {
                 let mut buffer = target.buffer(bytes as usize);
-                self.oracles[volume].borrow().fill(writing.value, first, &mut buffer);
-                target.write(StreamId(stream as u16), offset, buffer, fua).await
+                self.oracles[volume]
+                    .borrow()
+                    .fill(writing.value, first, &mut buffer);
+                target
+                    .write(StreamId(stream as u16), offset, buffer, fua)
+                    .await
             }
             "discard" => target.discard(offset, bytes, fua).await,
-            _ => target.write_zeroes(offset, bytes, kind == "zero", false, fua).await,
+            _ => {
+                target
+                    .write_zeroes(offset, bytes, kind == "zero", false, fua)
+                    .await
+            }
         };
         self.ledger.writing.borrow_mut().remove(&id);
         self.judge(&what, &result);
@@ -232,7 +272,9 @@ impl Clients {
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for sector in used {
                 match runs.last_mut() {
-                    Some((first, count)) if sector - (*first + *count) < 16 && sector - *first < 1024 => {
+                    Some((first, count))
+                        if sector - (*first + *count) < 16 && sector - *first < 1024 =>
+                    {
                         *count = sector + 1 - *first;
                     }
                     _ => runs.push((sector, 1)),
