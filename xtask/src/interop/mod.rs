@@ -152,8 +152,10 @@ pub fn run(
         only,
     };
     (test.run)(&setting).map_err(|error| {
+        let kept = scratch.keep();
         format!(
-            "{error}\n  again: cargo x interop {} --seed {seed}",
+            "{error}\n  kept: {}\n  again: cargo x interop {} --seed {seed}",
+            kept.display(),
             test.name
         )
     })
