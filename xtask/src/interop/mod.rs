@@ -192,10 +192,16 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     let is_long = arguments.iter().any(|argument| argument == "--long");
     let seed = number("--seed")?.unwrap_or_else(any_seed);
     let (rounds, only) = (number("--rounds")?, option("--only"));
+    let is_harness = |test: &&Test| test.shows.starts_with("the harness itself");
+    let program = if chosen.iter().all(is_harness) {
+        PathBuf::new()
+    } else {
+        server::brigade()?
+    };
     let mut failed = Vec::new();
     for test in chosen {
         let rounds = rounds.or(is_long.then_some(test.rounds[1]));
-        if let Err(error) = report(test, rounds, seed, only.clone()) {
+        if let Err(error) = report(test, &program, rounds, seed, only.clone()) {
             println!("FAILED: {}: {error}", test.name);
             failed.push(test.name);
         }
@@ -207,15 +213,16 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
 }
 
 /// Runs one test and prints how it went.
-fn report(test: &Test, rounds: Option<u64>, seed: u64, only: Option<String>) -> Result<()> {
-    let program = if test.shows.starts_with("the harness itself") {
-        PathBuf::new()
-    } else {
-        server::brigade()?
-    };
+fn report(
+    test: &Test,
+    program: &Path,
+    rounds: Option<u64>,
+    seed: u64,
+    only: Option<String>,
+) -> Result<()> {
     let start = Instant::now();
     println!("{}: {} (seed {seed})", test.name, test.shows);
-    match run(test, &program, rounds, seed, only)? {
+    match run(test, program, rounds, seed, only)? {
         Passed::Ran(note) => println!("passed in {:.1} s: {note}", start.elapsed().as_secs_f32()),
         Passed::Skipped(why) => println!("SKIPPED: {why}"),
     }
