@@ -29,7 +29,10 @@ pub fn choose(asked: Option<&Path>) -> Result<PathBuf, Error> {
 /// The record of a set. Its name tells this boot from others: a record that outlived the host, on a disk, may name data that
 /// did not, and must not be found.
 pub fn record(dir: &Path, set: &str) -> PathBuf {
-    dir.join(record_name(set, &std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()))
+    dir.join(record_name(
+        set,
+        &std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+    ))
 }
 
 fn record_name(set: &str, boot: &str) -> String {

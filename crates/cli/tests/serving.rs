@@ -182,11 +182,30 @@ fn read_only_writes_nothing_anywhere() {
 #[test]
 fn a_cache_with_nothing_to_serve_is_refused_and_stays_blank() {
     let bench = Bench::new();
-    bench.fine(&["format", "--cache", "c", "--create", "64M", "--bucket-size", "64k"]);
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+    ]);
     let before = common::bytes(&bench.path("c"));
-    let line = bench.refused(&["serve", "--cache", "c", "--nbd", "unix:nbd", "--state-dir", "state"]);
+    let line = bench.refused(&[
+        "serve",
+        "--cache",
+        "c",
+        "--nbd",
+        "unix:nbd",
+        "--state-dir",
+        "state",
+    ]);
     assert!(line.contains("no volume to serve"), "{line}");
-    assert!(before == common::bytes(&bench.path("c")), "a refused cache was written");
+    assert!(
+        before == common::bytes(&bench.path("c")),
+        "a refused cache was written"
+    );
 }
 
 #[test]

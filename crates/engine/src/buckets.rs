@@ -68,7 +68,11 @@ impl Buckets {
             {
                 let mut alloc = self.alloc.borrow_mut();
                 if alloc.can_take_metadata(count) {
-                    let take = |_| alloc.take_metadata(Reserve::Btree).expect("counted just now");
+                    let take = |_| {
+                        alloc
+                            .take_metadata(Reserve::Btree)
+                            .expect("counted just now")
+                    };
                     let taken = (0..count).map(take).collect();
                     self.metadata_wanted.set(0);
                     if alloc.wants_batch() {
@@ -77,7 +81,8 @@ impl Buckets {
                     return Ok(taken);
                 }
             }
-            self.metadata_wanted.set(count.max(self.metadata_wanted.get()));
+            self.metadata_wanted
+                .set(count.max(self.metadata_wanted.get()));
             self.demand.notify_all();
             released.await;
         }

@@ -81,20 +81,36 @@ impl<E: Env> Disk<E> {
     }
 
     /// Writes data.
-    pub async fn write(&self, sector: u64, buffer: Buffer, durability: Durability) -> io::Result<Buffer> {
-        self.written_bytes.set(self.written_bytes.get() + buffer.len() as u64);
+    pub async fn write(
+        &self,
+        sector: u64,
+        buffer: Buffer,
+        durability: Durability,
+    ) -> io::Result<Buffer> {
+        self.written_bytes
+            .set(self.written_bytes.get() + buffer.len() as u64);
         self.device.write(sector * SECTOR, buffer, durability).await
     }
 
     /// Writes metadata; a failure poisons the set.
-    pub async fn write_metadata(&self, sector: u64, bytes: &[u8], durability: Durability) -> io::Result<()> {
+    pub async fn write_metadata(
+        &self,
+        sector: u64,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> io::Result<()> {
         self.poison.check()?;
         let mut buffer = self.buffers.get(bytes.len());
         buffer.copy_from_slice(bytes);
-        self.metadata_bytes.set(self.metadata_bytes.get() + bytes.len() as u64);
+        self.metadata_bytes
+            .set(self.metadata_bytes.get() + bytes.len() as u64);
         let result = self.write(sector, buffer, durability).await;
         if let Err(error) = &result {
-            self.poison.throw(format!("{}: metadata write at byte {}: {error}", self.name(), sector * SECTOR));
+            self.poison.throw(format!(
+                "{}: metadata write at byte {}: {error}",
+                self.name(),
+                sector * SECTOR
+            ));
         }
         result.map(|_| ())
     }
@@ -111,13 +127,16 @@ impl<E: Env> Disk<E> {
 
     /// Zeroes a range.
     pub async fn write_zeroes(&self, sector: u64, sectors: u64, may_unmap: bool) -> io::Result<()> {
-        self.device.write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap).await
+        self.device
+            .write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap)
+            .await
     }
 
     /// Makes every write that has completed durable. Callers that come while a flush runs share the next one.
     pub async fn flush(&self) -> io::Result<()> {
         let target = self.flush_started.get() + 1;
-        self.flush_requested.set(target.max(self.flush_requested.get()));
+        self.flush_requested
+            .set(target.max(self.flush_requested.get()));
         while self.flush_started.get() < target {
             if self.flush_running.get() {
                 self.flush_changed.wait().await;
@@ -130,7 +149,8 @@ impl<E: Env> Disk<E> {
             self.flush_finished.set(target);
             if let Err(error) = &result {
                 self.flush_failed_at.set(target);
-                self.poison.throw(format!("{}: flush: {error}", self.name()));
+                self.poison
+                    .throw(format!("{}: flush: {error}", self.name()));
             }
             self.flush_changed.notify_all();
             return result;

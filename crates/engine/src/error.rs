@@ -37,17 +37,29 @@ pub struct Error {
 impl Error {
     /// Bytes on `device` are wrong.
     pub fn format(device: &str, what: impl fmt::Display) -> Self {
-        Error { kind: ErrorKind::Format, device: device.into(), what: what.to_string() }
+        Error {
+            kind: ErrorKind::Format,
+            device: device.into(),
+            what: what.to_string(),
+        }
     }
 
     /// The devices are refused as given.
     pub fn refused(device: &str, what: impl fmt::Display) -> Self {
-        Error { kind: ErrorKind::Refused, device: device.into(), what: what.to_string() }
+        Error {
+            kind: ErrorKind::Refused,
+            device: device.into(),
+            what: what.to_string(),
+        }
     }
 
     /// An I/O failed; `doing` says which.
     pub fn io(device: &str, doing: &str, error: &io::Error) -> Self {
-        Error { kind: ErrorKind::Device, device: device.into(), what: format!("{doing}: {error}") }
+        Error {
+            kind: ErrorKind::Device,
+            device: device.into(),
+            what: format!("{doing}: {error}"),
+        }
     }
 }
 
@@ -102,7 +114,9 @@ impl Poison {
     /// Fails if it was thrown.
     pub fn check(&self) -> io::Result<()> {
         if self.thrown.get() {
-            return Err(io::Error::other("cache set poisoned by an earlier failed metadata write"));
+            return Err(io::Error::other(
+                "cache set poisoned by an earlier failed metadata write",
+            ));
         }
         Ok(())
     }

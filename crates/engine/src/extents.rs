@@ -265,11 +265,16 @@ impl ExtentMap {
 
     /// A map without holes from extents in ascending order, much faster than one by one.
     pub fn from_ascending(extents: Vec<Extent>) -> ExtentMap {
-        let follows = |pair: &[Extent]| (pair[0].inode, pair[0].end) <= (pair[1].inode, pair[1].start);
+        let follows =
+            |pair: &[Extent]| (pair[0].inode, pair[0].end) <= (pair[1].inode, pair[1].start);
         assert!(extents.windows(2).all(follows), "EXT-1");
         let entry = |e: &Extent| (EndKey::new(e.inode, e.end), Packed::new(e));
         ExtentMap {
-            entries: extents.iter().filter(|e| e.ptr.is_some()).map(entry).collect(),
+            entries: extents
+                .iter()
+                .filter(|e| e.ptr.is_some())
+                .map(entry)
+                .collect(),
             keeps_holes: false,
         }
     }

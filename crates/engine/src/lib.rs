@@ -40,6 +40,6 @@ pub use options::{AckPolicy, Options};
 pub use set::server::Server;
 pub use set::volume::Volume;
 pub use stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus, ReadStatus, Status,
-    VolumeStatus, WriteStatus,
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus,
+    ReadStatus, Status, VolumeStatus, WriteStatus,
 };

@@ -50,7 +50,12 @@ pub trait BlockDevice: 'static {
     /// Where request buffers come from.
     fn buffer(&self, length: usize) -> Buffer;
     /// Reads `length` bytes.
-    fn read(&self, stream: StreamId, offset: u64, length: usize) -> impl Future<Output = io::Result<Buffer>> + 'static;
+    fn read(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        length: usize,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static;
     /// Writes the buffer.
     fn write(
         &self,
@@ -62,7 +67,12 @@ pub trait BlockDevice: 'static {
     /// Makes every completed write durable.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
     /// The range is not needed any more; it may read as anything afterwards.
-    fn discard(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = io::Result<()>> + 'static;
+    fn discard(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> impl Future<Output = io::Result<()>> + 'static;
     /// The range reads as zeros afterwards. With `may_unmap` space may be given back. With `only_if_fast` it fails
     /// with `EOPNOTSUPP` (as `ENOTSUP`) at once, nothing changed, if zeroing is no faster than writing.
     fn write_zeroes(
@@ -74,9 +84,19 @@ pub trait BlockDevice: 'static {
         fua: bool,
     ) -> impl Future<Output = io::Result<()>> + 'static;
     /// Brings the range into the cache.
-    fn prefetch(&self, stream: StreamId, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static;
+    fn prefetch(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        length: u64,
+    ) -> impl Future<Output = io::Result<()>> + 'static;
     /// States of the range, adjacent extents of one state merged, covering it exactly or stopping early after `most` extents.
-    fn status(&self, offset: u64, length: u64, most: usize) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static;
+    fn status(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static;
 }
 
 /// The volumes a frontend can offer.

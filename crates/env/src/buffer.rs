@@ -50,7 +50,12 @@ impl BufferPool {
             }
             None => Page::new_vec_zeroed(pages_of(length)).expect("memory for a buffer"),
         };
-        Buffer { pages, start: 0, end: length, pool: Rc::downgrade(&self.0) }
+        Buffer {
+            pages,
+            start: 0,
+            end: length,
+            pool: Rc::downgrade(&self.0),
+        }
     }
 
     /// A buffer of `length` zero bytes.
@@ -62,12 +67,20 @@ impl BufferPool {
 }
 
 fn class_of(length: usize) -> usize {
-    length.div_ceil(PAGE_BYTES).max(1).next_power_of_two().trailing_zeros() as usize
+    length
+        .div_ceil(PAGE_BYTES)
+        .max(1)
+        .next_power_of_two()
+        .trailing_zeros() as usize
 }
 
 fn pages_of(length: usize) -> usize {
     let pages = length.div_ceil(PAGE_BYTES).max(1);
-    if class_of(length) < CLASSES { pages.next_power_of_two() } else { pages }
+    if class_of(length) < CLASSES {
+        pages.next_power_of_two()
+    } else {
+        pages
+    }
 }
 
 /// Owned, page-aligned bytes. Dereferences to its current range.
@@ -84,7 +97,10 @@ impl Buffer {
     /// # Panics
     /// If the range does not fit the pages.
     pub fn set_range(&mut self, range: Range<usize>) {
-        assert!(range.start <= range.end && range.end <= self.capacity(), "buffer range");
+        assert!(
+            range.start <= range.end && range.end <= self.capacity(),
+            "buffer range"
+        );
         self.start = range.start;
         self.end = range.end;
     }
@@ -115,13 +131,21 @@ impl DerefMut for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({}..{} of {})", self.start, self.end, self.capacity())
+        write!(
+            f,
+            "Buffer({}..{} of {})",
+            self.start,
+            self.end,
+            self.capacity()
+        )
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(pool) = self.pool.upgrade() else { return };
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
         let mut pool = pool.borrow_mut();
         let bytes = self.capacity();
         let class = class_of(bytes);

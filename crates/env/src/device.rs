@@ -48,7 +48,11 @@ pub trait Device: 'static {
     /// Size and units.
     fn geometry(&self) -> Geometry;
     /// Fills `buffer` from `offset` bytes.
-    fn read(&self, offset: u64, buffer: Buffer) -> impl Future<Output = io::Result<Buffer>> + 'static;
+    fn read(
+        &self,
+        offset: u64,
+        buffer: Buffer,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static;
     /// Writes `buffer` at `offset` bytes.
     fn write(
         &self,

@@ -32,9 +32,15 @@ impl Segment {
 /// At most one receive and one send are in flight at a time (one of each may be).
 pub trait Stream: 'static {
     /// Receives at least one byte into the front of `buffer`'s range; 0 at the end of the stream.
-    fn receive(&self, buffer: Buffer) -> impl Future<Output = (io::Result<usize>, Buffer)> + 'static;
+    fn receive(
+        &self,
+        buffer: Buffer,
+    ) -> impl Future<Output = (io::Result<usize>, Buffer)> + 'static;
     /// Receives until `buffer`'s range is full; `UnexpectedEof` if the stream ends before.
-    fn receive_exact(&self, buffer: Buffer) -> impl Future<Output = (io::Result<()>, Buffer)> + 'static;
+    fn receive_exact(
+        &self,
+        buffer: Buffer,
+    ) -> impl Future<Output = (io::Result<()>, Buffer)> + 'static;
     /// Sends all segments, in order, in as few system calls as possible.
     fn send(&self, segments: Vec<Segment>) -> impl Future<Output = io::Result<()>> + 'static;
     /// Ends both directions; pending calls return.

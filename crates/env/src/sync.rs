@@ -41,7 +41,10 @@ impl Notify {
     pub fn wait(&self) -> Notified<'_> {
         let waiter = Rc::new(Waiter::default());
         self.waiters.borrow_mut().push_back(waiter.clone());
-        Notified { notify: self, waiter }
+        Notified {
+            notify: self,
+            waiter,
+        }
     }
 
     /// Wakes everybody who waits now.
@@ -96,7 +99,10 @@ impl Future for Notified<'_> {
 impl Drop for Notified<'_> {
     fn drop(&mut self) {
         if !self.waiter.woken.get() {
-            self.notify.waiters.borrow_mut().retain(|w| !Rc::ptr_eq(w, &self.waiter));
+            self.notify
+                .waiters
+                .borrow_mut()
+                .retain(|w| !Rc::ptr_eq(w, &self.waiter));
         }
     }
 }
@@ -110,7 +116,10 @@ pub struct Semaphore {
 impl Semaphore {
     /// `permits` of them.
     pub fn new(permits: usize) -> Self {
-        Semaphore { free: Cell::new(permits), queue: RefCell::default() }
+        Semaphore {
+            free: Cell::new(permits),
+            queue: RefCell::default(),
+        }
     }
 
     /// Takes `count` permits, waiting for them; the guard gives them back. `count` must not exceed the total.
@@ -118,8 +127,17 @@ impl Semaphore {
         let waiter = Rc::new(Waiter::default());
         self.queue.borrow_mut().push_back((count, waiter.clone()));
         self.hand_out();
-        Acquire { semaphore: self, waiter, count, taken: false }.await;
-        Permits { semaphore: self, count }
+        Acquire {
+            semaphore: self,
+            waiter,
+            count,
+            taken: false,
+        }
+        .await;
+        Permits {
+            semaphore: self,
+            count,
+        }
     }
 
     /// Takes `count` permits if they are there and nobody waits.
@@ -128,7 +146,10 @@ impl Semaphore {
             return None;
         }
         self.free.set(self.free.get() - count);
-        Some(Permits { semaphore: self, count })
+        Some(Permits {
+            semaphore: self,
+            count,
+        })
     }
 
     /// Permits nobody holds.
@@ -181,9 +202,14 @@ impl Drop for Acquire<'_> {
             return;
         }
         if self.waiter.woken.get() {
-            self.semaphore.free.set(self.semaphore.free.get() + self.count);
+            self.semaphore
+                .free
+                .set(self.semaphore.free.get() + self.count);
         } else {
-            self.semaphore.queue.borrow_mut().retain(|(_, w)| !Rc::ptr_eq(w, &self.waiter));
+            self.semaphore
+                .queue
+                .borrow_mut()
+                .retain(|(_, w)| !Rc::ptr_eq(w, &self.waiter));
         }
         self.semaphore.hand_out();
     }
@@ -197,7 +223,9 @@ pub struct Permits<'a> {
 
 impl Drop for Permits<'_> {
     fn drop(&mut self) {
-        self.semaphore.free.set(self.semaphore.free.get() + self.count);
+        self.semaphore
+            .free
+            .set(self.semaphore.free.get() + self.count);
         self.semaphore.hand_out();
     }
 }
@@ -228,7 +256,10 @@ struct PromiseState<T> {
 
 /// Both ends of a [`Promise`]: the one who keeps it and the one who waits.
 pub fn promise<T>() -> (Keeper<T>, Promise<T>) {
-    let state = Rc::new(PromiseState { value: RefCell::new(None), waker: RefCell::new(None) });
+    let state = Rc::new(PromiseState {
+        value: RefCell::new(None),
+        waker: RefCell::new(None),
+    });
     (Keeper(state.clone()), Promise(state))
 }
 
@@ -258,7 +289,10 @@ impl<T> Future for Promise<T> {
 
 /// Runs all futures at once and gives their results in order.
 pub fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> JoinAll<F> {
-    let slots = futures.into_iter().map(|f| Slot::Running(Box::pin(f))).collect();
+    let slots = futures
+        .into_iter()
+        .map(|f| Slot::Running(Box::pin(f)))
+        .collect();
     JoinAll { slots }
 }
 
@@ -290,10 +324,13 @@ impl<F: Future> Future for JoinAll<F> {
         if pending {
             return Poll::Pending;
         }
-        let values = self.slots.iter_mut().map(|slot| match std::mem::replace(slot, Slot::Taken) {
-            Slot::Done(value) => value,
-            Slot::Running(_) | Slot::Taken => unreachable!("polled after completion"),
-        });
+        let values = self
+            .slots
+            .iter_mut()
+            .map(|slot| match std::mem::replace(slot, Slot::Taken) {
+                Slot::Done(value) => value,
+                Slot::Running(_) | Slot::Taken => unreachable!("polled after completion"),
+            });
         Poll::Ready(values.collect())
     }
 }
@@ -369,7 +406,9 @@ mod tests {
         assert!(semaphore.try_acquire(1).is_none());
         drop(held);
         assert!(poll_once(small.as_mut()).is_pending());
-        let Poll::Ready(taken) = poll_once(large.as_mut()) else { panic!("its turn") };
+        let Poll::Ready(taken) = poll_once(large.as_mut()) else {
+            panic!("its turn")
+        };
         drop(taken);
         assert!(poll_once(small.as_mut()).is_ready());
     }

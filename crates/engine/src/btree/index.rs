@@ -35,7 +35,12 @@ impl Index {
         for extent in map.iter().filter(|extent| extent.dirty) {
             *dirty_sectors.entry(extent.inode).or_insert(0) += extent.sectors();
         }
-        Index { map, nodes, dirty_sectors, bucket_sectors }
+        Index {
+            map,
+            nodes,
+            dirty_sectors,
+            bucket_sectors,
+        }
     }
 
     /// Dirty sectors of a volume.
@@ -51,22 +56,28 @@ impl Index {
             let (leaf, leaf_end) = self.nodes.leaf_of(extent.inode, at);
             let piece = extent.slice(at, extent.end.min(leaf_end));
             at = piece.end;
-            let merge = self.nodes.merge_within(leaf, piece.inode, piece.start, piece.end);
+            let merge = self
+                .nodes
+                .merge_within(leaf, piece.inode, piece.start, piece.end);
             let dirty = self.dirty_sectors.entry(piece.inode).or_default();
-            self.map.insert(piece, merge, self.bucket_sectors, |removed| {
-                let Some(ptr) = removed.ptr else { return };
-                if removed.dirty {
-                    *dirty -= removed.sectors();
-                }
-                alloc.sub_live(ptr, removed.sectors() as u32, removed.dirty);
-            });
+            self.map
+                .insert(piece, merge, self.bucket_sectors, |removed| {
+                    let Some(ptr) = removed.ptr else { return };
+                    if removed.dirty {
+                        *dirty -= removed.sectors();
+                    }
+                    alloc.sub_live(ptr, removed.sectors() as u32, removed.dirty);
+                });
             if let Some(ptr) = piece.ptr {
                 if piece.dirty {
                     *dirty += piece.sectors();
                 }
                 alloc.add_live(ptr, piece.sectors() as u32, piece.dirty);
             }
-            if self.nodes.add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now) {
+            if self
+                .nodes
+                .add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now)
+            {
                 pins.extend(change.seq);
             }
         }
@@ -82,7 +93,10 @@ impl Index {
             let (leaf, leaf_end) = self.nodes.leaf_of(extent.inode, at);
             let piece = extent.slice(at, extent.end.min(leaf_end));
             at = piece.end;
-            if self.nodes.add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now) {
+            if self
+                .nodes
+                .add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now)
+            {
                 pins.extend(change.seq);
             }
         }
@@ -123,7 +137,8 @@ impl Index {
         for extent in extents {
             if extent.ptr.is_some_and(|ptr| alloc.is_stale_durably(ptr)) {
                 assert!(!extent.dirty, "a bucket with dirty data is not recycled");
-                self.map.remove(extent.inode, extent.start, extent.end, |_| ());
+                self.map
+                    .remove(extent.inode, extent.start, extent.end, |_| ());
             }
         }
     }

@@ -50,7 +50,15 @@ const UNPINNED: u64 = u64::MAX;
 
 impl Nodes {
     /// Adds a node that is or will be on disk. It becomes findable as a leaf at once if it is one.
-    pub fn add(&mut self, level: u16, key: Key, low: Pos, seq: u64, blocks_used: u64, parent: Option<NodeId>) -> NodeId {
+    pub fn add(
+        &mut self,
+        level: u16,
+        key: Key,
+        low: Pos,
+        seq: u64,
+        blocks_used: u64,
+        parent: Option<NodeId>,
+    ) -> NodeId {
         let node = Node {
             level,
             key,
@@ -145,9 +153,26 @@ impl Nodes {
 
     /// The leaf that owns the range starting at `start` of `inode`, and where its part of the inode ends.
     pub fn leaf_of(&self, inode: u32, start: u64) -> (NodeId, u64) {
-        let after = (std::ops::Bound::Excluded(Pos { inode, offset: start }), std::ops::Bound::Unbounded);
-        let (high, id) = self.leaves.range(after).next().expect("leaves tile the key space");
-        (*id, if high.inode == inode { high.offset } else { u64::MAX })
+        let after = (
+            std::ops::Bound::Excluded(Pos {
+                inode,
+                offset: start,
+            }),
+            std::ops::Bound::Unbounded,
+        );
+        let (high, id) = self
+            .leaves
+            .range(after)
+            .next()
+            .expect("leaves tile the key space");
+        (
+            *id,
+            if high.inode == inode {
+                high.offset
+            } else {
+                u64::MAX
+            },
+        )
     }
 
     /// How an extent of leaf `id` may be merged with its neighbours without crossing the leaf's boundaries.
@@ -162,7 +187,14 @@ impl Nodes {
 
     /// Adds to a leaf's pending set. `seq` is the journal entry with the key, if it is journalled; says whether that entry
     /// is to be pinned.
-    pub fn add_pending(&mut self, id: NodeId, extent: Extent, bucket_sectors: u32, seq: Option<u64>, now: Duration) -> bool {
+    pub fn add_pending(
+        &mut self,
+        id: NodeId,
+        extent: Extent,
+        bucket_sectors: u32,
+        seq: Option<u64>,
+        now: Duration,
+    ) -> bool {
         let merge = self.merge_within(id, extent.inode, extent.start, extent.end);
         self.dirty.remove(&self.dirty_key(id));
         let node = self.get_mut(id);
@@ -182,7 +214,10 @@ impl Nodes {
         self.dirty.remove(&self.dirty_key(id));
         let node = self.get_mut(id);
         node.pending_since = None;
-        (std::mem::replace(&mut node.pending, ExtentMap::keeping_holes()), node.pinned_seq.take())
+        (
+            std::mem::replace(&mut node.pending, ExtentMap::keeping_holes()),
+            node.pinned_seq.take(),
+        )
     }
 
     /// Leaves with something pending, those that pin the oldest entries first.
@@ -201,13 +236,23 @@ mod tests {
     use brigade_format::{Gen, Ptr};
 
     fn leaf(nodes: &mut Nodes, low: Pos, high: Pos) -> NodeId {
-        nodes.add(0, Key::node(high, 128, Ptr::new(1280, Gen(1))), low, 9, 1, None)
+        nodes.add(
+            0,
+            Key::node(high, 128, Ptr::new(1280, Gen(1))),
+            low,
+            9,
+            1,
+            None,
+        )
     }
 
     #[test]
     fn a_leaf_owns_what_starts_below_its_position() {
         let mut nodes = Nodes::default();
-        let middle = Pos { inode: 1, offset: 100 };
+        let middle = Pos {
+            inode: 1,
+            offset: 100,
+        };
         let first = leaf(&mut nodes, Pos::ZERO, middle);
         let second = leaf(&mut nodes, middle, Pos::MAX);
         assert_eq!(nodes.leaf_of(0, 5000), (first, u64::MAX));
@@ -222,10 +267,19 @@ mod tests {
     #[test]
     fn leaves_come_in_the_order_of_the_entries_they_pin() {
         let mut nodes = Nodes::default();
-        let middle = Pos { inode: 1, offset: 100 };
+        let middle = Pos {
+            inode: 1,
+            offset: 100,
+        };
         let first = leaf(&mut nodes, Pos::ZERO, middle);
         let second = leaf(&mut nodes, middle, Pos::MAX);
-        let hole = |start| Extent { inode: 1, start, end: start + 8, ptr: None, dirty: false };
+        let hole = |start| Extent {
+            inode: 1,
+            start,
+            end: start + 8,
+            ptr: None,
+            dirty: false,
+        };
         assert!(nodes.add_pending(first, hole(0), 128, Some(7), Duration::ZERO));
         assert!(nodes.add_pending(second, hole(200), 128, Some(5), Duration::ZERO));
         assert!(!nodes.add_pending(second, hole(300), 128, Some(9), Duration::ZERO));

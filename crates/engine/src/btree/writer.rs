@@ -156,8 +156,14 @@ impl<E: Env> Tree<E> {
         if node.pending.is_empty() {
             return Plan::Nothing;
         }
-        let words = node.pending.iter().map(|extent| extent.to_key().words()).sum();
-        let Some(sector) = self.append_at(node.key, node.blocks_used, words) else { return Plan::Rewrite };
+        let words = node
+            .pending
+            .iter()
+            .map(|extent| extent.to_key().words())
+            .sum();
+        let Some(sector) = self.append_at(node.key, node.blocks_used, words) else {
+            return Plan::Rewrite;
+        };
         let (key, seq) = (node.key, node.seq);
         let (pending, pin) = index.nodes.take_pending(id);
         let keys: Vec<_> = pending.iter().map(|extent| extent.to_key()).collect();
@@ -185,7 +191,13 @@ impl<E: Env> Tree<E> {
 
     fn encode(&self, keys: &[Key], seq: u64, node: Key) -> Vec<u8> {
         let ptr = node.ptr(0).expect("a node has a place");
-        node::encode_bset(&key_words(keys), seq, ptr, self.layout.set_magic, self.block_bytes() as usize)
+        node::encode_bset(
+            &key_words(keys),
+            seq,
+            ptr,
+            self.layout.set_magic,
+            self.block_bytes() as usize,
+        )
     }
 
     /// Makes sets visible, each as a whole (TREE-4).
@@ -194,18 +206,24 @@ impl<E: Env> Tree<E> {
             return Ok(());
         }
         let unit = self.layout.unit_bytes;
-        let tail = |write: &Write| (write.bytes.len() > unit).then(|| (write.sector, write.bytes[unit..].to_vec()));
+        let tail = |write: &Write| {
+            (write.bytes.len() > unit).then(|| (write.sector, write.bytes[unit..].to_vec()))
+        };
         let tails: Vec<_> = writes.iter().filter_map(tail).collect();
         if !tails.is_empty() {
             let write = |(sector, bytes): (u64, Vec<u8>)| async move {
-                self.disk.write_metadata(sector + unit as u64 / SECTOR, &bytes, Durability::Volatile).await
+                self.disk
+                    .write_metadata(sector + unit as u64 / SECTOR, &bytes, Durability::Volatile)
+                    .await
             };
             all_ok(join_all(tails.into_iter().map(write)).await)?;
             self.disk.flush().await?;
         }
         let head = |write: Write| async move {
             let head = &write.bytes[..unit.min(write.bytes.len())];
-            self.disk.write_metadata(write.sector, head, Durability::Durable).await
+            self.disk
+                .write_metadata(write.sector, head, Durability::Durable)
+                .await
         };
         all_ok(join_all(writes.into_iter().map(head)).await)
     }
@@ -213,7 +231,9 @@ impl<E: Env> Tree<E> {
     /// Writes new nodes, which nothing names yet.
     async fn write_new(&self, writes: Vec<Write>) -> io::Result<()> {
         let write = |write: Write| async move {
-            self.disk.write_metadata(write.sector, &write.bytes, Durability::Durable).await
+            self.disk
+                .write_metadata(write.sector, &write.bytes, Durability::Durable)
+                .await
         };
         all_ok(join_all(writes.into_iter().map(write)).await)
     }
@@ -237,7 +257,8 @@ impl<E: Env> Tree<E> {
             self.disk.flush().await?;
             self.write_new(writes).await?;
             self.replace(replaced, &mut spare, pins).await?;
-            self.buckets.free_metadata(spare.into_iter().map(|bucket| bucket.nr));
+            self.buckets
+                .free_metadata(spare.into_iter().map(|bucket| bucket.nr));
         }
         Ok(())
     }
@@ -252,20 +273,29 @@ impl<E: Env> Tree<E> {
             while count > 1 && self.buckets_needed(&ids[..count]) > there {
                 count = count.div_ceil(2);
             }
-            let needed = if count == 1 { one } else { self.buckets_needed(&ids[..count]) };
+            let needed = if count == 1 {
+                one
+            } else {
+                self.buckets_needed(&ids[..count])
+            };
             let taken = self.buckets.take_metadata(needed).await?;
             // While it waited, the leaves may have grown.
             if self.buckets_needed(&ids[..count]) <= taken.len() {
                 return Ok((taken, count));
             }
-            self.buckets.free_metadata(taken.into_iter().map(|bucket| bucket.nr));
+            self.buckets
+                .free_metadata(taken.into_iter().map(|bucket| bucket.nr));
         }
     }
 
     /// The most buckets that rewriting these leaves and everything above them can take.
     fn buckets_needed(&self, leaves: &[NodeId]) -> usize {
         let words = |id: &NodeId| {
-            let words: Vec<usize> = self.leaf_content(*id).iter().map(|extent| extent.to_key().words()).collect();
+            let words: Vec<usize> = self
+                .leaf_content(*id)
+                .iter()
+                .map(|extent| extent.to_key().words())
+                .collect();
             groups(words.into_iter(), self.node_words()).len()
         };
         let mut news: usize = leaves.iter().map(words).sum();
@@ -273,7 +303,10 @@ impl<E: Env> Tree<E> {
         let index = self.index.borrow();
         let mut level: BTreeSet<NodeId> = leaves.iter().copied().collect();
         while level.iter().any(|id| index.nodes.get(*id).parent.is_some()) {
-            level = level.iter().filter_map(|id| index.nodes.get(*id).parent).collect();
+            level = level
+                .iter()
+                .filter_map(|id| index.nodes.get(*id).parent)
+                .collect();
             news = level.len() * 3 + (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
             needed += news;
         }
@@ -286,7 +319,9 @@ impl<E: Env> Tree<E> {
         let node = index.nodes.get(id);
         let all: Vec<_> = index.map.iter_between(node.low, node.key.pos()).collect();
         index.purge_stale(&alloc, &all);
-        all.into_iter().filter(|extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr))).collect()
+        all.into_iter()
+            .filter(|extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr)))
+            .collect()
     }
 
     /// Cuts the content into new leaves that take the old one's place in memory at once.
@@ -308,7 +343,10 @@ impl<E: Env> Tree<E> {
     }
 
     /// Cuts keys into nodes of one level, adds these to the tree and says what to write.
-    #[allow(clippy::too_many_arguments, reason = "one place describes a run of sibling nodes")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one place describes a run of sibling nodes"
+    )]
     fn cut(
         &self,
         index: &mut Index,
@@ -328,10 +366,18 @@ impl<E: Env> Tree<E> {
             let (mine, others) = rest.split_at(count);
             rest = others;
             let last = i + 1 == sizes.len();
-            let pos = if last { high } else { mine.last().expect("only the last group may be empty").pos() };
+            let pos = if last {
+                high
+            } else {
+                mine.last().expect("only the last group may be empty").pos()
+            };
             let bucket = spare.pop().expect("reserved");
             let sector = bucket.nr.0 * self.layout.bucket_sectors;
-            let key = Key::node(pos, self.layout.node_sectors as u32, Ptr::new(sector, bucket.r#gen));
+            let key = Key::node(
+                pos,
+                self.layout.node_sectors as u32,
+                Ptr::new(sector, bucket.r#gen),
+            );
             let seq = self.env.random_u64().max(1);
             let bytes = self.encode(mine, seq, key);
             let blocks = bytes.len() as u64 / self.block_bytes();
@@ -344,12 +390,26 @@ impl<E: Env> Tree<E> {
 
     /// Puts new nodes, durable already, in the place of old ones of the same level, up to the root if need be (TREE-5).
     /// `pins` are given back as soon as the journal may let go of what the old leaves had pending.
-    async fn replace(&self, replaced: Vec<Replaced>, spare: &mut Vec<MetadataBucket>, pins: Vec<u64>) -> io::Result<()> {
+    async fn replace(
+        &self,
+        replaced: Vec<Replaced>,
+        spare: &mut Vec<MetadataBucket>,
+        pins: Vec<u64>,
+    ) -> io::Result<()> {
         let old_keys: Vec<Key> = {
             let index = self.index.borrow();
-            replaced.iter().map(|(old, _)| index.nodes.get(*old).key).collect()
+            replaced
+                .iter()
+                .map(|(old, _)| index.nodes.get(*old).key)
+                .collect()
         };
-        let is_root = self.index.borrow().nodes.get(replaced[0].0).parent.is_none();
+        let is_root = self
+            .index
+            .borrow()
+            .nodes
+            .get(replaced[0].0)
+            .parent
+            .is_none();
         if is_root {
             assert_eq!(replaced.len(), 1, "a tree has one root");
             for (old, news) in replaced {
@@ -358,7 +418,11 @@ impl<E: Env> Tree<E> {
         } else {
             Box::pin(self.replace_children(replaced, spare, pins)).await?;
         }
-        let place = |key: &Key| key.ptr(0).expect("a node has a place").bucket(self.layout.bucket_sectors as u32);
+        let place = |key: &Key| {
+            key.ptr(0)
+                .expect("a node has a place")
+                .bucket(self.layout.bucket_sectors as u32)
+        };
         self.buckets.free_metadata(old_keys.iter().map(place));
         Ok(())
     }
@@ -377,7 +441,8 @@ impl<E: Env> Tree<E> {
                     let mut index = self.index.borrow_mut();
                     let level = index.nodes.get(old).level + 1;
                     let keys = news.iter().map(|id| index.nodes.get(*id).key).collect();
-                    let (writes, roots) = self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
+                    let (writes, roots) =
+                        self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
                     assert_eq!(roots.len(), 1, "a new root holds a few children");
                     index.nodes.adopt(roots[0], &news);
                     (writes, roots[0])
@@ -436,7 +501,10 @@ impl<E: Env> Tree<E> {
             let old_key = index.nodes.get(old).key;
             let old_ptr = old_key.ptr(0).expect("a node has a place");
             let (freeing, live) = keys.entry(parent).or_default();
-            freeing.push(Key::freeing(old_key.size(), Ptr::new(old_ptr.sector(), old_ptr.r#gen().next())));
+            freeing.push(Key::freeing(
+                old_key.size(),
+                Ptr::new(old_ptr.sector(), old_ptr.r#gen().next()),
+            ));
             live.extend(news.iter().map(|id| index.nodes.get(*id).key));
             index.nodes.get_mut(parent).children.remove(&old_key.pos());
             index.nodes.adopt(parent, &news);
@@ -447,7 +515,9 @@ impl<E: Env> Tree<E> {
             freeing.append(&mut live);
             freeing
         };
-        keys.into_iter().map(|(parent, both)| (parent, sorted(both))).collect()
+        keys.into_iter()
+            .map(|(parent, both)| (parent, sorted(both)))
+            .collect()
     }
 
     fn plan_interior(
@@ -466,13 +536,19 @@ impl<E: Env> Tree<E> {
         }
         let (level, low, high, parent) = (node.level, node.low, node.key.pos(), node.parent);
         let children: Vec<_> = node.children.values().copied().collect();
-        let keys = children.iter().map(|child| index.nodes.get(*child).key).collect();
+        let keys = children
+            .iter()
+            .map(|child| index.nodes.get(*child).key)
+            .collect();
         let (writes, parents) = self.cut(index, level, keys, low, high, parent, spare);
         index.nodes.get_mut(id).children.clear();
         let mut rest = &children[..];
         for &parent in &parents {
             let high = index.nodes.get(parent).key.pos();
-            let mine = rest.iter().take_while(|child| index.nodes.get(**child).key.pos() <= high).count();
+            let mine = rest
+                .iter()
+                .take_while(|child| index.nodes.get(**child).key.pos() <= high)
+                .count();
             let (mine, others) = rest.split_at(mine);
             index.nodes.adopt(parent, mine);
             rest = others;
@@ -540,10 +616,17 @@ impl<E: Env> Tree<E> {
         let high = self.pending_words_high();
         let is_due = |id: &NodeId| {
             let node = index.nodes.get(*id);
-            let old = node.pending_since.is_some_and(|since| now.saturating_sub(since) >= LEAF_DELAY);
+            let old = node
+                .pending_since
+                .is_some_and(|since| now.saturating_sub(since) >= LEAF_DELAY);
             old || node.pending.len() * 3 > high
         };
-        index.nodes.dirty().filter(is_due).take(LEAF_BATCH).collect()
+        index
+            .nodes
+            .dirty()
+            .filter(is_due)
+            .take(LEAF_BATCH)
+            .collect()
     }
 
     /// Rewrites every leaf, so that no pointer older than now's generations is left in the tree.
@@ -552,7 +635,9 @@ impl<E: Env> Tree<E> {
         let leaves = {
             let mut index = self.index.borrow_mut();
             let leaves = index.nodes.leaves();
-            leaves.iter().for_each(|id| index.nodes.get_mut(*id).rewrite_wanted = true);
+            leaves
+                .iter()
+                .for_each(|id| index.nodes.get_mut(*id).rewrite_wanted = true);
             leaves
         };
         for some in leaves.chunks(GC_LEAVES) {

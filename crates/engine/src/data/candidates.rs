@@ -33,19 +33,35 @@ pub struct Candidate {
 impl Candidates {
     /// A candidate for a range, to be made before its data is read or written.
     pub fn open(self: &Rc<Self>, start: u64, end: u64) -> Candidate {
-        assert!(start < end && end - start <= SECTORS_MAX, "a candidate is short");
+        assert!(
+            start < end && end - start <= SECTORS_MAX,
+            "a candidate is short"
+        );
         let id = self.next.get();
         self.next.set(id + 1);
         let cancelled = Rc::new(Cell::new(false));
-        self.open.borrow_mut().insert((start, id), Open { end, cancelled: cancelled.clone() });
-        Candidate { all: self.clone(), key: (start, id), cancelled }
+        self.open.borrow_mut().insert(
+            (start, id),
+            Open {
+                end,
+                cancelled: cancelled.clone(),
+            },
+        );
+        Candidate {
+            all: self.clone(),
+            key: (start, id),
+            cancelled,
+        }
     }
 
     /// The range was written: what was read of it before must not enter the index.
     pub fn cancel(&self, start: u64, end: u64) {
         let open = self.open.borrow();
         let from = (start.saturating_sub(SECTORS_MAX), 0);
-        for (_, candidate) in open.range(from..(end, 0)).filter(|(_, candidate)| candidate.end > start) {
+        for (_, candidate) in open
+            .range(from..(end, 0))
+            .filter(|(_, candidate)| candidate.end > start)
+        {
             candidate.cancelled.set(true);
         }
     }

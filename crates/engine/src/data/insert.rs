@@ -43,7 +43,16 @@ impl<E: Env> Inserter<E> {
         leaf_demand: Rc<dyn Fn()>,
     ) -> Rc<Self> {
         let (inserted_words, dirtied) = (Cell::new(0), Notify::new());
-        Rc::new(Inserter { env, index, buckets, journal, leaf_demand, inserted_words, words_high, dirtied })
+        Rc::new(Inserter {
+            env,
+            index,
+            buckets,
+            journal,
+            leaf_demand,
+            inserted_words,
+            words_high,
+            dirtied,
+        })
     }
 
     /// Lays extents and holes over what is there, journalled. `still` is asked, in the same step as the change, what of it
@@ -61,7 +70,9 @@ impl<E: Env> Inserter<E> {
             self.journal.room(count * 3).await?;
             let wanted: Vec<Extent> = {
                 let index = self.index.borrow();
-                left.drain(..count).flat_map(|extent| still(&index, &extent)).collect()
+                left.drain(..count)
+                    .flat_map(|extent| still(&index, &extent))
+                    .collect()
             };
             if wanted.is_empty() {
                 continue;
@@ -70,7 +81,10 @@ impl<E: Env> Inserter<E> {
             if wanted.len() <= count || self.journal.has_room(wanted.len() * 3) {
                 last = Some(self.apply(&wanted));
             } else {
-                wanted.into_iter().rev().for_each(|piece| left.push_front(piece));
+                wanted
+                    .into_iter()
+                    .rev()
+                    .for_each(|piece| left.push_front(piece));
             }
         }
         Ok(last)
@@ -93,14 +107,23 @@ impl<E: Env> Inserter<E> {
     /// Puts clean data where nothing is cached; only the leaf will know. Gives the sectors that found room.
     pub fn fill(&self, extent: Extent) -> u64 {
         assert!(!extent.dirty, "dirty data is journalled");
-        let absent = self.index.borrow().absent(&self.buckets.get(), extent.inode, extent.start, extent.end);
-        let pieces: Vec<_> = absent.into_iter().map(|(start, end)| extent.slice(start, end)).collect();
+        let absent =
+            self.index
+                .borrow()
+                .absent(&self.buckets.get(), extent.inode, extent.start, extent.end);
+        let pieces: Vec<_> = absent
+            .into_iter()
+            .map(|(start, end)| extent.slice(start, end))
+            .collect();
         self.change(&pieces, None);
         pieces.iter().map(Extent::sectors).sum()
     }
 
     fn change(&self, extents: &[Extent], seq: Option<u64>) {
-        let change = Change { seq, now: self.env.now() };
+        let change = Change {
+            seq,
+            now: self.env.now(),
+        };
         let mut index = self.index.borrow_mut();
         let mut alloc = self.buckets.get_mut();
         for &extent in extents {

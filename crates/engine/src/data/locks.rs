@@ -35,7 +35,9 @@ impl RangeLocks {
     /// Whether somebody holds any part of the range.
     pub fn is_held(&self, start: u64, end: u64) -> bool {
         let held = self.held.borrow();
-        held.range(..end).next_back().is_some_and(|(_, held_end)| *held_end > start)
+        held.range(..end)
+            .next_back()
+            .is_some_and(|(_, held_end)| *held_end > start)
     }
 }
 
@@ -56,7 +58,9 @@ mod tests {
     fn overlapping_ranges_wait_and_others_do_not() {
         let locks = RangeLocks::default();
         let mut context = Context::from_waker(Waker::noop());
-        let Poll::Ready(first) = pin!(locks.lock(8, 16)).poll(&mut context) else { panic!("free") };
+        let Poll::Ready(first) = pin!(locks.lock(8, 16)).poll(&mut context) else {
+            panic!("free")
+        };
         assert!(pin!(locks.lock(16, 24)).poll(&mut context).is_ready());
         assert!(pin!(locks.lock(0, 8)).poll(&mut context).is_ready());
         let mut waiting = pin!(locks.lock(0, 9));

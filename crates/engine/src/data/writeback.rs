@@ -11,9 +11,9 @@
 
 use super::candidates::{Candidate, Candidates};
 use super::insert::Inserter;
-use crate::buckets::Buckets;
 use super::locks::RangeLocks;
 use crate::btree::Index;
+use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::extents::Extent;
 use crate::journal::Journal;
@@ -87,7 +87,13 @@ impl<E: Env> Writeback<E> {
     /// Of one volume.
     pub fn new(parts: WritebackParts<E>) -> Rc<Self> {
         let (is_closing, running) = (Cell::new(false), Cell::new(false));
-        Rc::new(Writeback { parts, cursor: Cell::new(0), is_closing, running, changed: Notify::new() })
+        Rc::new(Writeback {
+            parts,
+            cursor: Cell::new(0),
+            is_closing,
+            running,
+            changed: Notify::new(),
+        })
     }
 
     fn dirty(&self) -> u64 {
@@ -100,7 +106,12 @@ impl<E: Env> Writeback<E> {
         while !self.is_closing.get() {
             let dirtied = self.parts.inserter.dirtied.wait();
             let dirty = self.dirty();
-            let idle = self.parts.env.now().saturating_sub(self.parts.last_request.get()) >= self.parts.delay;
+            let idle = self
+                .parts
+                .env
+                .now()
+                .saturating_sub(self.parts.last_request.get())
+                >= self.parts.delay;
             let outcome = if dirty > 0 && (idle || self.is_pressed(dirty)) {
                 self.round().await.map(|_| ())
             } else if dirty == 0 {
@@ -145,7 +156,11 @@ impl<E: Env> Writeback<E> {
         }
         self.parts.backing.flush().await?;
         self.parts.journal.flush().await?;
-        self.parts.superblock.become_clean(|| self.dirty() == 0).await.map(|_| ())
+        self.parts
+            .superblock
+            .become_clean(|| self.dirty() == 0)
+            .await
+            .map(|_| ())
     }
 
     /// Writes some dirty extents back; gives the sectors cleaned.
@@ -168,7 +183,13 @@ impl<E: Env> Writeback<E> {
             return Ok(0);
         }
         self.parts.backing.flush().await?;
-        let clean: Vec<_> = copied.iter().map(|extent| Extent { dirty: false, ..*extent }).collect();
+        let clean: Vec<_> = copied
+            .iter()
+            .map(|extent| Extent {
+                dirty: false,
+                ..*extent
+            })
+            .collect();
         let before = self.dirty();
         self.parts
             .inserter
@@ -178,8 +199,20 @@ impl<E: Env> Writeback<E> {
                 if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled()) {
                     return Vec::new();
                 }
-                let still = same(index, &Extent { dirty: true, ..*extent });
-                still.into_iter().map(|extent| Extent { dirty: false, ..extent }).collect()
+                let still = same(
+                    index,
+                    &Extent {
+                        dirty: true,
+                        ..*extent
+                    },
+                );
+                still
+                    .into_iter()
+                    .map(|extent| Extent {
+                        dirty: false,
+                        ..extent
+                    })
+                    .collect()
             })
             .await?;
         let sectors = copied.iter().map(Extent::sectors).sum::<u64>();
@@ -196,7 +229,11 @@ impl<E: Env> Writeback<E> {
         let read = |piece: Extent| async move {
             let buffer = parts.cache.buffers().get(piece.sectors() as usize * 512);
             let ptr = piece.ptr.expect("dirty data has a place");
-            parts.cache.read(ptr.sector(), buffer).await.map(|buffer| (piece, buffer))
+            parts
+                .cache
+                .read(ptr.sector(), buffer)
+                .await
+                .map(|buffer| (piece, buffer))
         };
         let data = join_all(before.into_iter().map(read)).await;
         let write = |result: io::Result<(Extent, brigade_env::Buffer)>| async move {
@@ -204,7 +241,11 @@ impl<E: Env> Writeback<E> {
             if same(&parts.index.borrow(), &piece) != [piece] {
                 return Ok(None);
             }
-            parts.backing.write(piece.start, buffer, Durability::Volatile).await.map(|_| Some(piece))
+            parts
+                .backing
+                .write(piece.start, buffer, Durability::Volatile)
+                .await
+                .map(|_| Some(piece))
         };
         let written = join_all(data.into_iter().map(write)).await;
         let copied = written.into_iter().collect::<io::Result<Vec<_>>>()?;
@@ -273,5 +314,9 @@ impl<E: Env> Writeback<E> {
 /// The parts of an extent's range where the index still has exactly it: same location, same dirty flag.
 pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
     let is_same = |found: &Extent| *found == extent.slice(found.start, found.end);
-    index.map.range(extent.inode, extent.start, extent.end).filter(is_same).collect()
+    index
+        .map
+        .range(extent.inode, extent.start, extent.end)
+        .filter(is_same)
+        .collect()
 }

@@ -27,7 +27,11 @@ pub(super) struct Ring {
 
 impl Ring {
     pub fn new(start: RingStart, bucket_sectors: u64) -> Self {
-        assert_eq!(start.buckets.len(), start.bucket_max_seq.len(), "one number a bucket");
+        assert_eq!(
+            start.buckets.len(),
+            start.bucket_max_seq.len(),
+            "one number a bucket"
+        );
         Ring {
             buckets: start.buckets,
             bucket_sectors,
@@ -49,13 +53,21 @@ impl Ring {
     /// Buckets after the current one that hold nothing needed, given `last_seq` of a durable entry.
     pub fn free(&self, durable_last_seq: u64) -> usize {
         (1..self.buckets.len())
-            .take_while(|ahead| self.max_seq[(self.index + ahead) % self.buckets.len()] < durable_last_seq)
+            .take_while(|ahead| {
+                self.max_seq[(self.index + ahead) % self.buckets.len()] < durable_last_seq
+            })
             .count()
     }
 
     /// Takes space for an entry of `sectors` that itself needs `last_seq` and later ones; `None` if the next bucket is
     /// still needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
-    pub fn take(&mut self, sectors: u64, seq: u64, last_seq: u64, durable_last_seq: u64) -> Option<u64> {
+    pub fn take(
+        &mut self,
+        sectors: u64,
+        seq: u64,
+        last_seq: u64,
+        durable_last_seq: u64,
+    ) -> Option<u64> {
         assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
         if self.used_sectors + sectors > self.bucket_sectors {
             let free = self.free(durable_last_seq);
@@ -77,7 +89,11 @@ mod tests {
     use super::*;
 
     fn ring() -> Ring {
-        let start = RingStart { buckets: vec![1, 2, 3, 4], newest_index: 0, bucket_max_seq: vec![0; 4] };
+        let start = RingStart {
+            buckets: vec![1, 2, 3, 4],
+            newest_index: 0,
+            bucket_max_seq: vec![0; 4],
+        };
         Ring::new(start, 8)
     }
 
@@ -96,7 +112,11 @@ mod tests {
         assert!(ring.take(8, 4, 4, 1).is_some(), "index 0 held nothing");
         assert_eq!(ring.free(1), 0);
         assert_eq!(ring.take(8, 5, 5, 1), None, "entry 1 is needed");
-        assert_eq!(ring.take(8, 5, 5, 2), Some(2 * 8), "entry 1 is not needed any more");
+        assert_eq!(
+            ring.take(8, 5, 5, 2),
+            Some(2 * 8),
+            "entry 1 is not needed any more"
+        );
     }
 
     #[test]

@@ -167,7 +167,9 @@ impl<E: Env> Journal<E> {
         }
         assert!(state.words.len() <= self.words_max, "room was asked for");
         let seq = state.seq;
-        let State { survivor, words, .. } = &mut *state;
+        let State {
+            survivor, words, ..
+        } = &mut *state;
         if let Some(log) = survivor
             && let Err(error) = log.append(seq, &words[first..])
         {
@@ -220,7 +222,11 @@ impl<E: Env> Journal<E> {
     pub async fn flush(&self) -> io::Result<()> {
         let target = {
             let state = self.state.borrow();
-            if state.words.is_empty() { state.seq - 1 } else { state.seq }
+            if state.words.is_empty() {
+                state.seq - 1
+            } else {
+                state.seq
+            }
         };
         self.flush_through(target).await
     }
@@ -292,7 +298,10 @@ impl<E: Env> Journal<E> {
     /// From now on plain writes are acknowledged by the record in memory.
     pub fn use_survivor(&self, log: SurvivorLog<E::Survivor>) {
         let mut state = self.state.borrow_mut();
-        assert!(state.words.is_empty(), "the record begins with an empty stage");
+        assert!(
+            state.words.is_empty(),
+            "the record begins with an empty stage"
+        );
         state.survivor = Some(log);
     }
 
@@ -301,7 +310,10 @@ impl<E: Env> Journal<E> {
         self.flush().await?;
         self.write_now().await?;
         let mut state = self.state.borrow_mut();
-        assert!(state.pins.is_empty() || self.poison.is_thrown(), "all leaves are durable");
+        assert!(
+            state.pins.is_empty() || self.poison.is_thrown(),
+            "all leaves are durable"
+        );
         if let Some(mut survivor) = state.survivor.take() {
             survivor.finish()?;
         }
@@ -364,7 +376,9 @@ impl<E: Env> Journal<E> {
 
     async fn write_entry(&self, sector: u64, entry: &[u8]) -> io::Result<()> {
         self.disk.flush().await?;
-        self.disk.write_metadata(sector, entry, Durability::Durable).await
+        self.disk
+            .write_metadata(sector, entry, Durability::Durable)
+            .await
     }
 
     /// Closes the stage and opens the next: what is to be written where. `None` if the ring has no room.
@@ -399,5 +413,11 @@ impl<E: Env> Journal<E> {
 }
 
 fn last_seq<S: brigade_env::Survivor>(state: &State<S>) -> u64 {
-    state.pins.keys().next().copied().unwrap_or(state.seq).min(state.seq)
+    state
+        .pins
+        .keys()
+        .next()
+        .copied()
+        .unwrap_or(state.seq)
+        .min(state.seq)
 }

@@ -45,7 +45,11 @@ impl<S: Survivor> SurvivorLog<S> {
         header.extend_from_slice(&session.to_le_bytes());
         header.extend_from_slice(&crc::checksum(crc::SEED, &header).to_le_bytes());
         store.write(0, &header)?;
-        Ok(SurvivorLog { store, at: [0; 2], seq: [0; 2] })
+        Ok(SurvivorLog {
+            store,
+            at: [0; 2],
+            seq: [0; 2],
+        })
     }
 
     /// Adds keys of stage `seq`. Returns once they would survive the process.
@@ -59,14 +63,17 @@ impl<S: Survivor> SurvivorLog<S> {
         record.extend_from_slice(&seq.to_le_bytes());
         record.extend_from_slice(&(words.len() as u64).to_le_bytes());
         record.extend_from_slice(&[0; 8]);
-        words.iter().for_each(|word| record.extend_from_slice(&word.to_le_bytes()));
+        words
+            .iter()
+            .for_each(|word| record.extend_from_slice(&word.to_le_bytes()));
         let checksum = crc::checksum(seq ^ self.at[region], &record);
         record[16..24].copy_from_slice(&checksum.to_le_bytes());
         let at = self.at[region];
         if at + record.len() as u64 > REGION_BYTES {
             return Err(std::io::ErrorKind::StorageFull.into());
         }
-        self.store.write(REGION_START + region as u64 * REGION_BYTES + at, &record)?;
+        self.store
+            .write(REGION_START + region as u64 * REGION_BYTES + at, &record)?;
         self.at[region] = at + record.len() as u64;
         Ok(())
     }
@@ -79,7 +86,9 @@ impl<S: Survivor> SurvivorLog<S> {
 
 /// Stages acknowledged in the opening `session` of the set, ascending by number. Anything unreadable counts as absent.
 pub fn recall<S: Survivor>(store: &S, set_uuid: &[u8; 16], session: u64) -> Vec<SurvivorEntry> {
-    let Ok(bytes) = store.read() else { return Vec::new() };
+    let Ok(bytes) = store.read() else {
+        return Vec::new();
+    };
     let mut header = Vec::from(MAGIC.to_le_bytes());
     header.extend_from_slice(set_uuid);
     header.extend_from_slice(&session.to_le_bytes());
@@ -101,7 +110,10 @@ fn recall_region(bytes: &[u8]) -> Option<SurvivorEntry> {
     let mut at = 0;
     let mut entry: Option<SurvivorEntry> = None;
     while let Some((seq, keys, next)) = recall_record(bytes, at) {
-        let entry = entry.get_or_insert_with(|| SurvivorEntry { seq, keys: Vec::new() });
+        let entry = entry.get_or_insert_with(|| SurvivorEntry {
+            seq,
+            keys: Vec::new(),
+        });
         if entry.seq != seq {
             break;
         }
@@ -113,9 +125,16 @@ fn recall_region(bytes: &[u8]) -> Option<SurvivorEntry> {
 
 fn recall_record(bytes: &[u8], at: usize) -> Option<(u64, Vec<Key>, usize)> {
     let head = bytes.get(at..at.checked_add(RECORD_BYTES)?)?;
-    let word = |i: usize| head[i * 8..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
+    let word = |i: usize| {
+        head[i * 8..]
+            .first_chunk()
+            .map(|chunk| u64::from_le_bytes(*chunk))
+    };
     let (seq, words, checksum) = (word(0)?, word(1)?, word(2)?);
-    let end = usize::try_from(words).ok()?.checked_mul(8)?.checked_add(at + RECORD_BYTES)?;
+    let end = usize::try_from(words)
+        .ok()?
+        .checked_mul(8)?
+        .checked_add(at + RECORD_BYTES)?;
     let mut record = bytes.get(at..end)?.to_vec();
     record[16..24].fill(0);
     if crc::checksum(seq ^ at as u64, &record) != checksum {
@@ -192,7 +211,10 @@ mod tests {
         let length = store.0.borrow().len();
         for byte in REGION_START as usize..length {
             store.0.borrow_mut()[byte] ^= 0x40;
-            let keys: usize = recall(&store, &[7; 16], 3).iter().map(|e| e.keys.len()).sum();
+            let keys: usize = recall(&store, &[7; 16], 3)
+                .iter()
+                .map(|e| e.keys.len())
+                .sum();
             assert!(keys < 2, "byte {byte}");
             store.0.borrow_mut()[byte] ^= 0x40;
         }

@@ -14,7 +14,8 @@ const SUPERBLOCK_SECTOR: u64 = 8;
 /// Writes a superblock; what it refers to is made durable before, it itself is when this returns.
 pub async fn write_superblock<E: Env>(disk: &Disk<E>, superblock: &Superblock) -> io::Result<()> {
     disk.flush().await?;
-    disk.write_metadata(SUPERBLOCK_SECTOR, &superblock.encode(), Durability::Durable).await
+    disk.write_metadata(SUPERBLOCK_SECTOR, &superblock.encode(), Durability::Durable)
+        .await
 }
 
 /// The superblock of a backing device, and its passage between clean and dirty.
@@ -40,7 +41,12 @@ impl<E: Env> Drop for DirtyIntent<'_, E> {
 impl<E: Env> BackingSuper<E> {
     /// As read from `disk`.
     pub fn new(disk: Rc<Disk<E>>, superblock: Superblock) -> Self {
-        BackingSuper { disk, superblock: RefCell::new(superblock), turn: Lock::default(), intents: Cell::new(0) }
+        BackingSuper {
+            disk,
+            superblock: RefCell::new(superblock),
+            turn: Lock::default(),
+            intents: Cell::new(0),
+        }
     }
 
     /// The state as it stands on disk (or is just being written).
@@ -68,7 +74,8 @@ impl<E: Env> BackingSuper<E> {
         if self.state() != BackingState::Dirty {
             let _turn = self.turn.lock().await;
             if self.state() != BackingState::Dirty {
-                self.change_in_turn(|superblock| superblock.set_state(BackingState::Dirty)).await?;
+                self.change_in_turn(|superblock| superblock.set_state(BackingState::Dirty))
+                    .await?;
             }
         }
         Ok(intent)

@@ -53,9 +53,24 @@ pub struct GenTable<E: Env> {
 
 impl<E: Env> GenTable<E> {
     /// Ties the parts together.
-    pub fn new(env: E, disk: Rc<Disk<E>>, poison: Rc<Poison>, buckets: Rc<Buckets>, setup: TableSetup) -> Rc<Self> {
+    pub fn new(
+        env: E,
+        disk: Rc<Disk<E>>,
+        poison: Rc<Poison>,
+        buckets: Rc<Buckets>,
+        setup: TableSetup,
+    ) -> Rc<Self> {
         let (chain, seq) = (RefCell::new(setup.chain.clone()), Cell::new(setup.seq));
-        Rc::new(GenTable { env, disk, poison, buckets, setup, chain, seq, is_closing: Cell::new(false) })
+        Rc::new(GenTable {
+            env,
+            disk,
+            poison,
+            buckets,
+            setup,
+            chain,
+            seq,
+            is_closing: Cell::new(false),
+        })
     }
 
     /// Writes the links of the batch's table; nothing names them yet. Gives the head.
@@ -63,13 +78,27 @@ impl<E: Env> GenTable<E> {
         let seq = self.seq.get() + 1;
         self.seq.set(seq);
         let entries: Vec<(u16, Gen)> = self.buckets.get().table_snapshot();
-        let links: Vec<BucketNr> = batch.table_buckets().iter().map(|bucket| bucket.nr).collect();
+        let links: Vec<BucketNr> = batch
+            .table_buckets()
+            .iter()
+            .map(|bucket| bucket.nr)
+            .collect();
         let per_link = prio::entries_per_bucket(self.setup.meta_bytes);
         let write = |(i, entries): (usize, &[(u16, Gen)])| {
             let next = links.get(i + 1).map_or(0, |next| next.0);
-            let bytes = prio::encode(seq, next, entries, self.setup.set_magic, self.setup.meta_bytes);
+            let bytes = prio::encode(
+                seq,
+                next,
+                entries,
+                self.setup.set_magic,
+                self.setup.meta_bytes,
+            );
             let sector = links[i].0 * self.setup.bucket_sectors;
-            async move { self.disk.write_metadata(sector, &bytes, Durability::Volatile).await }
+            async move {
+                self.disk
+                    .write_metadata(sector, &bytes, Durability::Volatile)
+                    .await
+            }
         };
         let results = join_all(entries.chunks(per_link).enumerate().map(write)).await;
         results.into_iter().collect::<io::Result<()>>()?;
@@ -78,7 +107,11 @@ impl<E: Env> GenTable<E> {
 
     /// The journal names `batch`'s table durably: releases the batch, frees the old chain.
     pub fn finish(&self, batch: Batch) {
-        let links = batch.table_buckets().iter().map(|bucket| bucket.nr).collect();
+        let links = batch
+            .table_buckets()
+            .iter()
+            .map(|bucket| bucket.nr)
+            .collect();
         let old = self.chain.replace(links);
         self.buckets.get_mut().batch_durable(batch);
         self.buckets.free_metadata(old);

@@ -31,7 +31,13 @@ impl<E: Env> UuidTable<E> {
         meta_sectors: u32,
         entries: Vec<UuidEntry>,
     ) -> Self {
-        UuidTable { disk, buckets, bucket_sectors, meta_sectors, entries: RefCell::new(entries) }
+        UuidTable {
+            disk,
+            buckets,
+            bucket_sectors,
+            meta_sectors,
+            entries: RefCell::new(entries),
+        }
     }
 
     /// All slots.
@@ -44,9 +50,15 @@ impl<E: Env> UuidTable<E> {
         let bucket = self.buckets.take_metadata(1).await?.remove(0);
         let sector = bucket.nr.0 * u64::from(self.bucket_sectors);
         let bytes = uuid_table::encode(&entries);
-        self.disk.write_metadata(sector, &bytes, Durability::Durable).await?;
+        self.disk
+            .write_metadata(sector, &bytes, Durability::Durable)
+            .await?;
         *self.entries.borrow_mut() = entries;
-        Ok(Key::node(Pos::ZERO, self.meta_sectors, Ptr::new(sector, bucket.r#gen)))
+        Ok(Key::node(
+            Pos::ZERO,
+            self.meta_sectors,
+            Ptr::new(sector, bucket.r#gen),
+        ))
     }
 
     /// Replaces the table, durably.
@@ -56,7 +68,8 @@ impl<E: Env> UuidTable<E> {
         journal.set_roots(|roots| old = std::mem::replace(&mut roots.uuid_bucket, key));
         journal.write_now().await?;
         let place = old.ptr(0).expect("the table has a place");
-        self.buckets.free_metadata([place.bucket(self.bucket_sectors)]);
+        self.buckets
+            .free_metadata([place.bucket(self.bucket_sectors)]);
         Ok(())
     }
 }

@@ -61,7 +61,10 @@ pub async fn write<E: Env>(
         _ => None,
     };
     let (written, copied) = match fill {
-        None => (to_backing(backing, start, end - start, what, fua).await, None),
+        None => (
+            to_backing(backing, start, end - start, what, fua).await,
+            None,
+        ),
         Some((placed, copy)) => {
             let both = join(
                 to_backing(backing, start, end - start, what, fua),
@@ -77,7 +80,8 @@ pub async fn write<E: Env>(
     };
     core.candidates.cancel(start, end);
     // The new candidate begins after that: it has what was just written.
-    let candidate = (end - start <= crate::limits::FILL_SECTORS_MAX).then(|| core.candidates.open(start, end));
+    let candidate =
+        (end - start <= crate::limits::FILL_SECTORS_MAX).then(|| core.candidates.open(start, end));
     drop(_held);
     finish_copy(core, &cache, copied, candidate, finished.is_ok());
     finished
@@ -110,10 +114,19 @@ fn finish_copy<E: Env>(
     candidate: Option<Candidate>,
     is_written: bool,
 ) {
-    let Some((placed, copied)) = copied else { return };
+    let Some((placed, copied)) = copied else {
+        return;
+    };
     match candidate {
         Some(candidate) if is_written && copied.is_ok() => {
-            core.admit(cache, Fill { candidate, extents: placed.extents, pinned: placed.pinned });
+            core.admit(
+                cache,
+                Fill {
+                    candidate,
+                    extents: placed.extents,
+                    pinned: placed.pinned,
+                },
+            );
         }
         _ => core.unpin(cache, placed.pinned),
     }
@@ -138,13 +151,27 @@ async fn to_backing<E: Env>(
     let _unflushed = Unflushed(&backing.unflushed);
     match what {
         DirectWrite::Data(buffer) => {
-            let durability = if fua { Durability::Durable } else { Durability::Volatile };
-            return backing.disk.write(start, buffer, durability).await.map(|_| ());
+            let durability = if fua {
+                Durability::Durable
+            } else {
+                Durability::Volatile
+            };
+            return backing
+                .disk
+                .write(start, buffer, durability)
+                .await
+                .map(|_| ());
         }
-        DirectWrite::Clear(Clear::Zeroes { may_unmap }) => backing.disk.write_zeroes(start, sectors, may_unmap).await,
+        DirectWrite::Clear(Clear::Zeroes { may_unmap }) => {
+            backing.disk.write_zeroes(start, sectors, may_unmap).await
+        }
         DirectWrite::Clear(Clear::Discard) => backing.disk.discard(start, sectors).await,
     }?;
-    if fua { backing.disk.flush().await } else { Ok(()) }
+    if fua {
+        backing.disk.flush().await
+    } else {
+        Ok(())
+    }
 }
 
 /// Drops clean extents of the range, durably, also those that only a crash could bring back; gives the dirty ones, which
@@ -156,7 +183,10 @@ async fn let_go_of_clean<E: Env>(
     end: u64,
 ) -> io::Result<Vec<Extent>> {
     let writer = cache.writer.as_ref().expect("checked to be writable");
-    let live = cache.index.borrow().revivable(&cache.buckets.get(), core.inode, start, end);
+    let live = cache
+        .index
+        .borrow()
+        .revivable(&cache.buckets.get(), core.inode, start, end);
     let (dirty, clean): (Vec<_>, Vec<_>) = live.into_iter().partition(|extent| extent.dirty);
     if clean.is_empty() {
         // Under a dirty extent that a crash takes an older clean one may come to light.
@@ -202,7 +232,11 @@ async fn let_go_of_dirty<E: Env>(
         last = seq.or(last);
     }
     let Some(seq) = last else { return Ok(()) };
-    if fua { writer.journal.flush_through(seq).await } else { writer.journal.survives(seq).await }?;
+    if fua {
+        writer.journal.flush_through(seq).await
+    } else {
+        writer.journal.survives(seq).await
+    }?;
     Ok(())
 }
 

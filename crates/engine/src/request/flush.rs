@@ -31,7 +31,9 @@ pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
 impl<E: Env> Core<E> {
     /// Flushes the backing device if anything was written to it, and lets in the clean data that waited for it.
     pub async fn flush_backing(&self) -> io::Result<()> {
-        let Some(backing) = &self.backing else { return Ok(()) };
+        let Some(backing) = &self.backing else {
+            return Ok(());
+        };
         let waiting = std::mem::take(&mut *self.unflushed_fills.borrow_mut());
         let result = if backing.unflushed.replace(false) {
             backing.disk.flush().await

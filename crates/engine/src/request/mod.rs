@@ -140,7 +140,9 @@ struct Placed {
 impl<E: Env> Core<E> {
     /// First sector of the volume in the terms of keys and of the backing device.
     pub fn data_offset(&self) -> u64 {
-        self.backing.as_ref().map_or(0, |backing| backing.data_offset)
+        self.backing
+            .as_ref()
+            .map_or(0, |backing| backing.data_offset)
     }
 
     fn note_request(&self) {
@@ -158,13 +160,25 @@ impl<E: Env> Core<E> {
     }
 
     /// Whether a request must not leave data in the cache (in the order of rules of the kernel).
-    fn bypasses(&self, cache: &Cache<E>, stream: StreamId, start: u64, sectors: u64, is_write: bool) -> bool {
+    fn bypasses(
+        &self,
+        cache: &Cache<E>,
+        stream: StreamId,
+        start: u64,
+        sectors: u64,
+        is_write: bool,
+    ) -> bool {
         let mode = self.mode.get();
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
-        if in_use > CUTOFF_ALL_PERCENT || mode == CacheMode::None || (is_write && mode == CacheMode::Writearound) {
+        if in_use > CUTOFF_ALL_PERCENT
+            || mode == CacheMode::None
+            || (is_write && mode == CacheMode::Writearound)
+        {
             return true;
         }
-        if !start.is_multiple_of(cache.block_sectors) || !sectors.is_multiple_of(cache.block_sectors) {
+        if !start.is_multiple_of(cache.block_sectors)
+            || !sectors.is_multiple_of(cache.block_sectors)
+        {
             return true;
         }
         if cache.index.borrow().memory_bytes() > self.options.memory_bytes {
@@ -172,7 +186,10 @@ impl<E: Env> Core<E> {
         }
         let cutoff = self.options.sequential_cutoff;
         // The time of this very request: nothing was awaited since it was noted.
-        let run = self.recent.borrow_mut().note(stream, start, sectors, self.last_request.get());
+        let run = self
+            .recent
+            .borrow_mut()
+            .note(stream, start, sectors, self.last_request.get());
         if cutoff != 0 && run >= cutoff {
             return true;
         }
@@ -186,21 +203,44 @@ impl<E: Env> Core<E> {
     }
 
     /// Takes room in the cache for a range, all of it or nothing. Does not wait.
-    fn place(&self, cache: &Cache<E>, stream: StreamId, start: u64, sectors: u64, dirty: bool) -> Option<Placed> {
-        let kind = if self.backing.is_some() { crate::alloc::Data::Cached } else { crate::alloc::Data::Flash };
+    fn place(
+        &self,
+        cache: &Cache<E>,
+        stream: StreamId,
+        start: u64,
+        sectors: u64,
+        dirty: bool,
+    ) -> Option<Placed> {
+        let kind = if self.backing.is_some() {
+            crate::alloc::Data::Cached
+        } else {
+            crate::alloc::Data::Flash
+        };
         let mut alloc = cache.buckets.get_mut();
-        let mut placed = Placed { extents: Vec::new(), pinned: Vec::new() };
+        let mut placed = Placed {
+            extents: Vec::new(),
+            pinned: Vec::new(),
+        };
         let mut at = start;
         while at < start + sectors {
             let wanted = (start + sectors - at).min(crate::limits::EXTENT_SECTORS_MAX);
             let Some(place) = alloc.allocate(stream.0, self.inode, at, wanted, kind, false) else {
-                placed.pinned.drain(..).for_each(|bucket| alloc.release_pin(bucket));
+                placed
+                    .pinned
+                    .drain(..)
+                    .for_each(|bucket| alloc.release_pin(bucket));
                 drop(alloc);
                 cache.buckets.demand.notify_all();
                 return None;
             };
             let end = at + u64::from(place.sectors);
-            placed.extents.push(Extent { inode: self.inode, start: at, end, ptr: Some(place.ptr), dirty });
+            placed.extents.push(Extent {
+                inode: self.inode,
+                start: at,
+                end,
+                ptr: Some(place.ptr),
+                dirty,
+            });
             placed.pinned.push(place.bucket);
             at = end;
         }
@@ -211,10 +251,19 @@ impl<E: Env> Core<E> {
     }
 
     /// Writes data to where it was placed.
-    async fn write_placed(&self, cache: &Cache<E>, placed: &Placed, buffer: Buffer) -> io::Result<()> {
+    async fn write_placed(
+        &self,
+        cache: &Cache<E>,
+        placed: &Placed,
+        buffer: Buffer,
+    ) -> io::Result<()> {
         if let [only] = placed.extents[..] {
             let ptr = only.ptr.expect("placed");
-            return cache.disk.write(ptr.sector(), buffer, brigade_env::Durability::Volatile).await.map(|_| ());
+            return cache
+                .disk
+                .write(ptr.sector(), buffer, brigade_env::Durability::Volatile)
+                .await
+                .map(|_| ());
         }
         let start = placed.extents[0].start;
         let piece = |extent: &Extent| {
@@ -222,15 +271,26 @@ impl<E: Env> Core<E> {
             let mut piece = self.buffers.get(bytes.len());
             piece.copy_from_slice(&buffer[bytes]);
             let ptr = extent.ptr.expect("placed");
-            async move { cache.disk.write(ptr.sector(), piece, brigade_env::Durability::Volatile).await.map(|_| ()) }
+            async move {
+                cache
+                    .disk
+                    .write(ptr.sector(), piece, brigade_env::Durability::Volatile)
+                    .await
+                    .map(|_| ())
+            }
         };
         let pieces: Vec<_> = placed.extents.iter().map(piece).collect();
-        brigade_env::sync::join_all(pieces).await.into_iter().collect()
+        brigade_env::sync::join_all(pieces)
+            .await
+            .into_iter()
+            .collect()
     }
 
     fn unpin(&self, cache: &Cache<E>, pinned: Vec<BucketNr>) {
         let mut alloc = cache.buckets.get_mut();
-        pinned.into_iter().for_each(|bucket| alloc.release_pin(bucket));
+        pinned
+            .into_iter()
+            .for_each(|bucket| alloc.release_pin(bucket));
     }
 
     /// Enters clean data into the index, or drops it if the range was written or is being written.
@@ -249,7 +309,8 @@ impl<E: Env> Core<E> {
 
     /// Enters clean data into the index now, or once the backing device was flushed if it may not durably have it (REQ-1).
     fn admit(self: &Rc<Self>, cache: &Cache<E>, fill: Fill) {
-        let is_unflushed = |backing: &Rc<Backing<E>>| backing.unflushed.get() || backing.disk.is_flushing();
+        let is_unflushed =
+            |backing: &Rc<Backing<E>>| backing.unflushed.get() || backing.disk.is_flushing();
         let unflushed = self.backing.as_ref().is_some_and(is_unflushed);
         if !unflushed {
             self.finish_fill(cache, fill);
@@ -282,14 +343,22 @@ pub async fn write<E: Env>(
     core.check_writable()?;
     core.counters.write_bytes.add(buffer.len() as u64);
     let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
-    core.counters.write_latency.record(core.env.now().saturating_sub(started));
+    core.counters
+        .write_latency
+        .record(core.env.now().saturating_sub(started));
     if let Some(cache) = &core.cache {
         cache.poison.check()?;
     }
     result
 }
 
-async fn route<E: Env>(core: &Rc<Core<E>>, stream: StreamId, start: u64, buffer: Buffer, fua: bool) -> io::Result<()> {
+async fn route<E: Env>(
+    core: &Rc<Core<E>>,
+    stream: StreamId,
+    start: u64,
+    buffer: Buffer,
+    fua: bool,
+) -> io::Result<()> {
     let sectors = buffer.len() as u64 / 512;
     let counters = &core.counters;
     let (bypass, dirty) = match (&core.cache, &core.backing) {
@@ -310,10 +379,25 @@ async fn route<E: Env>(core: &Rc<Core<E>>, stream: StreamId, start: u64, buffer:
             writeback::Outcome::NoRoom(back) => buffer = back,
         }
     }
-    let Some(backing) = &core.backing else { return Err(io::ErrorKind::StorageFull.into()) };
-    if bypass { counters.write_bypassed.add(1) } else { counters.writethrough.add(1) }
+    let Some(backing) = &core.backing else {
+        return Err(io::ErrorKind::StorageFull.into());
+    };
+    if bypass {
+        counters.write_bypassed.add(1)
+    } else {
+        counters.writethrough.add(1)
+    }
     let what = DirectWrite::Data(buffer);
-    direct::write(core, backing, stream, (start, start + sectors), what, fua, !bypass).await
+    direct::write(
+        core,
+        backing,
+        stream,
+        (start, start + sectors),
+        what,
+        fua,
+        !bypass,
+    )
+    .await
 }
 
 /// Zeroes or discards a range.
@@ -330,7 +414,10 @@ pub async fn clear<E: Env>(
         return Ok(());
     }
     // In pieces: what is cached of a range is looked through in one go.
-    let (mut at, end) = (sector + core.data_offset(), sector + core.data_offset() + sectors);
+    let (mut at, end) = (
+        sector + core.data_offset(),
+        sector + core.data_offset() + sectors,
+    );
     while at < end {
         let piece = (at, end.min(at + CLEAR_SECTORS_MAX));
         clear_piece(&core, piece, what, fua).await?;
@@ -339,7 +426,12 @@ pub async fn clear<E: Env>(
     Ok(())
 }
 
-async fn clear_piece<E: Env>(core: &Rc<Core<E>>, (start, end): (u64, u64), what: Clear, fua: bool) -> io::Result<()> {
+async fn clear_piece<E: Env>(
+    core: &Rc<Core<E>>,
+    (start, end): (u64, u64),
+    what: Clear,
+    fua: bool,
+) -> io::Result<()> {
     match (&core.backing, &core.cache) {
         (Some(backing), _) => {
             // What the backing device cannot drop, the cache does not drop either: old content must not come back.
@@ -347,7 +439,16 @@ async fn clear_piece<E: Env>(core: &Rc<Core<E>>, (start, end): (u64, u64), what:
                 return Ok(());
             }
             let what = DirectWrite::Clear(what);
-            direct::write(core, backing, StreamId::default(), (start, end), what, fua, false).await
+            direct::write(
+                core,
+                backing,
+                StreamId::default(),
+                (start, end),
+                what,
+                fua,
+                false,
+            )
+            .await
         }
         (None, Some(cache)) => clear_flash(core, cache, start, end, fua).await,
         (None, None) => Ok(()),
@@ -355,9 +456,20 @@ async fn clear_piece<E: Env>(core: &Rc<Core<E>>, (start, end): (u64, u64), what:
 }
 
 /// Drops a range of a flash volume, which reads as zeros then.
-async fn clear_flash<E: Env>(core: &Core<E>, cache: &Cache<E>, start: u64, end: u64, fua: bool) -> io::Result<()> {
-    let Some(writer) = &cache.writer else { return Err(io::ErrorKind::ReadOnlyFilesystem.into()) };
-    let live = cache.index.borrow().live(&cache.buckets.get(), core.inode, start, end);
+async fn clear_flash<E: Env>(
+    core: &Core<E>,
+    cache: &Cache<E>,
+    start: u64,
+    end: u64,
+    fua: bool,
+) -> io::Result<()> {
+    let Some(writer) = &cache.writer else {
+        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+    };
+    let live = cache
+        .index
+        .borrow()
+        .live(&cache.buckets.get(), core.inode, start, end);
     let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;
     match inserted {
         Some(seq) if fua => writer.journal.flush_through(seq).await,

@@ -29,7 +29,12 @@ impl Piece {
 }
 
 /// Reads `sectors` of a volume.
-pub async fn read<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sectors: u64) -> io::Result<Buffer> {
+pub async fn read<E: Env>(
+    core: Rc<Core<E>>,
+    stream: StreamId,
+    sector: u64,
+    sectors: u64,
+) -> io::Result<Buffer> {
     core.note_request();
     let started = core.last_request.get();
     let start = sector + core.data_offset();
@@ -38,7 +43,9 @@ pub async fn read<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sect
         (Some(cache), _) => cached(&core, cache, stream, start, sectors).await,
         (None, None) => Err(io::ErrorKind::NotFound.into()),
     };
-    core.counters.read_latency.record(core.env.now().saturating_sub(started));
+    core.counters
+        .read_latency
+        .record(core.env.now().saturating_sub(started));
     result
 }
 
@@ -56,11 +63,18 @@ async fn cached<E: Env>(
         let is_hit = pieces.iter().all(|piece| piece.ptr.is_some());
         let outcome = match pieces[..] {
             [Piece { ptr: Some(ptr), .. }] => {
-                cache.disk.read(ptr.sector(), core.buffers.get(sectors as usize * 512)).await
+                cache
+                    .disk
+                    .read(ptr.sector(), core.buffers.get(sectors as usize * 512))
+                    .await
             }
             _ => read_pieces(core, cache, stream, &pieces, !bypass).await,
         };
-        if pieces.iter().filter_map(|piece| piece.ptr).any(|ptr| cache.buckets.is_stale(ptr)) {
+        if pieces
+            .iter()
+            .filter_map(|piece| piece.ptr)
+            .any(|ptr| cache.buckets.is_stale(ptr))
+        {
             core.counters.read_races.add(1);
             continue;
         }
@@ -93,7 +107,10 @@ async fn retry_from_backing<E: Env>(
     error: io::Error,
 ) -> io::Result<Buffer> {
     match &core.backing {
-        Some(backing) if pieces.iter().all(|piece| !piece.dirty) && pieces.iter().any(|piece| piece.ptr.is_some()) => {
+        Some(backing)
+            if pieces.iter().all(|piece| !piece.dirty)
+                && pieces.iter().any(|piece| piece.ptr.is_some()) =>
+        {
             tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
             backing.disk.read_bytes(start, sectors as usize * 512).await
         }
@@ -107,16 +124,33 @@ fn map<E: Env>(core: &Core<E>, cache: &Cache<E>, start: u64, end: u64) -> Vec<Pi
     let mut pieces = Vec::with_capacity(1);
     let mut at = start;
     for extent in index.map.range(core.inode, start, end) {
-        let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) else { continue };
+        let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) else {
+            continue;
+        };
         if at < extent.start {
-            pieces.push(Piece { start: at, end: extent.start, ptr: None, dirty: false });
+            pieces.push(Piece {
+                start: at,
+                end: extent.start,
+                ptr: None,
+                dirty: false,
+            });
         }
         alloc.touch(ptr.bucket(cache.bucket_sectors));
-        pieces.push(Piece { start: extent.start, end: extent.end, ptr: Some(ptr), dirty: extent.dirty });
+        pieces.push(Piece {
+            start: extent.start,
+            end: extent.end,
+            ptr: Some(ptr),
+            dirty: extent.dirty,
+        });
         at = extent.end;
     }
     if at < end {
-        pieces.push(Piece { start: at, end, ptr: None, dirty: false });
+        pieces.push(Piece {
+            start: at,
+            end,
+            ptr: None,
+            dirty: false,
+        });
     }
     pieces
 }
@@ -130,7 +164,12 @@ async fn read_pieces<E: Env>(
 ) -> io::Result<Buffer> {
     let read = |piece: Piece| async move {
         match (piece.ptr, &core.backing) {
-            (Some(ptr), _) => cache.disk.read(ptr.sector(), core.buffers.get(piece.bytes())).await,
+            (Some(ptr), _) => {
+                cache
+                    .disk
+                    .read(ptr.sector(), core.buffers.get(piece.bytes()))
+                    .await
+            }
             (None, Some(backing)) => miss(core, cache, backing, stream, piece, fill).await,
             (None, None) => Ok(core.buffers.get_zeroed(piece.bytes())),
         }
@@ -160,14 +199,16 @@ async fn miss<E: Env>(
     fill: bool,
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
-    let fits = core.fill_bytes.get() + bytes <= FILL_BYTES_MAX && piece.end - piece.start <= FILL_SECTORS_MAX;
+    let fits = core.fill_bytes.get() + bytes <= FILL_BYTES_MAX
+        && piece.end - piece.start <= FILL_SECTORS_MAX;
     if !fill || !fits || cache.writer.is_none() {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }
     // Opened before the first byte is read: a write from here on cancels it.
     let candidate = core.candidates.open(piece.start, piece.end);
     let buffer = backing.disk.read_bytes(piece.start, bytes).await?;
-    let Some(placed) = core.place(cache, stream, piece.start, piece.end - piece.start, false) else {
+    let Some(placed) = core.place(cache, stream, piece.start, piece.end - piece.start, false)
+    else {
         core.counters.fill_dropped.add(1);
         return Ok(buffer);
     };
@@ -181,7 +222,11 @@ async fn miss<E: Env>(
         core.fill_bytes.set(core.fill_bytes.get() - bytes);
         match written {
             Ok(()) => {
-                let fill = Fill { candidate, extents: placed.extents, pinned: placed.pinned };
+                let fill = Fill {
+                    candidate,
+                    extents: placed.extents,
+                    pinned: placed.pinned,
+                };
                 core.admit(&cache, fill);
             }
             Err(_) => core.unpin(&cache, placed.pinned),
@@ -191,8 +236,15 @@ async fn miss<E: Env>(
 }
 
 /// Brings a range into the cache, whatever its size.
-pub async fn prefetch<E: Env>(core: Rc<Core<E>>, stream: StreamId, sector: u64, sectors: u64) -> io::Result<()> {
-    let Some(cache) = core.cache.clone() else { return Ok(()) };
+pub async fn prefetch<E: Env>(
+    core: Rc<Core<E>>,
+    stream: StreamId,
+    sector: u64,
+    sectors: u64,
+) -> io::Result<()> {
+    let Some(cache) = core.cache.clone() else {
+        return Ok(());
+    };
     let start = sector + core.data_offset();
     let mut at = start;
     while at < start + sectors {

@@ -34,11 +34,18 @@ pub struct Recent {
 
 impl Default for Recent {
     fn default() -> Self {
-        Recent { runs: VecDeque::default(), ends: Box::new([0; FILTER_SLOTS]), streams: BTreeMap::default() }
+        Recent {
+            runs: VecDeque::default(),
+            ends: Box::new([0; FILTER_SLOTS]),
+            streams: BTreeMap::default(),
+        }
     }
 }
 
-const _: () = assert!(RECENT_REQUESTS <= u8::MAX as usize, "runs of one slot are counted in a byte");
+const _: () = assert!(
+    RECENT_REQUESTS <= u8::MAX as usize,
+    "runs of one slot are counted in a byte"
+);
 
 fn filter_slot(end: u64) -> usize {
     (end.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % FILTER_SLOTS
@@ -49,7 +56,9 @@ impl Recent {
         if self.ends[filter_slot(start)] == 0 {
             return None;
         }
-        self.runs.iter().rposition(|run| run.end == start && run.expires > now)
+        self.runs
+            .iter()
+            .rposition(|run| run.end == start && run.expires > now)
     }
 
     fn take(&mut self, at: usize) -> Option<Run> {
@@ -71,7 +80,11 @@ impl Recent {
         let mut run = found.unwrap_or_else(|| {
             stream.average_bytes = (stream.average_bytes * 7 + stream.current_bytes) / 8;
             stream.current_bytes = 0;
-            Run { end: 0, bytes: 0, expires: Duration::ZERO }
+            Run {
+                end: 0,
+                bytes: 0,
+                expires: Duration::ZERO,
+            }
         });
         run.bytes = run.bytes.saturating_add(sectors * 512);
         run.end = start + sectors;
@@ -92,7 +105,9 @@ mod tests {
     #[test]
     fn a_run_of_one_mebibyte_requests_reaches_four_at_the_fourth() {
         let mut recent = Recent::default();
-        let runs: Vec<_> = (0..5).map(|i| recent.note(StreamId(1), i * MIB, MIB, Duration::ZERO) >> 20).collect();
+        let runs: Vec<_> = (0..5)
+            .map(|i| recent.note(StreamId(1), i * MIB, MIB, Duration::ZERO) >> 20)
+            .collect();
         assert_eq!(runs, [1, 2, 3, 4, 5]);
     }
 
@@ -100,7 +115,10 @@ mod tests {
     fn a_pause_of_five_seconds_ends_a_run() {
         let mut recent = Recent::default();
         recent.note(StreamId(1), 0, MIB, Duration::ZERO);
-        assert_eq!(recent.note(StreamId(1), MIB, MIB, Duration::from_secs(5)) >> 20, 1);
+        assert_eq!(
+            recent.note(StreamId(1), MIB, MIB, Duration::from_secs(5)) >> 20,
+            1
+        );
     }
 
     #[test]
@@ -110,7 +128,10 @@ mod tests {
             recent.note(StreamId(i as u16), i * 1_000_000, 8, Duration::ZERO);
         }
         assert_eq!(recent.note(StreamId(200), 8, 8, Duration::ZERO), 8 * 512);
-        assert_eq!(recent.note(StreamId(201), 2_000_008, 8, Duration::ZERO), 16 * 512);
+        assert_eq!(
+            recent.note(StreamId(201), 2_000_008, 8, Duration::ZERO),
+            16 * 512
+        );
     }
 
     #[test]
@@ -122,7 +143,10 @@ mod tests {
             }
         }
         assert!(recent.note(StreamId(1), 77, 8, Duration::ZERO) > 4 << 20);
-        assert_eq!(recent.note(StreamId(2), 99_999_999, 8, Duration::ZERO), 4096);
+        assert_eq!(
+            recent.note(StreamId(2), 99_999_999, 8, Duration::ZERO),
+            4096
+        );
     }
 
     /// What [`Recent::note`] says, the plain way.
@@ -135,7 +159,11 @@ mod tests {
     impl Naive {
         fn note(&mut self, stream: u16, start: u64, sectors: u64, now: Duration) -> u64 {
             let (current, average) = self.streams.entry(stream).or_default();
-            let bytes = match self.runs.iter().rposition(|run| run.0 == start && run.2 > now) {
+            let bytes = match self
+                .runs
+                .iter()
+                .rposition(|run| run.0 == start && run.2 > now)
+            {
                 Some(at) => self.runs.remove(at).1,
                 None => {
                     *average = (*average * 7 + *current) / 8;
@@ -146,7 +174,8 @@ mod tests {
                 }
             };
             *current = bytes + sectors * 512;
-            self.runs.push((start + sectors, *current, now + RECENT_VALID));
+            self.runs
+                .push((start + sectors, *current, now + RECENT_VALID));
             (*current).max(*average)
         }
     }
@@ -156,12 +185,17 @@ mod tests {
         let (mut recent, mut naive) = (Recent::default(), Naive::default());
         let mut chance = 1u64;
         for step in 0..50_000u64 {
-            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            chance = chance
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             // Few places, so that runs meet and ends coincide; now and then a leap in time.
             let (start, sectors) = ((chance >> 33) % 400 * 8, (chance >> 50) % 3 * 8 + 8);
             let now = Duration::from_millis(step + step / 1000 * 3000);
             let stream = (chance >> 60) as u16;
-            assert_eq!(recent.note(StreamId(stream), start, sectors, now), naive.note(stream, start, sectors, now));
+            assert_eq!(
+                recent.note(StreamId(stream), start, sectors, now),
+                naive.note(stream, start, sectors, now)
+            );
         }
     }
 }

@@ -15,8 +15,14 @@ pub fn status<E: Env>(core: &Core<E>, sector: u64, sectors: u64, most: usize) ->
     let mut push = |sectors: u64, is_hole: bool, cache_state: u32| {
         let length = sectors * 512;
         match runs.last_mut() {
-            Some(last) if last.is_hole == is_hole && last.cache_state == cache_state => last.length += length,
-            _ => runs.push(StatusExtent { length, is_hole, cache_state }),
+            Some(last) if last.is_hole == is_hole && last.cache_state == cache_state => {
+                last.length += length
+            }
+            _ => runs.push(StatusExtent {
+                length,
+                is_hole,
+                cache_state,
+            }),
         }
         runs.len() <= most
     };

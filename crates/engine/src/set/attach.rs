@@ -38,15 +38,23 @@ pub fn plan(
         BackingState::Clean | BackingState::Dirty => Refusal::Waits(what),
     };
     if u32::from(backing.block_size) < cache_block_sectors {
-        let what = format!("block size {} sectors is smaller than the cache's {cache_block_sectors}", backing.block_size);
+        let what = format!(
+            "block size {} sectors is smaller than the cache's {cache_block_sectors}",
+            backing.block_size
+        );
         return Err(refuse(what));
     }
     let mut entries = entries.to_vec();
-    let is_mine = |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only() && entry.uuid == backing.uuid;
+    let is_mine =
+        |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only() && entry.uuid == backing.uuid;
     if let Some(slot) = entries.iter().position(is_mine) {
         if matches!(state, BackingState::Clean | BackingState::Dirty) {
             entries[slot].last_reg = now;
-            return Ok(Attach { slot: slot as u32, entries, is_new: false });
+            return Ok(Attach {
+                slot: slot as u32,
+                entries,
+                is_new: false,
+            });
         }
         entries[slot].invalidate(now);
     }
@@ -54,12 +62,18 @@ pub fn plan(
         let what = "state is dirty, but the set's UUID table has no slot for it: its newer data is in another cache";
         return Err(Refusal::Waits(what.into()));
     }
-    let is_free = |(slot, entry): &(usize, &UuidEntry)| entry.is_empty() && !inodes_seen.contains(&(*slot as u32));
+    let is_free = |(slot, entry): &(usize, &UuidEntry)| {
+        entry.is_empty() && !inodes_seen.contains(&(*slot as u32))
+    };
     let Some((slot, _)) = entries.iter().enumerate().find(is_free) else {
         return Err(refuse("the set's UUID table has no free slot".into()));
     };
     entries[slot] = UuidEntry::cached(backing.uuid, backing.label, now);
-    Ok(Attach { slot: slot as u32, entries, is_new: true })
+    Ok(Attach {
+        slot: slot as u32,
+        entries,
+        is_new: true,
+    })
 }
 
 #[cfg(test)]
@@ -83,7 +97,11 @@ mod tests {
     }
 
     fn table() -> Vec<UuidEntry> {
-        vec![UuidEntry::cached([1; 16], [0; 32], 7), UuidEntry::EMPTY, UuidEntry::EMPTY]
+        vec![
+            UuidEntry::cached([1; 16], [0; 32], 7),
+            UuidEntry::EMPTY,
+            UuidEntry::EMPTY,
+        ]
     }
 
     fn table_with_slot() -> Vec<UuidEntry> {
@@ -100,20 +118,29 @@ mod tests {
     fn without_a_slot_none_stale_and_clean_get_the_lowest_free_one() {
         for state in [BackingState::None, BackingState::Stale, BackingState::Clean] {
             let attach = run(&table(), state).expect("attached");
-            assert_eq!((attach.slot, attach.is_new, attach.entries[1].uuid), (1, true, [5; 16]));
+            assert_eq!(
+                (attach.slot, attach.is_new, attach.entries[1].uuid),
+                (1, true, [5; 16])
+            );
         }
     }
 
     #[test]
     fn a_dirty_device_without_a_slot_is_refused_and_waits() {
-        assert!(matches!(run(&table(), BackingState::Dirty), Err(Refusal::Waits(_))));
+        assert!(matches!(
+            run(&table(), BackingState::Dirty),
+            Err(Refusal::Waits(_))
+        ));
     }
 
     #[test]
     fn with_a_slot_clean_and_dirty_keep_it() {
         for state in [BackingState::Clean, BackingState::Dirty] {
             let attach = run(&table_with_slot(), state).expect("attached");
-            assert_eq!((attach.slot, attach.is_new, attach.entries[1].last_reg), (1, false, 100));
+            assert_eq!(
+                (attach.slot, attach.is_new, attach.entries[1].last_reg),
+                (1, false, 100)
+            );
         }
     }
 
@@ -128,16 +155,35 @@ mod tests {
 
     #[test]
     fn a_slot_whose_inode_has_keys_is_not_given_out() {
-        let attach = plan(&table(), &BTreeSet::from([1]), &backing(BackingState::None), 8, 1).expect("attached");
+        let attach = plan(
+            &table(),
+            &BTreeSet::from([1]),
+            &backing(BackingState::None),
+            8,
+            1,
+        )
+        .expect("attached");
         assert_eq!(attach.slot, 2);
     }
 
     #[test]
     fn a_full_table_or_a_small_block_refuses() {
         let full = vec![UuidEntry::cached([1; 16], [0; 32], 7)];
-        assert!(matches!(run(&full, BackingState::None), Err(Refusal::RunsAlone(_))));
-        assert!(matches!(run(&full, BackingState::Clean), Err(Refusal::Waits(_))));
-        let small = plan(&table(), &BTreeSet::new(), &backing(BackingState::None), 16, 1);
+        assert!(matches!(
+            run(&full, BackingState::None),
+            Err(Refusal::RunsAlone(_))
+        ));
+        assert!(matches!(
+            run(&full, BackingState::Clean),
+            Err(Refusal::Waits(_))
+        ));
+        let small = plan(
+            &table(),
+            &BTreeSet::new(),
+            &backing(BackingState::None),
+            16,
+            1,
+        );
         assert!(matches!(small, Err(Refusal::RunsAlone(_))));
     }
 }

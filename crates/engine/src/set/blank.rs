@@ -46,7 +46,10 @@ pub fn view<E: Env>(found: Found<E>) -> CacheSet<E> {
 }
 
 pub(super) fn empty_table<E: Env>(found: &Found<E>) -> Vec<UuidEntry> {
-    uuid_table::parse(&vec![0; found.geometry.meta_bytes()], found.geometry.uuid_slots as usize)
+    uuid_table::parse(
+        &vec![0; found.geometry.meta_bytes()],
+        found.geometry.uuid_slots as usize,
+    )
 }
 
 fn empty_index<E: Env>(found: &Found<E>, root: Key, seq: u64) -> Index {
@@ -66,7 +69,10 @@ pub async fn initialise<E: Env>(
     let geometry = &mut found.geometry;
     let count = (geometry.nbuckets / 128).clamp(2, 256);
     geometry.journal_buckets = (geometry.first_bucket..geometry.first_bucket + count).collect();
-    found.superblock.journal.clone_from(&geometry.journal_buckets);
+    found
+        .superblock
+        .journal
+        .clone_from(&geometry.journal_buckets);
     write(env, found, store, options).await
 }
 
@@ -79,7 +85,10 @@ async fn write<E: Env>(
     wipe_journal(&found).await?;
     let buckets = Buckets::new(blank_buckets(&found), found.poison.clone());
     let table = found.table(env, &buckets, Vec::new(), 0);
-    let batch = buckets.get_mut().begin_table_write().ok_or_else(|| io::Error::other("no room for the gen table"))?;
+    let batch = buckets
+        .get_mut()
+        .begin_table_write()
+        .ok_or_else(|| io::Error::other("no room for the gen table"))?;
     let prio_head = table.write_links(&batch).await?.0;
     let uuids = found.uuid_table(&buckets, Vec::new());
     let uuid_bucket = uuids.write_bucket(empty_table(&found)).await?;
@@ -90,7 +99,12 @@ async fn write<E: Env>(
         newest_index: 0,
         bucket_max_seq: vec![0; ring_size],
     };
-    let roots = Roots { root, root_level: 0, uuid_bucket, prio_head };
+    let roots = Roots {
+        root,
+        root_level: 0,
+        uuid_bucket,
+        prio_head,
+    };
     let journal = found.journal(env, ring, (1, 1), roots, options);
     env.spawn(journal.clone().run());
     journal.write_now().await?;
@@ -100,7 +114,13 @@ async fn write<E: Env>(
     found.superblock.last_mount = env.unix_seconds();
     write_superblock(&found.disk, &found.superblock).await?;
     begin_record(&journal, &found, store, options);
-    let (tree, cache) = assemble(env, &found, empty_index(&found, root, seq), &buckets, &journal);
+    let (tree, cache) = assemble(
+        env,
+        &found,
+        empty_index(&found, root, seq),
+        &buckets,
+        &journal,
+    );
     env.spawn(table.clone().run(journal.clone()));
     env.spawn(tree.clone().run());
     Ok(CacheSet {
@@ -108,7 +128,11 @@ async fn write<E: Env>(
         superblock: found.superblock,
         geometry: found.geometry,
         uuids,
-        running: Some(Running { journal, tree, table }),
+        running: Some(Running {
+            journal,
+            tree,
+            table,
+        }),
         findings: Vec::new(),
         loaded: LoadStats::default(),
         inodes_seen: BTreeSet::new(),
@@ -117,7 +141,11 @@ async fn write<E: Env>(
 
 fn blank_buckets<E: Env>(found: &Found<E>) -> Allocator {
     let mut alloc = found.allocator();
-    found.geometry.journal_buckets.iter().for_each(|nr| alloc.mark_metadata(BucketNr(*nr)));
+    found
+        .geometry
+        .journal_buckets
+        .iter()
+        .for_each(|nr| alloc.mark_metadata(BucketNr(*nr)));
     alloc.start();
     alloc
 }
@@ -126,17 +154,33 @@ async fn wipe_journal<E: Env>(found: &Found<E>) -> io::Result<()> {
     let zeros = vec![0; found.geometry.block_bytes()];
     for nr in &found.geometry.journal_buckets {
         let sector = nr * u64::from(found.geometry.bucket_sectors);
-        found.disk.write_metadata(sector, &zeros, Durability::Volatile).await?;
+        found
+            .disk
+            .write_metadata(sector, &zeros, Durability::Volatile)
+            .await?;
     }
     found.disk.flush().await
 }
 
-async fn write_root<E: Env>(env: &E, found: &Found<E>, buckets: &Rc<Buckets>) -> io::Result<(Key, u64)> {
+async fn write_root<E: Env>(
+    env: &E,
+    found: &Found<E>,
+    buckets: &Rc<Buckets>,
+) -> io::Result<(Key, u64)> {
     let bucket = buckets.take_metadata(1).await?.remove(0);
     let sector = bucket.nr.0 * u64::from(found.geometry.bucket_sectors);
     let ptr = Ptr::new(sector, bucket.r#gen);
     let seq = env.random_u64().max(1);
-    let bytes = node::encode_bset(&[], seq, ptr, found.geometry.set_magic, found.geometry.block_bytes());
-    found.disk.write_metadata(sector, &bytes, Durability::Durable).await?;
+    let bytes = node::encode_bset(
+        &[],
+        seq,
+        ptr,
+        found.geometry.set_magic,
+        found.geometry.block_bytes(),
+    );
+    found
+        .disk
+        .write_metadata(sector, &bytes, Durability::Durable)
+        .await?;
     Ok((Key::node(Pos::MAX, found.geometry.node_sectors, ptr), seq))
 }

@@ -7,7 +7,9 @@ use crate::journal::Journal;
 use crate::meta::{GenTable, UuidTable};
 use crate::recovery::{Finding, LoadStats};
 use crate::request::Cache;
-use crate::stats::{BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus};
+use crate::stats::{
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus,
+};
 use brigade_env::Env;
 use brigade_format::{CacheGeometry, Superblock};
 use std::collections::BTreeSet;
@@ -56,7 +58,9 @@ impl<E: Env> CacheSet<E> {
 
     /// Writes everything and ends; what is dirty stays dirty. After this the next open has nothing to replay.
     pub async fn stop(&self) -> Result<(), Error> {
-        let Some(running) = &self.running else { return Ok(()) };
+        let Some(running) = &self.running else {
+            return Ok(());
+        };
         let name = self.disk().name();
         running.table.stop();
         running.tree.stop().await;
@@ -68,7 +72,11 @@ impl<E: Env> CacheSet<E> {
         running.journal.abandon();
         match (result, self.cache.poison.reason()) {
             (Ok(()), None) => Ok(()),
-            (_, Some(reason)) => Err(Error { kind: crate::ErrorKind::Poisoned, device: name.into(), what: reason }),
+            (_, Some(reason)) => Err(Error {
+                kind: crate::ErrorKind::Poisoned,
+                device: name.into(),
+                what: reason,
+            }),
             (Err(error), None) => Err(Error::io(name, "stop", &error)),
         }
     }
@@ -108,9 +116,15 @@ impl<E: Env> CacheSet<E> {
                 memory_bytes: index.memory_bytes(),
                 read_bytes: self.loaded.bytes_read,
             },
-            journal: self.running.as_ref().map_or(JournalStatus::default(), |running| running.journal.status()),
+            journal: self
+                .running
+                .as_ref()
+                .map_or(JournalStatus::default(), |running| running.journal.status()),
             gc: GcStatus {
-                passes: self.running.as_ref().map_or(0, |running| running.tree.gc_passes()),
+                passes: self
+                    .running
+                    .as_ref()
+                    .map_or(0, |running| running.tree.gc_passes()),
                 generations_behind: u64::from(buckets.need_gc()),
             },
         }
@@ -120,5 +134,12 @@ impl<E: Env> CacheSet<E> {
 /// A uuid as text.
 pub fn uuid_text(uuid: &[u8; 16]) -> String {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }

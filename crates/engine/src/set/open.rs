@@ -66,7 +66,9 @@ impl<E: Env> Found<E> {
     pub(super) fn layout(&self) -> Layout {
         let device = self.disk.geometry();
         let block = self.geometry.block_bytes();
-        let unit = block.min(device.physical_block_bytes as usize).max(device.logical_block_bytes as usize);
+        let unit = block
+            .min(device.physical_block_bytes as usize)
+            .max(device.logical_block_bytes as usize);
         Layout {
             set_magic: self.geometry.set_magic,
             bucket_sectors: u64::from(self.geometry.bucket_sectors),
@@ -76,7 +78,13 @@ impl<E: Env> Found<E> {
         }
     }
 
-    pub(super) fn table(&self, env: &E, buckets: &Rc<Buckets>, chain: Vec<BucketNr>, seq: u64) -> Rc<GenTable<E>> {
+    pub(super) fn table(
+        &self,
+        env: &E,
+        buckets: &Rc<Buckets>,
+        chain: Vec<BucketNr>,
+        seq: u64,
+    ) -> Rc<GenTable<E>> {
         let setup = TableSetup {
             set_magic: self.geometry.set_magic,
             bucket_sectors: u64::from(self.geometry.bucket_sectors),
@@ -85,16 +93,39 @@ impl<E: Env> Found<E> {
             seq,
             discard: self.superblock.discard() && self.disk.geometry().can_discard,
         };
-        GenTable::new(env.clone(), self.disk.clone(), self.poison.clone(), buckets.clone(), setup)
+        GenTable::new(
+            env.clone(),
+            self.disk.clone(),
+            self.poison.clone(),
+            buckets.clone(),
+            setup,
+        )
     }
 
-    pub(super) fn uuid_table(&self, buckets: &Rc<Buckets>, entries: Vec<UuidEntry>) -> UuidTable<E> {
+    pub(super) fn uuid_table(
+        &self,
+        buckets: &Rc<Buckets>,
+        entries: Vec<UuidEntry>,
+    ) -> UuidTable<E> {
         let geometry = &self.geometry;
         let (disk, buckets) = (self.disk.clone(), buckets.clone());
-        UuidTable::new(disk, buckets, geometry.bucket_sectors, geometry.meta_sectors, entries)
+        UuidTable::new(
+            disk,
+            buckets,
+            geometry.bucket_sectors,
+            geometry.meta_sectors,
+            entries,
+        )
     }
 
-    pub(super) fn journal(&self, env: &E, ring: RingStart, seqs: (u64, u64), roots: Roots, options: &Options) -> Rc<Journal<E>> {
+    pub(super) fn journal(
+        &self,
+        env: &E,
+        ring: RingStart,
+        seqs: (u64, u64),
+        roots: Roots,
+        options: &Options,
+    ) -> Rc<Journal<E>> {
         let (next_seq, last_seq) = seqs;
         let setup = JournalSetup {
             disk: self.disk.clone(),
@@ -144,7 +175,12 @@ pub async fn prepare<E: Env>(
     options: &Options,
 ) -> Result<Prepared<E>, Error> {
     if !found.superblock.is_sync() {
-        return Ok(Prepared { found, loaded: None, survivors: Vec::new(), store });
+        return Ok(Prepared {
+            found,
+            loaded: None,
+            survivors: Vec::new(),
+            store,
+        });
     }
     let survivors = match &store {
         Some(store) => survivor::recall(store, &found.superblock.set_uuid, found.superblock.seq),
@@ -152,23 +188,48 @@ pub async fn prepare<E: Env>(
     };
     let read_only = options.read_only || found.geometry.read_only_layout;
     let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
-    let loaded = recovery::load(env, found.disk.device(), superblock, geometry, &survivors, How { read_only })
-        .await
-        .map_err(|error| Error::format(found.disk.name(), error))?;
-    Ok(Prepared { found, loaded: Some(loaded), survivors, store })
+    let loaded = recovery::load(
+        env,
+        found.disk.device(),
+        superblock,
+        geometry,
+        &survivors,
+        How { read_only },
+    )
+    .await
+    .map_err(|error| Error::format(found.disk.name(), error))?;
+    Ok(Prepared {
+        found,
+        loaded: Some(loaded),
+        survivors,
+        store,
+    })
 }
 
 /// Opens a set that was read.
-pub async fn open<E: Env>(env: &E, prepared: Prepared<E>, options: &Options) -> Result<CacheSet<E>, Error> {
+pub async fn open<E: Env>(
+    env: &E,
+    prepared: Prepared<E>,
+    options: &Options,
+) -> Result<CacheSet<E>, Error> {
     let read_only = prepared.is_read_only(options);
-    let Prepared { found, loaded, survivors, store } = prepared;
+    let Prepared {
+        found,
+        loaded,
+        survivors,
+        store,
+    } = prepared;
     let name = found.disk.name().to_string();
     let io = |error: io::Error| Error::io(&name, "open", &error);
     match (loaded, read_only) {
         (Some(loaded), true) => Ok(open_read_only(found, loaded)),
-        (Some(loaded), false) => start(env, found, loaded, survivors, store, options).await.map_err(io),
+        (Some(loaded), false) => start(env, found, loaded, survivors, store, options)
+            .await
+            .map_err(io),
         (None, true) => Ok(blank::view(found)),
-        (None, false) => blank::initialise(env, found, store, options).await.map_err(io),
+        (None, false) => blank::initialise(env, found, store, options)
+            .await
+            .map_err(io),
     }
 }
 
@@ -184,9 +245,20 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
             alloc.mark_referenced(BucketNr(nr));
         }
     }
-    let node_buckets = loaded.nodes.iter().map(|node| &node.key).chain([&loaded.newest.uuid_bucket]);
-    let places = node_buckets.filter_map(|key| key.ptr(0)).map(|ptr| ptr.bucket(found.geometry.bucket_sectors));
-    let tables = loaded.prio_buckets.iter().chain(&found.geometry.journal_buckets).copied().map(BucketNr);
+    let node_buckets = loaded
+        .nodes
+        .iter()
+        .map(|node| &node.key)
+        .chain([&loaded.newest.uuid_bucket]);
+    let places = node_buckets
+        .filter_map(|key| key.ptr(0))
+        .map(|ptr| ptr.bucket(found.geometry.bucket_sectors));
+    let tables = loaded
+        .prio_buckets
+        .iter()
+        .chain(&found.geometry.journal_buckets)
+        .copied()
+        .map(BucketNr);
     places.chain(tables).for_each(|nr| alloc.mark_metadata(nr));
     for extent in loaded.index.iter() {
         if let Some(ptr) = extent.ptr {
@@ -202,7 +274,14 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
     let mut ids = Vec::with_capacity(loaded.nodes.len());
     for node in &loaded.nodes {
         let parent = node.parent.map(|at| ids[at]);
-        let id = nodes.add(node.level, node.key, node.low, node.seq, u64::from(node.blocks_used), parent);
+        let id = nodes.add(
+            node.level,
+            node.key,
+            node.low,
+            node.seq,
+            u64::from(node.blocks_used),
+            parent,
+        );
         match parent {
             Some(parent) => nodes.adopt(parent, &[id]),
             None => nodes.set_root(id),
@@ -221,7 +300,11 @@ fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
     for extent in &loaded.doubtful {
         map.remove(extent.inode, extent.start, extent.end, |_| ());
     }
-    let index = Rc::new(RefCell::new(Index::new(map, nodes, found.geometry.bucket_sectors)));
+    let index = Rc::new(RefCell::new(Index::new(
+        map,
+        nodes,
+        found.geometry.bucket_sectors,
+    )));
     let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
     let cache = cache(&found, index, &buckets, None);
     CacheSet {
@@ -280,9 +363,18 @@ pub(super) fn assemble<E: Env>(
         })
     };
     let words_high = tree.pending_words_high();
-    let inserter =
-        Inserter::new(env.clone(), index.clone(), buckets.clone(), journal.clone(), words_high, demand);
-    let writer = CacheWriter { inserter, journal: journal.clone() };
+    let inserter = Inserter::new(
+        env.clone(),
+        index.clone(),
+        buckets.clone(),
+        journal.clone(),
+        words_high,
+        demand,
+    );
+    let writer = CacheWriter {
+        inserter,
+        journal: journal.clone(),
+    };
     (tree, cache(found, index, buckets, Some(writer)))
 }
 
@@ -346,7 +438,11 @@ async fn start<E: Env>(
         superblock: found.superblock,
         geometry: found.geometry,
         uuids,
-        running: Some(Running { journal, tree, table }),
+        running: Some(Running {
+            journal,
+            tree,
+            table,
+        }),
         findings: loaded.findings,
         loaded: loaded.stats,
         inodes_seen: loaded.inodes_seen,
@@ -360,7 +456,9 @@ pub(super) fn begin_record<E: Env>(
     store: Option<E::Survivor>,
     options: &Options,
 ) {
-    let Some(store) = store.filter(|_| options.ack == AckPolicy::Memory) else { return };
+    let Some(store) = store.filter(|_| options.ack == AckPolicy::Memory) else {
+        return;
+    };
     match survivor::SurvivorLog::start(store, &found.superblock.set_uuid, found.superblock.seq) {
         Ok(log) => journal.use_survivor(log),
         Err(error) => {
@@ -390,18 +488,33 @@ async fn journal_again<E: Env>(
 }
 
 /// Puts what replay decided into the leaves' pending sets. The map has it already.
-fn lay_overlay<E: Env>(cache: &Cache<E>, overlay: &[Extent], env: &E, journal: &Journal<E>, last_seq: u64) {
-    let change = Change { seq: Some(last_seq), now: env.now() };
+fn lay_overlay<E: Env>(
+    cache: &Cache<E>,
+    overlay: &[Extent],
+    env: &E,
+    journal: &Journal<E>,
+    last_seq: u64,
+) {
+    let change = Change {
+        seq: Some(last_seq),
+        now: env.now(),
+    };
     let mut index = cache.index.borrow_mut();
     for &extent in overlay {
-        index.add_pending(extent, change).into_iter().for_each(|pin| journal.pin(pin));
+        index
+            .add_pending(extent, change)
+            .into_iter()
+            .for_each(|pin| journal.pin(pin));
     }
 }
 
 /// Whether the device is large enough for its own geometry, in the words of an error.
 pub fn read_superblock_bytes<E: Env>(disk: &Disk<E>) -> Result<(), Error> {
     if disk.geometry().size_bytes < 16 * SECTOR {
-        let what = format!("superblock at byte 4096: the device has only {} bytes", disk.geometry().size_bytes);
+        let what = format!(
+            "superblock at byte 4096: the device has only {} bytes",
+            disk.geometry().size_bytes
+        );
         return Err(Error::format(disk.name(), what));
     }
     Ok(())

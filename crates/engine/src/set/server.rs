@@ -69,7 +69,13 @@ impl<E: Env> Server<E> {
         for backing in &found_backings {
             check_attach(&prepared, backing, &options)?;
         }
-        let mut server = Server { env, options, sets: Vec::new(), volumes: Vec::new(), warnings: Vec::new() };
+        let mut server = Server {
+            env,
+            options,
+            sets: Vec::new(),
+            volumes: Vec::new(),
+            warnings: Vec::new(),
+        };
         for prepared in prepared {
             let set = open::open(&server.env, prepared, &server.options).await?;
             server.sets.push(set);
@@ -92,7 +98,13 @@ impl<E: Env> Server<E> {
         let plan = {
             let entries = set.uuids.entries();
             let (seen, now) = (&set.inodes_seen, self.env.unix_seconds());
-            attach::plan(&entries, seen, &found.superblock, set.geometry.block_sectors, now)
+            attach::plan(
+                &entries,
+                seen,
+                &found.superblock,
+                set.geometry.block_sectors,
+                now,
+            )
         };
         match plan {
             Ok(plan) => {
@@ -100,25 +112,45 @@ impl<E: Env> Server<E> {
                 self.add_volume(volume);
             }
             Err(Refusal::RunsAlone(why)) => {
-                self.warnings.push(format!("{}: not attached, served without cache: {why}", found.disk.name()));
+                self.warnings.push(format!(
+                    "{}: not attached, served without cache: {why}",
+                    found.disk.name()
+                ));
                 self.add_alone(found, position);
             }
-            Err(Refusal::Waits(why)) => return Err(Error::refused(found.disk.name(), format!("backing superblock: {why}"))),
+            Err(Refusal::Waits(why)) => {
+                return Err(Error::refused(
+                    found.disk.name(),
+                    format!("backing superblock: {why}"),
+                ));
+            }
         }
         Ok(())
     }
 
-    async fn attach(&self, at: usize, found: FoundBacking<E>, plan: Attach) -> Result<Volume<E>, Error> {
+    async fn attach(
+        &self,
+        at: usize,
+        found: FoundBacking<E>,
+        plan: Attach,
+    ) -> Result<Volume<E>, Error> {
         let set = &self.sets[at];
         let name = found.disk.name().to_string();
         let io = |error: std::io::Error| Error::io(&name, "attach", &error);
         let range = (found.data_offset, found.disk.sectors());
-        let dirty = if plan.is_new { 0 } else { set.cache.index.borrow().dirty_sectors(plan.slot) };
+        let dirty = if plan.is_new {
+            0
+        } else {
+            set.cache.index.borrow().dirty_sectors(plan.slot)
+        };
         let mut superblock = found.superblock;
         let mut state_if_attached = None;
         let is_read_only = set.running.is_none();
         if let Some(running) = &set.running {
-            set.uuids.write(&running.journal, plan.entries).await.map_err(io)?;
+            set.uuids
+                .write(&running.journal, plan.entries)
+                .await
+                .map_err(io)?;
             let mut next = superblock.clone();
             if plan.is_new {
                 next.set_uuid = set.superblock.set_uuid;
@@ -138,22 +170,42 @@ impl<E: Env> Server<E> {
             // What a kernel would have on the device after registering it.
             state_if_attached = Some(match superblock.state() {
                 BackingState::Dirty => BackingState::Dirty,
-                BackingState::None | BackingState::Clean | BackingState::Stale => BackingState::Clean,
+                BackingState::None | BackingState::Clean | BackingState::Stale => {
+                    BackingState::Clean
+                }
             });
         }
         let label = superblock.label();
         let uuid = uuid_text(&superblock.uuid);
-        let mode = self.options.mode.or(superblock.cache_mode()).unwrap_or_default();
+        let mode = self
+            .options
+            .mode
+            .or(superblock.cache_mode())
+            .unwrap_or_default();
         let backing = Rc::new(Backing {
             superblock: Rc::new(BackingSuper::new(found.disk.clone(), superblock)),
             disk: found.disk,
             data_offset: range.0,
             unflushed: Cell::new(!is_read_only),
         });
-        let core = self.core(Some(at), Some(backing), plan.slot, range.1 - range.0, is_read_only, mode);
+        let core = self.core(
+            Some(at),
+            Some(backing),
+            plan.slot,
+            range.1 - range.0,
+            is_read_only,
+            mode,
+        );
         let writeback = self.start_writeback(set, &core, range);
         let names = self.names(&label, plan.slot);
-        Ok(Volume { names, label, uuid, core, writeback, state_if_attached })
+        Ok(Volume {
+            names,
+            label,
+            uuid,
+            core,
+            writeback,
+            state_if_attached,
+        })
     }
 
     fn core(
@@ -186,7 +238,12 @@ impl<E: Env> Server<E> {
         })
     }
 
-    fn start_writeback(&self, set: &CacheSet<E>, core: &Rc<Core<E>>, range: (u64, u64)) -> Option<Rc<Writeback<E>>> {
+    fn start_writeback(
+        &self,
+        set: &CacheSet<E>,
+        core: &Rc<Core<E>>,
+        range: (u64, u64),
+    ) -> Option<Rc<Writeback<E>>> {
         let (backing, writer) = (core.backing.as_ref()?, set.cache.writer.as_ref()?);
         if !self.options.writeback_running {
             return None;
@@ -226,15 +283,33 @@ impl<E: Env> Server<E> {
             data_offset: found.data_offset,
             unflushed: Cell::new(!is_read_only),
         });
-        let core = self.core(None, Some(backing), 0, sectors, is_read_only, CacheMode::None);
+        let core = self.core(
+            None,
+            Some(backing),
+            0,
+            sectors,
+            is_read_only,
+            CacheMode::None,
+        );
         let names = self.names(&label, position as u32);
-        self.add_volume(Volume { names, label, uuid, core, writeback: None, state_if_attached: None });
+        self.add_volume(Volume {
+            names,
+            label,
+            uuid,
+            core,
+            writeback: None,
+            state_if_attached: None,
+        });
     }
 
     fn add_flash_volumes(&mut self) {
         for at in 0..self.sets.len() {
             let entries = self.sets[at].uuids.entries().clone();
-            for (slot, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_flash_only()) {
+            for (slot, entry) in entries
+                .iter()
+                .enumerate()
+                .filter(|(_, entry)| entry.is_flash_only())
+            {
                 self.add_flash_volume(at, slot as u32, entry);
             }
         }
@@ -242,18 +317,44 @@ impl<E: Env> Server<E> {
 
     fn add_flash_volume(&mut self, at: usize, slot: u32, entry: &UuidEntry) {
         let is_read_only = self.sets[at].running.is_none();
-        let core = self.core(Some(at), None, slot, entry.sectors, is_read_only, CacheMode::Writeback);
+        let core = self.core(
+            Some(at),
+            None,
+            slot,
+            entry.sectors,
+            is_read_only,
+            CacheMode::Writeback,
+        );
         let (label, uuid) = (entry.label(), uuid_text(&entry.uuid));
         let names = self.names(&label, slot);
-        self.add_volume(Volume { names, label, uuid, core, writeback: None, state_if_attached: None });
+        self.add_volume(Volume {
+            names,
+            label,
+            uuid,
+            core,
+            writeback: None,
+            state_if_attached: None,
+        });
     }
 
     /// Names not taken yet: the label, and `volumeN`.
     fn names(&self, label: &str, slot: u32) -> Vec<String> {
-        let taken = |name: &String| self.volumes.iter().any(|volume| volume.names.contains(name));
+        let taken = |name: &String| {
+            self.volumes
+                .iter()
+                .any(|volume| volume.names.contains(name))
+        };
         let mut names = Vec::new();
         let wanted = format!("volume{slot}");
-        let free = (0..).map(|n| if n == 0 { wanted.clone() } else { format!("{wanted}-{n}") }).find(|name| !taken(name));
+        let free = (0..)
+            .map(|n| {
+                if n == 0 {
+                    wanted.clone()
+                } else {
+                    format!("{wanted}-{n}")
+                }
+            })
+            .find(|name| !taken(name));
         names.extend(free);
         let label = label.to_string();
         if !label.is_empty() && !taken(&label) && !names.contains(&label) {
@@ -269,7 +370,12 @@ impl<E: Env> Server<E> {
     fn note_findings(&mut self) {
         for set in &self.sets {
             let name = set.disk().name();
-            let line = |f: &Finding| format!("{name}: {} at byte {}: {} ({})", f.structure, f.offset, f.message, f.id);
+            let line = |f: &Finding| {
+                format!(
+                    "{name}: {} at byte {}: {} ({})",
+                    f.structure, f.offset, f.message, f.id
+                )
+            };
             self.warnings.extend(set.findings.iter().map(line));
         }
     }
@@ -287,7 +393,12 @@ impl<E: Env> Server<E> {
     /// Facts and counters as they are now.
     pub fn status(&self) -> Status {
         let cache_sets: Vec<_> = self.sets.iter().map(CacheSet::status).collect();
-        let poisoned = |set: &CacheSet<E>| set.cache.poison.reason().map(|why| format!("{}: {why}", set.disk().name()));
+        let poisoned = |set: &CacheSet<E>| {
+            set.cache
+                .poison
+                .reason()
+                .map(|why| format!("{}: {why}", set.disk().name()))
+        };
         Status {
             cache_set: cache_sets.first().cloned(),
             cache_sets,
@@ -308,7 +419,11 @@ impl<E: Env> Server<E> {
                 continue;
             }
             if let Err(error) = volume.core.flush_backing().await {
-                result = Err(Error::io(&volume.names[0], "flush of the backing device", &error));
+                result = Err(Error::io(
+                    &volume.names[0],
+                    "flush of the backing device",
+                    &error,
+                ));
             }
         }
         for set in &self.sets {
@@ -327,24 +442,37 @@ impl<E: Env> Exports for Server<E> {
         if name.is_empty() {
             return self.volumes.first().cloned();
         }
-        self.volumes.iter().find(|volume| volume.names.iter().any(|n| n == name)).cloned()
+        self.volumes
+            .iter()
+            .find(|volume| volume.names.iter().any(|n| n == name))
+            .cloned()
     }
 
     fn names(&self) -> Vec<String> {
-        self.volumes.iter().flat_map(|volume| volume.names.clone()).collect()
+        self.volumes
+            .iter()
+            .flat_map(|volume| volume.names.clone())
+            .collect()
     }
 }
 
 async fn read_superblock<E: Env>(disk: &Disk<E>, wanted: Role) -> Result<Superblock, Error> {
     open::read_superblock_bytes(disk)?;
-    let bytes = disk.read_bytes(8, 4096).await.map_err(|error| Error::io(disk.name(), "superblock at byte 4096", &error))?;
-    let superblock = Superblock::parse(&bytes).map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
+    let bytes = disk
+        .read_bytes(8, 4096)
+        .await
+        .map_err(|error| Error::io(disk.name(), "superblock at byte 4096", &error))?;
+    let superblock = Superblock::parse(&bytes)
+        .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
     if superblock.role() != wanted {
         let (is, wants) = match wanted {
             Role::Cache => ("backing", "cache"),
             Role::Backing => ("cache", "backing"),
         };
-        let what = format!("superblock version at byte 4112: found {} ({is} device), expected a {wants} device", superblock.version);
+        let what = format!(
+            "superblock version at byte 4112: found {} ({is} device), expected a {wants} device",
+            superblock.version
+        );
         return Err(Error::format(disk.name(), what));
     }
     Ok(superblock)
@@ -358,7 +486,12 @@ async fn find_cache<E: Env>(env: &E, device: E::Device) -> Result<Found<E>, Erro
     let geometry = superblock
         .cache_geometry(disk.sectors(), logical)
         .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
-    Ok(Found { disk, poison, superblock, geometry })
+    Ok(Found {
+        disk,
+        poison,
+        superblock,
+        geometry,
+    })
 }
 
 async fn find_backing<E: Env>(env: &E, device: E::Device) -> Result<FoundBacking<E>, Error> {
@@ -368,20 +501,36 @@ async fn find_backing<E: Env>(env: &E, device: E::Device) -> Result<FoundBacking
     let data_offset = superblock
         .backing_data_offset(disk.sectors(), logical)
         .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
-    Ok(FoundBacking { disk, superblock, data_offset })
+    Ok(FoundBacking {
+        disk,
+        superblock,
+        data_offset,
+    })
 }
 
 /// A copy cannot be told from the original: given both, neither is used (docs/format.md 8.2).
 fn refuse_copies<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
     for (i, one) in caches.iter().enumerate() {
-        if let Some(other) = caches[..i].iter().find(|other| other.superblock.set_uuid == one.superblock.set_uuid) {
-            let what = format!("superblock set uuid at byte 4152: {} has the same; give only one", other.disk.name());
+        if let Some(other) = caches[..i]
+            .iter()
+            .find(|other| other.superblock.set_uuid == one.superblock.set_uuid)
+        {
+            let what = format!(
+                "superblock set uuid at byte 4152: {} has the same; give only one",
+                other.disk.name()
+            );
             return Err(Error::refused(one.disk.name(), what));
         }
     }
     for (i, one) in backings.iter().enumerate() {
-        if let Some(other) = backings[..i].iter().find(|other| other.superblock.uuid == one.superblock.uuid) {
-            let what = format!("superblock uuid at byte 4136: {} has the same; give only one", other.disk.name());
+        if let Some(other) = backings[..i]
+            .iter()
+            .find(|other| other.superblock.uuid == one.superblock.uuid)
+        {
+            let what = format!(
+                "superblock uuid at byte 4136: {} has the same; give only one",
+                other.disk.name()
+            );
             return Err(Error::refused(one.disk.name(), what));
         }
     }
@@ -401,25 +550,46 @@ fn refuse_nothing<E: Env>(sets: &[Prepared<E>], backings: &[FoundBacking<E>]) ->
 }
 
 /// Whether a device may be attached to, or run beside, what was read. Nothing has been written so far.
-fn check_attach<E: Env>(sets: &[Prepared<E>], backing: &FoundBacking<E>, options: &Options) -> Result<(), Error> {
+fn check_attach<E: Env>(
+    sets: &[Prepared<E>],
+    backing: &FoundBacking<E>,
+    options: &Options,
+) -> Result<(), Error> {
     let mine = |set: &&Prepared<E>| set.found.superblock.set_uuid == backing.superblock.set_uuid;
-    let Some(set) = sets.iter().find(mine) else { return Ok(()) };
+    let Some(set) = sets.iter().find(mine) else {
+        return Ok(());
+    };
     let name = backing.disk.name();
     if set.loaded.is_none() && backing.superblock.state() == BackingState::Dirty {
         let what = "backing superblock: state is dirty, but its cache set is blank: its newer data is not there";
         return Err(Error::refused(name, what));
     }
     let none_seen = BTreeSet::new();
-    let seen = set.loaded.as_ref().map_or(&none_seen, |loaded| &loaded.inodes_seen);
-    let plan = attach::plan(&set.uuids(), seen, &backing.superblock, set.found.geometry.block_sectors, 0);
+    let seen = set
+        .loaded
+        .as_ref()
+        .map_or(&none_seen, |loaded| &loaded.inodes_seen);
+    let plan = attach::plan(
+        &set.uuids(),
+        seen,
+        &backing.superblock,
+        set.found.geometry.block_sectors,
+        0,
+    );
     let plan = match plan {
         Ok(plan) => plan,
         Err(Refusal::RunsAlone(_)) => return Ok(()),
-        Err(Refusal::Waits(why)) => return Err(Error::refused(name, format!("backing superblock: {why}"))),
+        Err(Refusal::Waits(why)) => {
+            return Err(Error::refused(name, format!("backing superblock: {why}")));
+        }
     };
     let (low, high) = (backing.data_offset, backing.disk.sectors());
-    let is_outside = |extent: crate::extents::Extent| extent.dirty && (extent.start < low || extent.end > high);
-    let mut extents = set.loaded.iter().flat_map(|loaded| loaded.index.range(plan.slot, 0, u64::MAX >> 1));
+    let is_outside =
+        |extent: crate::extents::Extent| extent.dirty && (extent.start < low || extent.end > high);
+    let mut extents = set
+        .loaded
+        .iter()
+        .flat_map(|loaded| loaded.index.range(plan.slot, 0, u64::MAX >> 1));
     if !plan.is_new && !set.is_read_only(options) && extents.any(is_outside) {
         let what = format!(
             "size: the cache holds dirty data outside sectors {low}..{high} of this device; it can only be served read-only (F64)"

@@ -1,8 +1,8 @@
 //! A volume: what a frontend serves.
 
 use crate::data::Writeback;
-use crate::request::{Clear, Core};
 use crate::request;
+use crate::request::{Clear, Core};
 use crate::stats::VolumeStatus;
 use brigade_env::{BlockDevice, BlockSizes, Buffer, Env, StatusExtent, StreamId};
 use brigade_format::BackingState;
@@ -31,8 +31,13 @@ pub struct Volume<E: Env> {
 impl<E: Env> Volume<E> {
     /// The way it stands to its cache: `no cache`, `clean`, `dirty`, `inconsistent` or `flash`.
     pub fn state(&self) -> &'static str {
-        let Some(backing) = &self.core.backing else { return "flash" };
-        match self.state_if_attached.unwrap_or_else(|| backing.superblock.state()) {
+        let Some(backing) = &self.core.backing else {
+            return "flash";
+        };
+        match self
+            .state_if_attached
+            .unwrap_or_else(|| backing.superblock.state())
+        {
             BackingState::None => "no cache",
             BackingState::Clean => "clean",
             BackingState::Dirty => "dirty",
@@ -42,7 +47,9 @@ impl<E: Env> Volume<E> {
 
     /// Bytes that are only in the cache.
     pub fn dirty_bytes(&self) -> u64 {
-        self.core.cache.as_ref().map_or(0, |cache| cache.index.borrow().dirty_sectors(self.core.inode) * 512)
+        self.core.cache.as_ref().map_or(0, |cache| {
+            cache.index.borrow().dirty_sectors(self.core.inode) * 512
+        })
     }
 
     /// For `status`.
@@ -52,7 +59,11 @@ impl<E: Env> Volume<E> {
             name: self.names.first().cloned().unwrap_or_default(),
             label: self.label.clone(),
             uuid: self.uuid.clone(),
-            path: self.core.backing.as_ref().map(|backing| backing.disk.name().to_string()),
+            path: self
+                .core
+                .backing
+                .as_ref()
+                .map(|backing| backing.disk.name().to_string()),
             mode: self.core.mode.get().to_string(),
             state: self.state().into(),
             read_only: self.core.is_read_only,
@@ -71,7 +82,11 @@ impl<E: Env> BlockDevice for Volume<E> {
     }
 
     fn block_sizes(&self) -> BlockSizes {
-        BlockSizes { minimum: 512, preferred: 4096, maximum: REQUEST_BYTES_MAX }
+        BlockSizes {
+            minimum: 512,
+            preferred: 4096,
+            maximum: REQUEST_BYTES_MAX,
+        }
     }
 
     fn is_read_only(&self) -> bool {
@@ -89,7 +104,12 @@ impl<E: Env> BlockDevice for Volume<E> {
         self.core.buffers.get(length)
     }
 
-    fn read(&self, stream: StreamId, offset: u64, length: usize) -> impl Future<Output = io::Result<Buffer>> + 'static {
+    fn read(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        length: usize,
+    ) -> impl Future<Output = io::Result<Buffer>> + 'static {
         request::read(self.core.clone(), stream, offset / 512, length as u64 / 512)
     }
 
@@ -107,7 +127,12 @@ impl<E: Env> BlockDevice for Volume<E> {
         request::flush(self.core.clone())
     }
 
-    fn discard(&self, offset: u64, length: u64, fua: bool) -> impl Future<Output = io::Result<()>> + 'static {
+    fn discard(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
         let what = Clear::Discard;
         request::clear(self.core.clone(), offset / 512, length / 512, what, fua)
     }
@@ -122,7 +147,11 @@ impl<E: Env> BlockDevice for Volume<E> {
     ) -> impl Future<Output = io::Result<()>> + 'static {
         let core = self.core.clone();
         let stored = core.backing.is_none() && !may_unmap;
-        let is_fast = !stored && core.backing.as_ref().is_none_or(|b| b.disk.geometry().can_discard);
+        let is_fast = !stored
+            && core
+                .backing
+                .as_ref()
+                .is_none_or(|b| b.disk.geometry().can_discard);
         async move {
             if only_if_fast && !is_fast {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -142,11 +171,21 @@ impl<E: Env> BlockDevice for Volume<E> {
         }
     }
 
-    fn prefetch(&self, stream: StreamId, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static {
+    fn prefetch(
+        &self,
+        stream: StreamId,
+        offset: u64,
+        length: u64,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
         request::prefetch(self.core.clone(), stream, offset / 512, length / 512)
     }
 
-    fn status(&self, offset: u64, length: u64, most: usize) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static {
+    fn status(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static {
         let status = request::status(&self.core, offset / 512, length / 512, most);
         async move { Ok(status) }
     }
