@@ -28,11 +28,10 @@ pub fn choose(asked: Option<&Path>) -> Result<PathBuf, Error> {
 
 /// The record of a set. Its name tells this boot from others: a record that outlived the host, on a disk, may name data that
 /// did not, and must not be found.
-pub fn record(dir: &Path, set: &str) -> PathBuf {
-    dir.join(record_name(
-        set,
-        &std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-    ))
+/// Where boots cannot be told apart there is no record.
+pub fn record(dir: &Path, set: &str) -> Option<PathBuf> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(dir.join(record_name(set, &boot)))
 }
 
 fn record_name(set: &str, boot: &str) -> String {
@@ -68,6 +67,7 @@ mod tests {
         assert_ne!(record_name("set", "one\n"), record_name("set", "two\n"));
         let dir = Path::new("/nowhere");
         assert_eq!(record(dir, "set"), record(dir, "set"));
+        assert!(record(dir, "set").is_some());
     }
 
     #[test]

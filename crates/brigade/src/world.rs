@@ -229,7 +229,7 @@ async fn open(
     let troubles = RefCell::new(Vec::new());
     let records = RefCell::new(Vec::new());
     let survivor = |set: &str| {
-        let path = state_dir::record(state_dir.as_ref()?, set);
+        let path = state_dir::record(state_dir.as_ref()?, set)?;
         let opened = env.open_survivor(&path);
         records.borrow_mut().push(path.clone());
         opened

@@ -21,7 +21,6 @@ pub struct Disk<E: Env> {
     flush_started: Cell<u64>,
     flush_finished: Cell<u64>,
     flush_running: Cell<bool>,
-    flush_failed_at: Cell<u64>,
     flush_changed: Notify,
     written_bytes: Cell<u64>,
     metadata_bytes: Cell<u64>,
@@ -38,7 +37,6 @@ impl<E: Env> Disk<E> {
             flush_started: Cell::new(0),
             flush_finished: Cell::new(0),
             flush_running: Cell::new(false),
-            flush_failed_at: Cell::new(0),
             flush_changed: Notify::new(),
             written_bytes: Cell::new(0),
             metadata_bytes: Cell::new(0),
@@ -132,8 +130,20 @@ impl<E: Env> Disk<E> {
             .await
     }
 
+    /// Fails once a flush or metadata write has failed: what was written before it may be lost, and no later flush, which the
+    /// operating system may well let succeed, brings it back.
+    pub fn check(&self) -> io::Result<()> {
+        self.poison.check()
+    }
+
+    /// Why it fails, if it does.
+    pub fn trouble(&self) -> Option<String> {
+        self.poison.reason()
+    }
+
     /// Makes every write that has completed durable. Callers that come while a flush runs share the next one.
     pub async fn flush(&self) -> io::Result<()> {
+        self.check()?;
         let target = self.flush_started.get() + 1;
         self.flush_requested
             .set(target.max(self.flush_requested.get()));
@@ -148,7 +158,6 @@ impl<E: Env> Disk<E> {
             self.flush_running.set(false);
             self.flush_finished.set(target);
             if let Err(error) = &result {
-                self.flush_failed_at.set(target);
                 self.poison
                     .throw(format!("{}: flush: {error}", self.name()));
             }
@@ -158,10 +167,7 @@ impl<E: Env> Disk<E> {
         while self.flush_finished.get() < target {
             self.flush_changed.wait().await;
         }
-        if self.flush_failed_at.get() >= target {
-            return Err(io::Error::other(format!("{}: flush failed", self.name())));
-        }
-        Ok(())
+        self.check()
     }
 
     /// Whether a flush is under way, or about to start once another one is done.
@@ -175,9 +181,6 @@ impl<E: Env> Disk<E> {
         while self.flush_finished.get() < target {
             self.flush_changed.wait().await;
         }
-        if target > 0 && self.flush_failed_at.get() >= target {
-            return Err(io::Error::other(format!("{}: flush failed", self.name())));
-        }
-        Ok(())
+        self.check()
     }
 }

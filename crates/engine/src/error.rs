@@ -90,7 +90,7 @@ impl Poison {
     /// Throws it; the first reason stays.
     pub fn throw(&self, reason: impl fmt::Display) {
         if !self.thrown.replace(true) {
-            tracing::error!(%reason, "cache set poisoned: no later write is acknowledged");
+            tracing::error!(%reason, "poisoned: no later write is acknowledged");
             *self.reason.borrow_mut() = Some(reason.to_string());
             self.alarms.borrow().iter().for_each(|alarm| alarm());
         }
@@ -115,7 +115,7 @@ impl Poison {
     pub fn check(&self) -> io::Result<()> {
         if self.thrown.get() {
             return Err(io::Error::other(
-                "cache set poisoned by an earlier failed metadata write",
+                "poisoned by an earlier failed flush or metadata write",
             ));
         }
         Ok(())

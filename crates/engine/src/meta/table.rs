@@ -12,7 +12,7 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
-use brigade_env::sync::join_all;
+use brigade_env::sync::{Notify, join_all};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, Gen, prio};
 use std::cell::{Cell, RefCell};
@@ -49,6 +49,8 @@ pub struct GenTable<E: Env> {
     chain: RefCell<Vec<BucketNr>>,
     seq: Cell<u64>,
     is_closing: Cell<bool>,
+    running: Cell<bool>,
+    ended: Notify,
 }
 
 impl<E: Env> GenTable<E> {
@@ -70,6 +72,8 @@ impl<E: Env> GenTable<E> {
             chain,
             seq,
             is_closing: Cell::new(false),
+            running: Cell::new(false),
+            ended: Notify::new(),
         })
     }
 
@@ -135,6 +139,13 @@ impl<E: Env> GenTable<E> {
 
     /// The background task: recycles buckets ahead of demand.
     pub async fn run(self: Rc<Self>, journal: Rc<Journal<E>>) {
+        self.running.set(true);
+        self.recycle(&journal).await;
+        self.running.set(false);
+        self.ended.notify_all();
+    }
+
+    async fn recycle(&self, journal: &Journal<E>) {
         loop {
             let demand = self.buckets.demand.wait();
             if self.is_closing.get() || self.poison.is_thrown() {
@@ -153,7 +164,7 @@ impl<E: Env> GenTable<E> {
                 continue;
             };
             self.buckets.is_dry.set(false);
-            if self.write(&journal, batch).await.is_err() {
+            if self.write(journal, batch).await.is_err() {
                 self.buckets.wake_all();
                 return;
             }
@@ -173,9 +184,12 @@ impl<E: Env> GenTable<E> {
         batch
     }
 
-    /// Lets the task end.
-    pub fn stop(&self) {
+    /// Lets the task end and waits for its last table.
+    pub async fn stop(&self) {
         self.is_closing.set(true);
         self.buckets.demand.notify_all();
+        while self.running.get() {
+            self.ended.wait().await;
+        }
     }
 }

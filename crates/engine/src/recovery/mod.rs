@@ -230,7 +230,7 @@ pub async fn load<E: Env>(
         geometry.bucket_sectors,
         |ptr| marks.is_stale(ptr),
     );
-    judge_outcome(&outcome, &table, &mut findings)?;
+    judge_outcome(&outcome, &table, newest.root_level == 0, &mut findings)?;
     let doubtful = proof::judge_conflicts(
         env,
         device,
@@ -345,19 +345,27 @@ fn byte_of(e: &Extent) -> u64 {
 }
 
 /// F43: dirty data that is gone, or looks as if. What belonged to a removed device is nobody's loss.
+/// F43 and what 8.5 found. A kernel's gc never writes a leaf that is the root, yet lets buckets go that keys in its memory
+/// have let go of: after its crash such a leaf still has dirty keys whose data was written back and whose buckets hold
+/// something else (K22). What was overwritten instead has a newer key in the replay range, so nothing is lost.
 fn judge_outcome(
     outcome: &Outcome,
     table: &Uuids,
+    root_is_leaf: bool,
     findings: &mut Findings,
 ) -> Result<(), LoadError> {
     for e in &outcome.lost {
-        let severity = if table.is_removed(e.inode) {
-            Severity::Warning
+        let is_written_back = root_is_leaf && table.is_cached(e.inode);
+        let (severity, what) = if table.is_removed(e.inode) || is_written_back {
+            (
+                Severity::Warning,
+                "is in reused buckets: it was written back before",
+            )
         } else {
-            Severity::BarsWriting
+            (Severity::BarsWriting, "was overwritten")
         };
         let text = format_args!(
-            "dirty data of inode {}, sectors {}..{}, was overwritten",
+            "dirty data of inode {}, sectors {}..{}, {what}",
             e.inode, e.start, e.end
         );
         findings.report("F43", severity, "extent", byte_of(e), text)?;

@@ -238,8 +238,18 @@ fn a_stale_dirty_replayed_key_over_clean_data_leaves_nothing_cached() {
 }
 
 #[test]
-fn stale_dirty_data_of_the_tree_is_lost_and_bars_writing() {
+fn stale_dirty_data_in_a_leaf_that_is_the_root_was_written_back() {
     let mut disk = disk(&[&[extent(0, 8, 100, 4, true)]], &[]);
+    disk.gens[100] = 5;
+    let loaded = loaded(disk);
+    assert_eq!(found(&loaded, "F43"), vec![Severity::Warning]);
+    assert!(loaded.index.is_empty());
+}
+
+#[test]
+fn stale_dirty_data_of_a_flash_volume_is_lost_and_bars_writing() {
+    let mut disk = disk(&[&[extent(0, 8, 100, 4, true)]], &[]);
+    disk.slots = vec![(disk.slots[0].0, 1)];
     disk.gens[100] = 5;
     disk.finish();
     assert_eq!(disk.load().err().and_then(|e| e.id), Some("F43"));

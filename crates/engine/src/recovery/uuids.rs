@@ -27,6 +27,12 @@ impl Uuids {
             .get(inode as usize)
             .is_some_and(UuidEntry::is_invalidated)
     }
+
+    /// The slot belongs to a backing device.
+    pub(super) fn is_cached(&self, inode: u32) -> bool {
+        let is_cached = |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only();
+        self.entries.get(inode as usize).is_some_and(is_cached)
+    }
 }
 
 /// Checks the key of the table (F50).

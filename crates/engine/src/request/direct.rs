@@ -54,6 +54,13 @@ pub async fn write<E: Env>(
     let _held = core.locks.lock(start, end).await;
     core.candidates.cancel(start, end);
     let dirty = let_go_of_clean(core, &cache, start, end).await?;
+    let what = match what {
+        // A device may ignore a discard, or a part of it; under dirty data that is dropped old content would come to light.
+        DirectWrite::Clear(Clear::Discard) if !dirty.is_empty() => {
+            DirectWrite::Clear(Clear::Zeroes { may_unmap: true })
+        }
+        what => what,
+    };
     // What looks like nothing cached may be a hole whose journal entry just failed.
     cache.poison.check()?;
     let fill = match (&what, admit) {
@@ -77,6 +84,11 @@ pub async fn write<E: Env>(
     let finished = match written {
         Ok(()) => let_go_of_dirty(&cache, backing, &dirty, fua).await,
         Err(error) => Err(error),
+    };
+    let finished = match finished {
+        // What hides the range may have been journalled by an earlier, plain write.
+        Ok(()) if fua => flush_journal(&cache).await,
+        other => other,
     };
     core.candidates.cancel(start, end);
     // The new candidate begins after that: it has what was just written.
@@ -203,8 +215,10 @@ async fn let_go_of_clean<E: Env>(
             holes(&now.into_iter().filter(is_clean).collect::<Vec<_>>())
         })
         .await?;
-    if let Some(seq) = inserted {
-        writer.journal.flush_through(seq).await?;
+    match inserted {
+        Some(seq) => writer.journal.flush_through(seq).await?,
+        // Somebody else covered it meanwhile, with a key that need not be durable yet.
+        None => writer.journal.flush().await?,
     }
     Ok(dirty)
 }
@@ -233,11 +247,20 @@ async fn let_go_of_dirty<E: Env>(
     }
     let Some(seq) = last else { return Ok(()) };
     if fua {
-        writer.journal.flush_through(seq).await
+        Ok(())
     } else {
         writer.journal.survives(seq).await
-    }?;
-    Ok(())
+    }
+}
+
+async fn flush_journal<E: Env>(cache: &Cache<E>) -> io::Result<()> {
+    cache
+        .writer
+        .as_ref()
+        .expect("checked to be writable")
+        .journal
+        .flush()
+        .await
 }
 
 pub(super) fn holes(extents: &[Extent]) -> Vec<Extent> {

@@ -35,6 +35,7 @@ use crate::limits::{CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
 use crate::meta::BackingSuper;
 use crate::options::Options;
 use crate::stats::VolumeCounters;
+use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Env, StreamId};
 use brigade_format::{BucketNr, CacheMode};
 use recent::Recent;
@@ -122,6 +123,44 @@ pub struct Core<E: Env> {
     pub last_request: Rc<Cell<Duration>>,
     /// A flush for waiting fills is on its way.
     pub fill_flush_set: Cell<bool>,
+    /// Writes under way, and whether more are let in.
+    pub admission: Rc<Admission>,
+}
+
+/// Who writes now. Closed before a set stops, so that nothing changes behind its last journal entry.
+#[derive(Default)]
+pub struct Admission {
+    under_way: Cell<usize>,
+    is_closed: Cell<bool>,
+    changed: Notify,
+}
+
+/// A write under way.
+struct Admitted(Rc<Admission>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Admission {
+    fn enter(self: &Rc<Self>) -> io::Result<Admitted> {
+        if self.is_closed.get() {
+            return Err(io::Error::other("the volume is being stopped"));
+        }
+        self.under_way.set(self.under_way.get() + 1);
+        Ok(Admitted(self.clone()))
+    }
+
+    /// Lets no more writes in and waits for those under way.
+    pub async fn close(&self) {
+        self.is_closed.set(true);
+        self.changed
+            .until(|| (self.under_way.get() == 0).then_some(()))
+            .await;
+    }
 }
 
 /// Clean data in the cache that is not in the index yet.
@@ -149,14 +188,18 @@ impl<E: Env> Core<E> {
         self.last_request.set(self.env.now());
     }
 
-    fn check_writable(&self) -> io::Result<()> {
+    /// Lets a write in, if there is nothing against it.
+    fn admit_write(&self) -> io::Result<Admitted> {
         if self.is_read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         if let Some(cache) = &self.cache {
             cache.poison.check()?;
         }
-        Ok(())
+        if let Some(backing) = &self.backing {
+            backing.disk.check()?;
+        }
+        self.admission.enter()
     }
 
     /// Whether a request must not leave data in the cache (in the order of rules of the kernel).
@@ -340,7 +383,7 @@ pub async fn write<E: Env>(
 ) -> io::Result<()> {
     core.note_request();
     let started = core.last_request.get();
-    core.check_writable()?;
+    let _admitted = core.admit_write()?;
     core.counters.write_bytes.add(buffer.len() as u64);
     let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
     core.counters
@@ -409,7 +452,7 @@ pub async fn clear<E: Env>(
     fua: bool,
 ) -> io::Result<()> {
     core.note_request();
-    core.check_writable()?;
+    let _admitted = core.admit_write()?;
     if sectors == 0 {
         return Ok(());
     }
@@ -472,7 +515,8 @@ async fn clear_flash<E: Env>(
         .live(&cache.buckets.get(), core.inode, start, end);
     let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;
     match inserted {
-        Some(seq) if fua => writer.journal.flush_through(seq).await,
+        // What hides the range may have been journalled by an earlier, plain request.
+        _ if fua => writer.journal.flush().await,
         Some(seq) => writer.journal.survives(seq).await,
         None => Ok(()),
     }

@@ -152,13 +152,19 @@ fn blank_buckets<E: Env>(found: &Found<E>) -> Allocator {
 
 async fn wipe_journal<E: Env>(found: &Found<E>) -> io::Result<()> {
     let zeros = vec![0; found.geometry.block_bytes()];
+    let bucket_sectors = u64::from(found.geometry.bucket_sectors);
     for nr in &found.geometry.journal_buckets {
-        let sector = nr * u64::from(found.geometry.bucket_sectors);
         found
             .disk
-            .write_metadata(sector, &zeros, Durability::Volatile)
+            .write_metadata(nr * bucket_sectors, &zeros, Durability::Volatile)
             .await?;
     }
+    // The bucket with the first entries whole: an old entry behind them would look like a lost tail (docs/format.md 5.9).
+    let first = found.geometry.journal_buckets[1] * bucket_sectors;
+    found
+        .disk
+        .write_zeroes(first, bucket_sectors, false)
+        .await?;
     found.disk.flush().await
 }
 

@@ -62,13 +62,14 @@ impl<E: Env> CacheSet<E> {
             return Ok(());
         };
         let name = self.disk().name();
-        running.table.stop();
         running.tree.stop().await;
-        let stopped = async {
-            running.tree.write_all().await?;
-            running.journal.close().await
+        // Writing leaves may need buckets, so whoever recycles them goes last.
+        let written = running.tree.write_all().await;
+        running.table.stop().await;
+        let result = match written {
+            Ok(()) => running.journal.close().await,
+            Err(error) => Err(error),
         };
-        let result = stopped.await;
         running.journal.abandon();
         match (result, self.cache.poison.reason()) {
             (Ok(()), None) => Ok(()),

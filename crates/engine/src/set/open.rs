@@ -31,6 +31,9 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+/// Words of the longest key there can be.
+const KEY_WORDS_MAX: usize = 8;
+
 /// A cache device whose superblock was read and found good.
 pub struct Found<E: Env> {
     /// The device.
@@ -187,6 +190,7 @@ pub async fn prepare<E: Env>(
         None => Vec::new(),
     };
     let read_only = options.read_only || found.geometry.read_only_layout;
+    if !read_only {}
     let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
     let loaded = recovery::load(
         env,
@@ -289,6 +293,13 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
         // A kernel takes version 0 sets only as long as the node's sets all are.
         nodes.get_mut(id).rewrite_wanted = node.has_old_bset_version;
         ids.push(id);
+    }
+    // Dirty keys that point at reused buckets go with the next write of their leaf.
+    if loaded.findings.iter().any(|finding| finding.id == "F43") {
+        let leaves = nodes.leaves();
+        leaves
+            .into_iter()
+            .for_each(|leaf| nodes.get_mut(leaf).rewrite_wanted = true);
     }
     nodes
 }
@@ -410,7 +421,14 @@ async fn start<E: Env>(
     let chain = loaded.prio_buckets.iter().copied().map(BucketNr).collect();
     let table = found.table(env, &buckets, chain, loaded.prio_seq);
 
-    journal_again(&journal, &survivors, &loaded.rejournal).await?;
+    // Every entry of ours says version 1, so the first one must name a table in the new format (docs/format.md 7).
+    let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
+    if loaded.uuids_are_old_format {
+        let entries = uuids.entries().clone();
+        uuids.write(&journal, entries).await?;
+    }
+    let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
+    journal_again(&journal, unwritten, &loaded.rejournal).await?;
     lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
     journal.unpin(newest.last_seq);
     // Writing leaves may need buckets that have yet to be recycled.
@@ -422,11 +440,6 @@ async fn start<E: Env>(
     let batch = buckets.get_mut().begin_table_write();
     if let Some(batch) = batch {
         table.write(&journal, batch).await?;
-    }
-    let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
-    if loaded.uuids_are_old_format {
-        let entries = uuids.entries().clone();
-        uuids.write(&journal, entries).await?;
     }
     found.superblock.count_write();
     found.superblock.last_mount = env.unix_seconds();
@@ -471,12 +484,12 @@ pub(super) fn begin_record<E: Env>(
 /// Gives keys that only the record in memory had, and dirty keys that the tree kept against the journal, a durable entry.
 async fn journal_again<E: Env>(
     journal: &Rc<Journal<E>>,
-    survivors: &[SurvivorEntry],
+    survivors: impl Iterator<Item = &SurvivorEntry>,
     kept: &[Extent],
 ) -> io::Result<()> {
     for entry in survivors {
-        if entry.seq > journal.durable_seq() {
-            journal.append(entry.keys.iter().copied());
+        for keys in entry.keys.chunks(journal.words_max() / KEY_WORDS_MAX) {
+            journal.append(keys.iter().copied());
             journal.flush().await?;
         }
     }

@@ -235,6 +235,7 @@ impl<E: Env> Server<E> {
             recent: RefCell::default(),
             last_request: Rc::new(Cell::new(Duration::ZERO)),
             fill_flush_set: Cell::new(false),
+            admission: Rc::default(),
         })
     }
 
@@ -399,19 +400,32 @@ impl<E: Env> Server<E> {
                 .reason()
                 .map(|why| format!("{}: {why}", set.disk().name()))
         };
+        let trouble = |volume: &Rc<Volume<E>>| {
+            volume
+                .core
+                .backing
+                .as_ref()
+                .and_then(|backing| backing.disk.trouble())
+        };
         Status {
             cache_set: cache_sets.first().cloned(),
             cache_sets,
             volumes: self.volumes.iter().map(|volume| volume.status()).collect(),
-            errors: self.sets.iter().filter_map(poisoned).collect(),
+            errors: self
+                .sets
+                .iter()
+                .filter_map(poisoned)
+                .chain(self.volumes.iter().filter_map(trouble))
+                .collect(),
             warnings: self.warnings.clone(),
         }
     }
 
-    /// Stops in order; requests must have ended. Dirty data stays dirty.
+    /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.
     pub async fn stop(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for volume in &self.volumes {
+            volume.core.admission.close().await;
             if let Some(writeback) = &volume.writeback {
                 writeback.stop().await;
             }
