@@ -22,6 +22,8 @@ pub const OPEN_ENTRIES_HIGH: u64 = 8192;
 pub const JOURNAL_DELAY_MAX: Duration = Duration::from_millis(100);
 /// Shortest such time: lets a burst share one entry.
 pub const JOURNAL_DELAY_MIN: Duration = Duration::from_millis(2);
+/// Longest time an entry may find no place in the ring while nothing is written and no leaf lets go of anything.
+pub const JOURNAL_STUCK_MAX: Duration = Duration::from_secs(120);
 /// Pending words at which a leaf is written early (kernel: 4048 bytes; larger sets make fewer, longer appends).
 pub const LEAF_PENDING_WORDS: usize = 1536;
 /// Longest time a leaf stays unwritten (kernel: 30 s).

@@ -7,6 +7,10 @@
 //! rewrite:  buckets ─► flush ─► new nodes (durable) ─► parent: append or rewrite ─► ... ─► unpin, free the old bucket
 //! new root: node (durable) ─► journal entry naming it ─► free the old bucket
 //! ```
+//!
+//! No turn waits for the journal entry that names a new root: the journal may have no room before more leaves are written.
+//! Pins can be given back at once, because they only hold back the headers of entries to come, which name the new root.
+//! Buckets cannot: the root of the last durable entry still leads to them, so they are *retired* until the entry is durable.
 
 use super::index::Index;
 use super::nodes::NodeId;
@@ -19,11 +23,11 @@ use crate::journal::Journal;
 use crate::limits::{LEAF_BATCH, LEAF_DELAY, LEAF_PENDING_WORDS, SECTOR};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
 use brigade_env::{Durability, Env};
-use brigade_format::{Key, Pos, Ptr, key_words, node};
+use brigade_format::{BucketNr, Key, Pos, Ptr, key_words, node};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// Sizes of a set that nodes depend on.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +54,11 @@ pub struct Tree<E: Env> {
     buckets: Rc<Buckets>,
     journal: Rc<Journal<E>>,
     structure: Lock,
+    me: Weak<Tree<E>>,
+    /// Journal entry that names the root as it is now.
+    root_seq: Cell<u64>,
+    /// Buckets of replaced nodes, by the entry whose root does not lead to them any more (TREE-5).
+    retired: RefCell<BTreeMap<u64, Vec<BucketNr>>>,
     /// A leaf has much pending.
     pub demand: Notify,
     gc_passes: Cell<u64>,
@@ -79,7 +88,10 @@ impl<E: Env> Tree<E> {
         buckets: Rc<Buckets>,
         journal: Rc<Journal<E>>,
     ) -> Rc<Self> {
-        Rc::new(Tree {
+        Rc::new_cyclic(|me| Tree {
+            me: me.clone(),
+            root_seq: Cell::new(0),
+            retired: RefCell::default(),
             env,
             disk,
             poison,
@@ -266,21 +278,21 @@ impl<E: Env> Tree<E> {
     /// Takes buckets for rewriting the first of these leaves, at least one, and all their ancestors; says how many leaves.
     /// Nothing happens between the last look at what is needed and the return.
     async fn reserve_for(&self, ids: &[NodeId]) -> io::Result<(Vec<MetadataBucket>, usize)> {
+        let mut sizes = self.new_leaves(ids);
         loop {
-            let one = self.buckets_needed(&ids[..1]);
             let there = self.buckets.get().metadata_available();
             let mut count = ids.len();
-            while count > 1 && self.buckets_needed(&ids[..count]) > there {
+            while count > 1 && self.buckets_needed(&ids[..count], &sizes[..count]) > there {
                 count = count.div_ceil(2);
             }
-            let needed = if count == 1 {
-                one
-            } else {
-                self.buckets_needed(&ids[..count])
-            };
+            let needed = self.buckets_needed(&ids[..count], &sizes[..count]);
+            if needed <= there {
+                return Ok((self.buckets.take_metadata(needed).await?, count));
+            }
             let taken = self.buckets.take_metadata(needed).await?;
             // While it waited, the leaves may have grown.
-            if self.buckets_needed(&ids[..count]) <= taken.len() {
+            sizes = self.new_leaves(ids);
+            if self.buckets_needed(&ids[..count], &sizes[..count]) <= taken.len() {
                 return Ok((taken, count));
             }
             self.buckets
@@ -288,17 +300,22 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// The most buckets that rewriting these leaves and everything above them can take.
-    fn buckets_needed(&self, leaves: &[NodeId]) -> usize {
-        let words = |id: &NodeId| {
-            let words: Vec<usize> = self
+    /// How many leaves take the place of each of these.
+    fn new_leaves(&self, leaves: &[NodeId]) -> Vec<usize> {
+        let count = |id: &NodeId| {
+            let words = self
                 .leaf_content(*id)
-                .iter()
-                .map(|extent| extent.to_key().words())
-                .collect();
-            groups(words.into_iter(), self.node_words()).len()
+                .into_iter()
+                .map(|extent| extent.to_key().words());
+            groups(words, self.node_words()).len()
         };
-        let mut news: usize = leaves.iter().map(words).sum();
+        leaves.iter().map(count).collect()
+    }
+
+    /// The most buckets that rewriting these leaves, which become so many each, and everything above them can take.
+    fn buckets_needed(&self, leaves: &[NodeId], new_leaves: &[usize]) -> usize {
+        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+        let mut news: usize = new_leaves.iter().sum();
         let mut needed = news;
         let index = self.index.borrow();
         let mut level: BTreeSet<NodeId> = leaves.iter().copied().collect();
@@ -307,10 +324,19 @@ impl<E: Env> Tree<E> {
                 .iter()
                 .filter_map(|id| index.nodes.get(*id).parent)
                 .collect();
-            news = level.len() * 3 + (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+            news = level.len() * 3 + above(news);
             needed += news;
         }
-        needed + 3
+        // New levels above what is the root now.
+        while news > 1 {
+            news = if news * KEY_WORDS <= self.node_words() * 4 / 5 {
+                1
+            } else {
+                above(news).max(2)
+            };
+            needed += news;
+        }
+        needed + 2
     }
 
     fn leaf_content(&self, id: NodeId) -> Vec<Extent> {
@@ -413,7 +439,7 @@ impl<E: Env> Tree<E> {
         if is_root {
             assert_eq!(replaced.len(), 1, "a tree has one root");
             for (old, news) in replaced {
-                self.replace_root(old, news, spare, &pins).await?;
+                self.replace_root(old, news, spare, pins.clone()).await?;
             }
         } else {
             Box::pin(self.replace_children(replaced, spare, pins)).await?;
@@ -423,8 +449,40 @@ impl<E: Env> Tree<E> {
                 .expect("a node has a place")
                 .bucket(self.layout.bucket_sectors as u32)
         };
-        self.buckets.free_metadata(old_keys.iter().map(place));
+        self.retire(old_keys.iter().map(place));
         Ok(())
+    }
+
+    /// Frees buckets of replaced nodes, as soon as the root that does not lead to them is named durably (TREE-5).
+    fn retire(&self, buckets: impl Iterator<Item = BucketNr>) {
+        let root_seq = self.root_seq.get();
+        if self.journal.durable_seq() >= root_seq {
+            self.buckets.free_metadata(buckets);
+        } else {
+            self.retired
+                .borrow_mut()
+                .entry(root_seq)
+                .or_default()
+                .extend(buckets);
+        }
+    }
+
+    /// Asks for the entry that names the new root, and frees what waits for it once it is durable.
+    fn name_root(&self) {
+        let seq = self.journal.ask();
+        self.root_seq.set(seq);
+        let me = self.me.clone();
+        let journal = self.journal.clone();
+        self.env.spawn(async move {
+            if journal.flush_through(seq).await.is_err() {
+                return;
+            }
+            if let Some(tree) = me.upgrade() {
+                let waiting = tree.retired.borrow_mut().split_off(&(seq + 1));
+                let free = tree.retired.replace(waiting);
+                tree.buckets.free_metadata(free.into_values().flatten());
+            }
+        });
     }
 
     async fn replace_root(
@@ -432,25 +490,15 @@ impl<E: Env> Tree<E> {
         old: NodeId,
         news: Vec<NodeId>,
         spare: &mut Vec<MetadataBucket>,
-        pins: &[u64],
+        pins: Vec<u64>,
     ) -> io::Result<()> {
-        let root = match news[..] {
-            [only] => only,
-            _ => {
-                let (writes, root) = {
-                    let mut index = self.index.borrow_mut();
-                    let level = index.nodes.get(old).level + 1;
-                    let keys = news.iter().map(|id| index.nodes.get(*id).key).collect();
-                    let (writes, roots) =
-                        self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
-                    assert_eq!(roots.len(), 1, "a new root holds a few children");
-                    index.nodes.adopt(roots[0], &news);
-                    (writes, roots[0])
-                };
-                self.write_new(writes).await?;
-                root
-            }
-        };
+        let mut top = news;
+        while top.len() > 1 {
+            let (writes, above) = self.plan_level(&top, spare);
+            self.write_new(writes).await?;
+            top = above;
+        }
+        let root = top[0];
         let (key, level) = {
             let mut index = self.index.borrow_mut();
             index.nodes.set_root(root);
@@ -462,9 +510,23 @@ impl<E: Env> Tree<E> {
             roots.root_level = level;
         });
         // The entry that names the new root needs no entry whose keys the new root has: it makes room by itself.
-        self.unpin(pins.iter().copied());
-        self.journal.write_now().await?;
+        self.unpin(pins);
+        self.name_root();
         Ok(())
+    }
+
+    /// A level of interior nodes over these siblings, which are all there are of their level.
+    fn plan_level(
+        &self,
+        below: &[NodeId],
+        spare: &mut Vec<MetadataBucket>,
+    ) -> (Vec<Write>, Vec<NodeId>) {
+        let mut index = self.index.borrow_mut();
+        let level = index.nodes.get(below[0]).level + 1;
+        let keys = below.iter().map(|id| index.nodes.get(*id).key).collect();
+        let (writes, nodes) = self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
+        adopt_in_order(&mut index, &nodes, below);
+        (writes, nodes)
     }
 
     async fn replace_children(
@@ -542,18 +604,7 @@ impl<E: Env> Tree<E> {
             .collect();
         let (writes, parents) = self.cut(index, level, keys, low, high, parent, spare);
         index.nodes.get_mut(id).children.clear();
-        let mut rest = &children[..];
-        for &parent in &parents {
-            let high = index.nodes.get(parent).key.pos();
-            let mine = rest
-                .iter()
-                .take_while(|child| index.nodes.get(**child).key.pos() <= high)
-                .count();
-            let (mine, others) = rest.split_at(mine);
-            index.nodes.adopt(parent, mine);
-            rest = others;
-        }
-        assert!(rest.is_empty(), "every child has a parent");
+        adopt_in_order(index, &parents, &children);
         InteriorPlan::Rewrite(writes, parents)
     }
 
@@ -645,12 +696,33 @@ impl<E: Env> Tree<E> {
             if self.is_closing.get() {
                 return Ok(());
             }
+            if self.journal.is_pressed() {
+                self.relieve_journal().await?;
+            }
             yield_now().await;
         }
+        self.settle_root().await?;
         self.buckets.get_mut().gc_finished(&gens);
         self.gc_passes.set(self.gc_passes.get() + 1);
         self.buckets.demand.notify_all();
         Ok(())
+    }
+
+    /// Waits until no crash can bring back a node that was replaced before. The task that relieves the journal waits here, so
+    /// it goes on relieving.
+    async fn settle_root(&self) -> io::Result<()> {
+        let seq = self.root_seq.get();
+        loop {
+            self.poison.check()?;
+            let pressure = self.journal.pressure.wait();
+            if self.journal.durable_seq() >= seq {
+                return Ok(());
+            }
+            if !self.journal.is_pressed() || !self.relieve_journal().await? {
+                let flushed = async { drop(self.journal.flush_through(seq).await) };
+                crate::wait::either(flushed, pressure).await;
+            }
+        }
     }
 
     /// Stops the background task and waits for its last round.
@@ -698,6 +770,22 @@ fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> Vec<usize> {
     }
     counts.push(count);
     counts
+}
+
+/// Gives each child to the parent whose range it is in; both come in order.
+fn adopt_in_order(index: &mut Index, parents: &[NodeId], children: &[NodeId]) {
+    let mut rest = children;
+    for &parent in parents {
+        let high = index.nodes.get(parent).key.pos();
+        let mine = rest
+            .iter()
+            .take_while(|child| index.nodes.get(**child).key.pos() <= high)
+            .count();
+        let (mine, others) = rest.split_at(mine);
+        index.nodes.adopt(parent, mine);
+        rest = others;
+    }
+    assert!(rest.is_empty(), "every child has a parent");
 }
 
 fn all_ok(results: Vec<io::Result<()>>) -> io::Result<()> {

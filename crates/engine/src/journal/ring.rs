@@ -1,8 +1,9 @@
 //! Where the next entry goes.
 
-/// Ring buckets kept back for entries that make room: one for a stage already filled, one for a new root or table, one
-/// for the entry that lets `last_seq` advance.
+/// Ring buckets kept back at least for entries that make room, where the ring has so many.
 const RESERVE: usize = 3;
+/// Entries without keys that must find room behind a full stage: a new table and the entry that lets `last_seq` advance.
+const SMALL_ENTRIES: u64 = 2;
 
 /// What the ring looked like at open.
 #[derive(Clone, Debug)]
@@ -11,14 +12,53 @@ pub struct RingStart {
     pub buckets: Vec<u64>,
     /// Index of the bucket with the newest entry; the first new one goes to the next.
     pub newest_index: usize,
+    /// Sector in that bucket right behind the newest entry. The first new one goes there if no other place is free.
+    pub newest_end_sector: u64,
     /// Highest entry number found in each.
     pub bucket_max_seq: Vec<u64>,
+}
+
+/// How much of a ring one entry with clients' keys may take, and what stays free for the entries that make room (JNL-4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlan {
+    /// Longest entry, in sectors.
+    pub entry_sectors: u64,
+    /// Buckets that clients leave free.
+    pub reserve: usize,
+}
+
+impl RingPlan {
+    /// For a ring of `count` buckets; `None` if it is too small to be written to without ever getting stuck.
+    ///
+    /// Clients are let in while `reserve` buckets are free. Then a full stage and the entries that make room must fit what is
+    /// free, less the one bucket that only an entry which frees another may take (JNL-6).
+    pub fn new(
+        count: usize,
+        bucket_sectors: u64,
+        block_sectors: u64,
+        entry_sectors_max: u64,
+    ) -> Option<RingPlan> {
+        let bucket_blocks = bucket_sectors / block_sectors;
+        let usable = (count as u64).checked_sub(2)?.saturating_mul(bucket_blocks);
+        let entry_blocks = (entry_sectors_max.min(bucket_sectors) / block_sectors)
+            .min(usable.checked_sub(SMALL_ENTRIES)?);
+        if entry_blocks == 0 {
+            return None;
+        }
+        let needed = 1 + (entry_blocks + SMALL_ENTRIES).div_ceil(bucket_blocks) as usize;
+        let reserve = needed.max(RESERVE.min(count - 1));
+        Some(RingPlan {
+            entry_sectors: entry_blocks * block_sectors,
+            reserve,
+        })
+    }
 }
 
 /// The ring and the write position in it.
 pub(super) struct Ring {
     buckets: Vec<u64>,
     bucket_sectors: u64,
+    reserve: usize,
     max_seq: Vec<u64>,
     index: usize,
     /// Next free sector in the current bucket; at `bucket_sectors` the next entry moves on.
@@ -26,19 +66,31 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub fn new(start: RingStart, bucket_sectors: u64) -> Self {
+    /// Begins in the bucket behind the newest entry's, or, where that would leave none free, right behind that entry (both are
+    /// legal, docs/format.md 5.9).
+    pub fn new(
+        start: RingStart,
+        bucket_sectors: u64,
+        reserve: usize,
+        durable_last_seq: u64,
+    ) -> Self {
         assert_eq!(
             start.buckets.len(),
             start.bucket_max_seq.len(),
             "one number a bucket"
         );
-        Ring {
+        let mut ring = Ring {
             buckets: start.buckets,
             bucket_sectors,
+            reserve,
             max_seq: start.bucket_max_seq,
             index: start.newest_index,
             used_sectors: bucket_sectors,
+        };
+        if ring.free(durable_last_seq) <= 1 {
+            ring.used_sectors = start.newest_end_sector.min(bucket_sectors);
         }
+        ring
     }
 
     pub fn len(&self) -> usize {
@@ -47,7 +99,7 @@ impl Ring {
 
     /// Buckets that clients must leave free (JNL-4).
     pub fn reserve(&self) -> usize {
-        RESERVE.min(self.buckets.len() - 1)
+        self.reserve
     }
 
     /// Buckets after the current one that hold nothing needed, given `last_seq` of a durable entry.
@@ -92,9 +144,65 @@ mod tests {
         let start = RingStart {
             buckets: vec![1, 2, 3, 4],
             newest_index: 0,
+            newest_end_sector: 8,
             bucket_max_seq: vec![0; 4],
         };
-        Ring::new(start, 8)
+        Ring::new(start, 8, 3, 1)
+    }
+
+    #[test]
+    fn a_session_starts_behind_the_newest_entry_when_no_bucket_is_free() {
+        let start = RingStart {
+            buckets: vec![1, 2, 3],
+            newest_index: 1,
+            newest_end_sector: 4,
+            bucket_max_seq: vec![8, 9, 7],
+        };
+        let mut full = Ring::new(start, 8, 2, 7);
+        assert_eq!(full.free(7), 0);
+        assert_eq!(full.take(2, 10, 7, 7), Some(2 * 8 + 4));
+        assert_eq!(full.take(2, 11, 7, 7), Some(2 * 8 + 6));
+        assert_eq!(full.take(2, 12, 12, 7), None, "entry 7 is still needed");
+        assert_eq!(full.take(2, 12, 12, 11), Some(3 * 8));
+    }
+
+    #[test]
+    fn a_ring_that_clients_may_fill_keeps_room_for_the_entries_that_make_room() {
+        assert_eq!(RingPlan::new(2, 64, 8, 64), None);
+        assert_eq!(
+            RingPlan::new(3, 8, 4, 64),
+            None,
+            "a single entry, and nothing behind it"
+        );
+        assert_eq!(RingPlan::new(4, 8, 8, 64), None);
+        assert_eq!(
+            RingPlan::new(3, 64, 8, 64),
+            Some(RingPlan {
+                entry_sectors: 48,
+                reserve: 2
+            })
+        );
+        assert_eq!(
+            RingPlan::new(4, 8, 4, 64),
+            Some(RingPlan {
+                entry_sectors: 8,
+                reserve: 3
+            })
+        );
+        assert_eq!(
+            RingPlan::new(256, 1024, 8, 64),
+            Some(RingPlan {
+                entry_sectors: 64,
+                reserve: 3
+            })
+        );
+        for (count, blocks) in (3..9).flat_map(|count| (1..20).map(move |blocks| (count, blocks))) {
+            let Some(plan) = RingPlan::new(count, blocks, 1, 64) else {
+                continue;
+            };
+            assert!(plan.reserve < count, "clients are let into an empty ring");
+            assert!((plan.reserve as u64 - 1) * blocks >= plan.entry_sectors + 2);
+        }
     }
 
     #[test]

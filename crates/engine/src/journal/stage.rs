@@ -1,10 +1,12 @@
 //! The stage being filled and the task that writes it.
 
-use super::ring::{Ring, RingStart};
+use super::ring::{Ring, RingPlan, RingStart};
 use super::survivor::SurvivorLog;
 use crate::device::Disk;
 use crate::error::Poison;
-use crate::limits::{JOURNAL_DELAY_MIN, OPEN_ENTRIES_HIGH, OPEN_ENTRIES_MAX, SECTOR};
+use crate::limits::{
+    JOURNAL_DELAY_MIN, JOURNAL_STUCK_MAX, OPEN_ENTRIES_HIGH, OPEN_ENTRIES_MAX, SECTOR,
+};
 use brigade_env::sync::Notify;
 use brigade_env::{Durability, Env};
 use brigade_format::{Key, jset};
@@ -85,7 +87,16 @@ pub struct Journal<E: Env> {
 impl<E: Env> Journal<E> {
     /// Starts the session's journal; nothing is written yet.
     pub fn new(env: E, poison: Rc<Poison>, setup: JournalSetup<E>) -> Rc<Self> {
-        let bytes_max = (jset::MAX_BYTES as u64).min(setup.bucket_sectors * SECTOR) as usize;
+        let plan = plan(
+            setup.ring.buckets.len(),
+            setup.bucket_sectors,
+            setup.block_sectors,
+        );
+        let plan = plan.unwrap_or(RingPlan {
+            entry_sectors: setup.bucket_sectors,
+            reserve: setup.ring.buckets.len() - 1,
+        });
+        let bytes_max = jset::MAX_BYTES.min((plan.entry_sectors * SECTOR) as usize);
         let words_max = ((bytes_max - jset::HEADER_BYTES) / 8).min(jset::MAX_KEY_WORDS);
         let journal = Rc::new(Journal {
             env,
@@ -96,7 +107,12 @@ impl<E: Env> Journal<E> {
             words_max,
             delay: setup.delay,
             state: RefCell::new(State {
-                ring: Ring::new(setup.ring, setup.bucket_sectors),
+                ring: Ring::new(
+                    setup.ring,
+                    setup.bucket_sectors,
+                    plan.reserve,
+                    setup.last_seq,
+                ),
                 roots: setup.roots,
                 seq: setup.next_seq,
                 words: Vec::new(),
@@ -124,6 +140,12 @@ impl<E: Env> Journal<E> {
             }
         });
         journal
+    }
+
+    /// Asks for an entry with the header as it is now and everything appended so far; gives its number. Does not wait.
+    pub fn ask(&self) -> u64 {
+        self.want();
+        self.state.borrow().seq
     }
 
     /// Words of keys that fit an empty entry.
@@ -266,13 +288,14 @@ impl<E: Env> Journal<E> {
         self.state.borrow().durable_seq
     }
 
-    /// Whether leaves should be written: the ring is half full, or too many entries are open.
+    /// Whether leaves should be written: the ring is half full, or clients are about to be held back, or too many entries are open.
     pub fn is_pressed(&self) -> bool {
         let state = self.state.borrow();
         let oldest = state.pins.keys().next().copied().unwrap_or(state.seq);
         let free = state.ring.free(state.durable_last_seq);
-        let half_full = free <= state.ring.len() / 2 && free + 1 < state.ring.len();
-        half_full || free < state.ring.reserve() || state.seq - oldest > OPEN_ENTRIES_HIGH
+        let is_low =
+            free <= state.ring.reserve().max(state.ring.len() / 2) && free + 1 < state.ring.len();
+        is_low || free < state.ring.reserve() || state.seq - oldest > OPEN_ENTRIES_HIGH
     }
 
     /// Whether writing one more entry now would free buckets of the ring.
@@ -353,7 +376,7 @@ impl<E: Env> Journal<E> {
             }
             let Some((sector, entry, seq, last_seq)) = self.take_stage() else {
                 self.pressure.notify_all();
-                work.await;
+                crate::wait::either(work, self.watch()).await;
                 continue;
             };
             let started = self.env.now();
@@ -371,6 +394,22 @@ impl<E: Env> Journal<E> {
             if self.is_pressed() {
                 self.pressure.notify_all();
             }
+        }
+    }
+
+    /// Waits as long as an entry without a place may have to wait, and poisons the set if nothing moved meanwhile (JNL-7).
+    async fn watch(&self) {
+        let traces = || {
+            let state = self.state.borrow();
+            (state.seq, last_seq(&state), self.disk.written().1)
+        };
+        let before = traces();
+        self.env.sleep(JOURNAL_STUCK_MAX).await;
+        if traces() == before {
+            let name = self.disk.name();
+            self.poison.throw(format!(
+                "{name}: journal: the ring is full, and nothing can be written that would make room"
+            ));
         }
     }
 
@@ -410,6 +449,16 @@ impl<E: Env> Journal<E> {
         state.in_flight = true;
         Some((sector, entry, seq, last))
     }
+}
+
+/// How the ring is shared; `None` if it is too small.
+pub fn plan(count: usize, bucket_sectors: u64, block_sectors: u64) -> Option<RingPlan> {
+    RingPlan::new(
+        count,
+        bucket_sectors,
+        block_sectors,
+        jset::MAX_BYTES as u64 / SECTOR,
+    )
 }
 
 fn last_seq<S: brigade_env::Survivor>(state: &State<S>) -> u64 {

@@ -97,6 +97,7 @@ async fn write<E: Env>(
     let ring = RingStart {
         buckets: found.geometry.journal_buckets.clone(),
         newest_index: 0,
+        newest_end_sector: u64::from(found.geometry.bucket_sectors),
         bucket_max_seq: vec![0; ring_size],
     };
     let roots = Roots {

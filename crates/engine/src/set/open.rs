@@ -18,7 +18,7 @@ use crate::data::Inserter;
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
-use crate::journal::{Journal, JournalSetup, RingStart, Roots, survivor};
+use crate::journal::{self, Journal, JournalSetup, RingStart, Roots, survivor};
 use crate::limits::SECTOR;
 use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
 use crate::options::{AckPolicy, Options};
@@ -190,7 +190,9 @@ pub async fn prepare<E: Env>(
         None => Vec::new(),
     };
     let read_only = options.read_only || found.geometry.read_only_layout;
-    if !read_only {}
+    if !read_only {
+        check_ring(&found)?;
+    }
     let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
     let loaded = recovery::load(
         env,
@@ -235,6 +237,24 @@ pub async fn open<E: Env>(
             .await
             .map_err(io),
     }
+}
+
+/// A ring that is too small fills up for good as soon as something is written.
+fn check_ring<E: Env>(found: &Found<E>) -> Result<(), Error> {
+    let geometry = &found.geometry;
+    let count = geometry.journal_buckets.len();
+    let plan = journal::plan(
+        count,
+        u64::from(geometry.bucket_sectors),
+        u64::from(geometry.block_sectors),
+    );
+    if plan.is_some() {
+        return Ok(());
+    }
+    let what = format!(
+        "superblock journal list: {count} buckets are too few to be written to; the set can only be served read-only"
+    );
+    Err(Error::refused(found.disk.name(), what))
 }
 
 fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
@@ -405,6 +425,7 @@ async fn start<E: Env>(
     let ring = RingStart {
         buckets: found.geometry.journal_buckets.clone(),
         newest_index: loaded.ring.newest_index,
+        newest_end_sector: loaded.ring.newest_end_sector,
         bucket_max_seq: loaded.ring.bucket_max_seq.clone(),
     };
     let roots = Roots {

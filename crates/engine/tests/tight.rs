@@ -1,0 +1,253 @@
+//! Sets with hardly any room: tiny rings, full volumes, leaves that split while nothing can be recycled.
+
+mod world;
+use brigade_engine::{AckPolicy, Options, Server};
+use brigade_env::{BlockDevice, Env, Geometry, StreamId};
+use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use world::disk::DiskState;
+use world::exec::{Chance, Store, World};
+
+fn geo(sectors: u64) -> Geometry {
+    Geometry {
+        size_bytes: sectors * 512,
+        logical_block_bytes: 512,
+        physical_block_bytes: 512,
+        can_discard: true,
+        is_read_only: false,
+    }
+}
+
+fn disks(
+    buckets: u64,
+    bucket: u64,
+    block: u64,
+    back: u64,
+) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    let cache = DiskState::new("cache", geo(buckets * bucket));
+    let new = NewCache {
+        device_sectors: buckets * bucket,
+        bucket_sectors: bucket as u32,
+        block_sectors: block as u16,
+        uuid: [1; 16],
+        set_uuid: [9; 16],
+        discard: false,
+        replacement: Replacement::Lru,
+    };
+    cache
+        .borrow_mut()
+        .poke(4096, &Superblock::new_cache(&new).unwrap().encode());
+    let backing = DiskState::new("backing", geo(back + 16));
+    let new = NewBacking {
+        device_sectors: back + 16,
+        data_offset: 16,
+        block_sectors: block as u16,
+        uuid: [2; 16],
+        set_uuid: [9; 16],
+        mode: CacheMode::Writeback,
+        label: "x".into(),
+    };
+    backing
+        .borrow_mut()
+        .poke(4096, &Superblock::new_backing(&new).unwrap().encode());
+    (cache, backing)
+}
+
+fn options(running: bool) -> Options {
+    Options {
+        read_only: false,
+        mode: Some(CacheMode::Writeback),
+        memory_bytes: 1 << 30,
+        ack: AckPolicy::Memory,
+        journal_delay: Duration::from_millis(100),
+        sequential_cutoff: 0,
+        writeback_percent: 10,
+        writeback_delay: Duration::from_secs(1000),
+        writeback_running: running,
+    }
+}
+
+fn open(
+    world: &World,
+    c: &Rc<RefCell<DiskState>>,
+    b: &Rc<RefCell<DiskState>>,
+    store: &Store,
+    o: Options,
+) -> Rc<Server<World>> {
+    let store = store.clone();
+    let f = Server::open(
+        world.clone(),
+        vec![world.device(c)],
+        vec![world.device(b)],
+        move |_| Some(store.clone()),
+        o,
+    );
+    world
+        .run(f, || false)
+        .expect("ends")
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn large_writes_to_small_buckets_end() {
+    let chance = Chance::new(7);
+    let (c, b) = disks(5000, 8, 1, 80000);
+    let store = Store::default();
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &store, options(true));
+    let v = server.volumes()[0].clone();
+    let s2 = server.clone();
+    let run = async move {
+        // Fill the cache with clean data.
+        for i in 0..1200u64 {
+            v.read(StreamId(1), i * 32 * 512, 32 * 512).await.unwrap();
+        }
+        for i in 0..20u64 {
+            let buf = v.buffer(3000 * 512);
+            v.write(StreamId(2), i * 3000 * 512, buf, false)
+                .await
+                .unwrap();
+        }
+    };
+    let limit = 3_000_000;
+    let w2 = world.clone();
+    let out = world.run(run, || {
+        w2.steps() > limit || w2.now() > Duration::from_secs(2000)
+    });
+    assert!(out.is_some(), "does not end");
+}
+
+/// Makes the ring of a set at rest shorter. The newest entry stands in its first buckets.
+fn shorten_ring(disk: &Rc<RefCell<DiskState>>, buckets: usize) {
+    let mut bytes = vec![0; 4096];
+    disk.borrow().peek(4096, &mut bytes);
+    let mut superblock = Superblock::parse(&bytes).unwrap();
+    superblock.journal.truncate(buckets);
+    disk.borrow_mut().poke(4096, &superblock.encode());
+}
+
+fn with_ring_of(
+    buckets: usize,
+    bucket: u64,
+    block: u64,
+) -> (Chance, Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    let chance = Chance::new(7);
+    let (c, b) = disks(600, bucket, block, 20000);
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &Store::default(), options(false));
+    world
+        .run(async move { server.stop().await.unwrap() }, || false)
+        .unwrap();
+    world.kill();
+    shorten_ring(&c, buckets);
+    (chance, c, b)
+}
+
+#[test]
+fn a_ring_too_small_to_make_room_in_is_refused() {
+    for (buckets, bucket) in [(2, 64), (3, 16)] {
+        let (chance, c, b) = with_ring_of(buckets, bucket, 8);
+        let world = World::new(chance, Duration::from_secs(100));
+        let caches = vec![world.device(&c)];
+        let f = Server::open(
+            world.clone(),
+            caches,
+            vec![world.device(&b)],
+            |_| Some(Store::default()),
+            options(false),
+        );
+        let out = world.run(
+            async move { f.await.map(|_| ()).map_err(|e| e.to_string()) },
+            || world.now() > Duration::from_secs(2000),
+        );
+        let error = out.expect("ends").expect_err("refused");
+        assert!(error.contains("journal"), "{error}");
+    }
+}
+
+/// Writes of single sectors all over make many keys, so leaves split and the root is replaced again and again.
+fn small_writes(
+    server: &Rc<Server<World>>,
+    chance: &Chance,
+    count: u64,
+) -> impl Future<Output = ()> + 'static {
+    let (v, server, chance) = (server.volumes()[0].clone(), server.clone(), chance.clone());
+    async move {
+        for number in 0..count {
+            let at = chance.below(1500);
+            v.write(StreamId(2), at * 2 * 512, v.buffer(512), chance.percent(10))
+                .await
+                .unwrap();
+            if number % 100 == 0 {
+                v.flush().await.unwrap();
+            }
+        }
+        server.stop().await.unwrap();
+    }
+}
+
+#[test]
+fn the_smallest_rings_never_stall() {
+    for (buckets, bucket, block) in [
+        (3, 64, 8),
+        (3, 16, 1),
+        (4, 8, 4),
+        (4, 16, 8),
+        (4, 8, 1),
+        (4, 16, 1),
+    ] {
+        let (chance, c, b) = with_ring_of(buckets, bucket, block);
+        for round in 0..3 {
+            let world = World::new(chance.clone(), Duration::from_secs(100 + round * 100_000));
+            let server = open(&world, &c, &b, &Store::default(), options(round % 2 == 0));
+            let limit = world.now() + Duration::from_secs(50_000);
+            let done = world.run(small_writes(&server, &chance, 1500), || {
+                world.now() > limit || world.steps() > 30_000_000
+            });
+            let status = server.status();
+            let set = &status.cache_sets[0];
+            assert!(
+                done.is_some(),
+                "{buckets} {bucket} {block}: {:?} {:?}",
+                status.errors,
+                set.journal
+            );
+            world.kill();
+        }
+    }
+}
+
+#[test]
+fn stop_ends_when_leaves_split() {
+    for seed in 0..6 {
+        let chance = Chance::new(seed);
+        let (c, b) = disks(1500, 8, 1, 80000);
+        let store = Store::default();
+        let world = World::new(chance.clone(), Duration::from_secs(1));
+        let server = open(&world, &c, &b, &store, options(false));
+        let v = server.volumes()[0].clone();
+        let s2 = server.clone();
+        let ch = chance.clone();
+        let w = world.clone();
+        let run = async move {
+            for i in 0..1200u64 {
+                v.read(StreamId(1), i * 8 * 512, 8 * 512).await.unwrap();
+            }
+            w.sleep(Duration::from_secs(60)).await;
+            // Many small keys in every leaf.
+            for _ in 0..(3000 + 500 * seed) {
+                let at = ch.below(9600);
+                let buf = v.buffer(512);
+                v.write(StreamId(2), at * 512, buf, false).await.unwrap();
+            }
+            assert!(s2.stop().await.is_ok());
+        };
+        let w2 = world.clone();
+        let out = world.run(run, || {
+            w2.steps() > 20_000_000 || w2.now() > Duration::from_secs(5000)
+        });
+        assert!(out.is_some(), "does not end");
+    }
+}
