@@ -98,7 +98,6 @@ fn large_writes_to_small_buckets_end() {
     let world = World::new(chance.clone(), Duration::from_secs(1));
     let server = open(&world, &c, &b, &store, options(true));
     let v = server.volumes()[0].clone();
-    let s2 = server.clone();
     let run = async move {
         // Fill the cache with clean data.
         for i in 0..1200u64 {
