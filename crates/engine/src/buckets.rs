@@ -11,6 +11,9 @@ use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::io;
 use std::rc::Rc;
 
+/// Looks of a dry allocator, 50 ms apart, after which a drought in which nothing changes is taken to be for ever.
+const DRY_LOOKS_MAX: u32 = 2400;
+
 /// Bucket state shared by all parts of a set.
 pub struct Buckets {
     alloc: RefCell<Allocator>,
@@ -60,8 +63,10 @@ impl Buckets {
         self.alloc.borrow().is_stale(ptr)
     }
 
-    /// Takes `count` buckets for nodes or the UUID table, all at once, waiting until so many are there.
+    /// Takes `count` buckets for nodes or the UUID table, all at once, waiting until so many are there. Poisons the set
+    /// if they never will be: whoever waits here holds up everything.
     pub async fn take_metadata(&self, count: usize) -> io::Result<Vec<MetadataBucket>> {
+        let mut drought = (0, self.get().stats());
         loop {
             self.poison.check()?;
             let released = self.released.wait();
@@ -85,6 +90,18 @@ impl Buckets {
                 .set(count.max(self.metadata_wanted.get()));
             self.demand.notify_all();
             released.await;
+            let stats = self.get().stats();
+            drought = if self.is_dry.get() && drought.1 == stats {
+                (drought.0 + 1, stats)
+            } else {
+                (0, stats)
+            };
+            if drought.0 > DRY_LOOKS_MAX {
+                let there = self.get().metadata_available();
+                self.poison.throw(format!(
+                    "no buckets for nodes: {count} are needed, {there} are free, and nothing can be recycled"
+                ));
+            }
         }
     }
 

@@ -250,3 +250,85 @@ fn stop_ends_when_leaves_split() {
         assert!(out.is_some(), "does not end");
     }
 }
+#[test]
+fn a_full_flash_volume_refuses_but_never_wedges() {
+    use brigade_engine::recovery::{self, How};
+    use brigade_format::uuid_table::{self, UuidEntry};
+    let chance = Chance::new(3);
+    let (c, b) = disks(700, 16, 1, 4000);
+    let store = Store::default();
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &store, options(false));
+    let s = server.clone();
+    world
+        .run(async move { s.stop().await.unwrap() }, || false)
+        .unwrap();
+    drop(server);
+    world.kill();
+    let world = World::new(chance.clone(), Duration::from_secs(10));
+    let mut bytes = vec![0; 4096];
+    c.borrow().peek(4096, &mut bytes);
+    let sb = Superblock::parse(&bytes).unwrap();
+    let layout = sb.cache_geometry(700 * 16, 512).unwrap();
+    let (dev, env) = (world.device(&c), world.clone());
+    let loaded = world
+        .run(
+            async move { recovery::load(&env, &dev, sb, layout, &[], How::default()).await },
+            || false,
+        )
+        .unwrap()
+        .unwrap_or_else(|e| panic!("{e}"));
+    let mut entries = loaded.uuids.clone();
+    let free = entries.iter().position(|e| e.is_empty()).unwrap();
+    entries[free] = UuidEntry::flash_only([7; 16], [0; 32], 10, 20000);
+    let place = loaded.newest.uuid_bucket.ptr(0).unwrap().sector() * 512;
+    c.borrow_mut().poke(place, &uuid_table::encode(&entries));
+    world.kill();
+    let world = World::new(chance.clone(), Duration::from_secs(20));
+    let server = open(&world, &c, &b, &store, options(false));
+    let v = server.volumes()[1].clone();
+    let w = world.clone();
+    let chance = chance.clone();
+    let run = async move {
+        let may_be_full = |result: std::io::Result<()>| match result {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+                false
+            }
+        };
+        let mut full = 0;
+        while may_be_full(
+            v.write(StreamId(1), full * 16 * 512, v.buffer(16 * 512), false)
+                .await,
+        ) {
+            full += 1;
+        }
+        assert!(full > 640, "buckets that data may have: {full}");
+        // Each of these splits an extent.
+        let mut refused = 0;
+        for i in 0..full * 8 {
+            if !may_be_full(v.discard(i * 2 * 512, 512, false).await) {
+                refused += 1;
+                w.sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert!(refused < full * 8 / 2, "the index has some room to grow: {refused}");
+        for _ in 0..3000 {
+            let at = chance.below(full * 16);
+            may_be_full(v.write(StreamId(2), at * 512, v.buffer(512), false).await);
+        }
+        // What is dropped whole makes room again.
+        v.discard(0, full * 8 * 512, true).await.unwrap();
+        w.sleep(Duration::from_secs(100)).await;
+        assert!(may_be_full(
+            v.write(StreamId(1), 0, v.buffer(100 * 16 * 512), true)
+                .await
+        ));
+        server.stop().await.unwrap();
+    };
+    let out = world.run(run, || {
+        world.steps() > 5_000_000 || world.now() > Duration::from_secs(3000)
+    });
+    assert!(out.is_some(), "does not end");
+}

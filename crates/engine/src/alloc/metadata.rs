@@ -2,7 +2,7 @@
 
 use brigade_format::{BucketNr, Gen};
 
-use super::bucket::Place;
+use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::tokens::{Ready, Unused};
 use super::{Allocator, PRIO_FRESH, PRIO_METADATA};
@@ -19,13 +19,15 @@ pub struct MetadataBucket {
 impl Allocator {
     /// A bucket to overwrite with metadata, or `None` if everything it may come from is empty.
     ///
-    /// Unused buckets go first, since they cost no table write; then what everybody shares; the own reserve last.
+    /// Unused buckets go first, since they cost no table write; then what everybody shares; then the own reserve, and at last
+    /// the copying collector's: a node that cannot be written stops everything, a copy that cannot be made stops nothing.
     pub fn take_metadata(&mut self, reserve: Reserve) -> Option<MetadataBucket> {
         self.assert_metadata(reserve);
         let bucket = self
             .take_unused()
             .or_else(|| self.lists.pop_ready(Reserve::Normal))
-            .or_else(|| self.lists.pop_ready(reserve))?;
+            .or_else(|| self.lists.pop_ready(reserve))
+            .or_else(|| self.lists.pop_ready(Reserve::MovingGc))?;
         let nr = bucket.nr();
         self.go(nr, Place::Ready, Place::Metadata);
         self.update(nr, |bucket| bucket.prio = PRIO_METADATA);
@@ -60,6 +62,15 @@ impl Allocator {
         self.lists.unused.len()
             + self.lists.ready(Reserve::Normal).len()
             + self.lists.ready(reserve).len()
+            + self.lists.ready(Reserve::MovingGc).len()
+    }
+
+    /// May keys be added that the tree has yet to write, while `dirty_leaves` leaves have something pending? Each of them may
+    /// become two, and rewriting any takes a few buckets more for a while. Buckets that can be recycled count as there.
+    pub fn has_room_for_keys(&self, dirty_leaves: usize) -> bool {
+        let sizes = &self.lists.sizes;
+        let there = (self.counts[Class::Free] + self.counts[Class::Clean]) as usize;
+        there.saturating_sub(sizes.prio) >= (sizes.btree + sizes.moving_gc) / 2 + 2 + dirty_leaves
     }
 
     /// To Unused, or if its gen has no room for one more, to Idle: then a batch takes it once the table or a gc

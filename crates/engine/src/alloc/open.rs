@@ -138,6 +138,15 @@ impl Allocator {
         Some(placement)
     }
 
+    /// Sectors that [`Allocator::allocate`] would hand out for this kind of data before it finds nothing.
+    pub fn obtainable_sectors(&self, kind: Data) -> u64 {
+        let in_slots = |slot: &&Slot| slot.has_space_for(kind);
+        let open = self.open.slots.iter().filter(in_slots);
+        let buckets = self.lists.ready(Reserve::Normal).len() + self.lists.unused.len();
+        open.map(|slot| u64::from(slot.sectors_free)).sum::<u64>()
+            + buckets as u64 * u64::from(self.config.bucket_sectors)
+    }
+
     /// Closes every open bucket: nothing more is put into them.
     pub fn close_open_buckets(&mut self) {
         for index in 0..self.open.slots.len() {

@@ -225,6 +225,11 @@ impl Nodes {
         self.dirty.iter().map(|(_, id)| *id)
     }
 
+    /// Number of leaves with something pending.
+    pub fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
     fn dirty_key(&self, id: NodeId) -> (u64, NodeId) {
         (self.get(id).pinned_seq.unwrap_or(UNPINNED), id)
     }

@@ -665,12 +665,17 @@ impl<E: Env> Tree<E> {
         let now = self.env.now();
         let index = self.index.borrow();
         let high = self.pending_words_high();
+        // What is pending may keep clients from adding more.
+        let is_short = !self
+            .buckets
+            .get()
+            .has_room_for_keys(2 * index.nodes.dirty_count());
         let is_due = |id: &NodeId| {
             let node = index.nodes.get(*id);
             let old = node
                 .pending_since
                 .is_some_and(|since| now.saturating_sub(since) >= LEAF_DELAY);
-            old || node.pending.len() * 3 > high
+            is_short || old || node.pending.len() * 3 > high
         };
         index
             .nodes

@@ -90,6 +90,11 @@ impl<E: Env> Inserter<E> {
         Ok(last)
     }
 
+    /// Has leaves written that are due.
+    pub fn ask_for_leaf_writes(&self) {
+        (self.leaf_demand)();
+    }
+
     /// Lays everything given over what is there, journalled.
     pub async fn insert_all(&self, extents: &[Extent]) -> io::Result<Option<u64>> {
         self.insert(extents, |_, extent| vec![*extent]).await

@@ -67,6 +67,26 @@ pub struct Cache<E: Env> {
     pub block_sectors: u64,
 }
 
+impl<E: Env> Cache<E> {
+    /// Whether the index may grow: the tree must find buckets for what it has yet to write, or everything stops. If not,
+    /// leaves are asked to be written, so that this passes if it can.
+    fn has_room_for_keys(&self) -> bool {
+        let dirty_leaves = self.index.borrow().nodes.dirty_count();
+        let has_room = self.buckets.get().has_room_for_keys(dirty_leaves);
+        if let (false, Some(writer)) = (has_room, &self.writer) {
+            writer.inserter.ask_for_leaf_writes();
+        }
+        has_room
+    }
+
+    /// Whether a hole makes two extents of one.
+    fn hole_splits(&self, inode: u32, start: u64, end: u64) -> bool {
+        let (index, alloc) = (self.index.borrow(), self.buckets.get());
+        start > 0
+            && matches!(index.live(&alloc, inode, start - 1, end + 1)[..], [only] if only.start < start && only.end > end)
+    }
+}
+
 /// What is there only when the set may be written.
 pub struct CacheWriter<E: Env> {
     /// The way into the index.
@@ -259,14 +279,25 @@ impl<E: Env> Core<E> {
         } else {
             crate::alloc::Data::Flash
         };
+        if !cache.has_room_for_keys() {
+            return None;
+        }
         let mut alloc = cache.buckets.get_mut();
+        // What an attempt that fails has begun would be wasted.
+        if alloc.obtainable_sectors(kind) < sectors {
+            drop(alloc);
+            cache.buckets.demand.notify_all();
+            return None;
+        }
+        // Placements after the first stay aligned to blocks.
+        let most = crate::limits::EXTENT_SECTORS_MAX / cache.block_sectors * cache.block_sectors;
         let mut placed = Placed {
             extents: Vec::new(),
             pinned: Vec::new(),
         };
         let mut at = start;
         while at < start + sectors {
-            let wanted = (start + sectors - at).min(crate::limits::EXTENT_SECTORS_MAX);
+            let wanted = (start + sectors - at).min(most);
             let Some(place) = alloc.allocate(stream.0, self.inode, at, wanted, kind, false) else {
                 placed
                     .pinned
@@ -513,6 +544,9 @@ async fn clear_flash<E: Env>(
         .index
         .borrow()
         .live(&cache.buckets.get(), core.inode, start, end);
+    if cache.hole_splits(core.inode, start, end) && !cache.has_room_for_keys() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;
     match inserted {
         // What hides the range may have been journalled by an earlier, plain request.

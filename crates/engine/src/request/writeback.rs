@@ -12,17 +12,43 @@ use std::rc::Rc;
 
 /// A request for this many buckets gets them by waiting: the allocator does not rest before so many are ready.
 const BUCKETS_SURE: u64 = 8;
+/// A flash volume has no other place for what is too large to be placed at once, so it is written in pieces.
+const FLASH_PIECE_BUCKETS: u64 = 4;
 
 /// What became of the attempt.
 pub enum Outcome {
     /// Done and acknowledgeable.
     Done,
-    /// There is no room and none is to be had soon; nothing was written.
+    /// There is no room for all of it and none is to be had soon.
     NoRoom(Buffer),
 }
 
 /// Writes a range to the cache.
 pub async fn write<E: Env>(
+    core: &Rc<Core<E>>,
+    cache: &Rc<Cache<E>>,
+    stream: StreamId,
+    start: u64,
+    buffer: Buffer,
+    fua: bool,
+) -> io::Result<Outcome> {
+    let piece_bytes = (u64::from(cache.bucket_sectors) * FLASH_PIECE_BUCKETS * 512) as usize;
+    if core.backing.is_some() || buffer.len() <= piece_bytes {
+        return write_piece(core, cache, stream, start, buffer, fua).await;
+    }
+    let mut at = start;
+    for bytes in buffer.chunks(piece_bytes) {
+        let mut piece = core.buffers.get(bytes.len());
+        piece.copy_from_slice(bytes);
+        if let Outcome::NoRoom(_) = write_piece(core, cache, stream, at, piece, fua).await? {
+            return Ok(Outcome::NoRoom(buffer));
+        }
+        at += bytes.len() as u64 / 512;
+    }
+    Ok(Outcome::Done)
+}
+
+async fn write_piece<E: Env>(
     core: &Rc<Core<E>>,
     cache: &Rc<Cache<E>>,
     stream: StreamId,
@@ -72,7 +98,7 @@ async fn place<E: Env>(
         }
         // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
         let most = u64::from(cache.bucket_sectors) * BUCKETS_SURE;
-        if cache.buckets.is_dry.get() || sectors > most {
+        if cache.buckets.is_dry.get() || sectors > most || !cache.has_room_for_keys() {
             return Ok(None);
         }
         cache.buckets.demand.notify_all();
