@@ -1,17 +1,20 @@
 //! Ranges of a backing device that somebody is writing to.
 //!
 //! Everything that writes to a backing device holds its range: overlapping writes go there one after the other, so the
-//! device and the index end with the same one. Writes that only go to the cache do not take part.
+//! device and the index end with the same one, and in the order in which they came. Writes that only go to the cache do not take part.
 
 use brigade_env::sync::Notify;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-/// Held ranges of one volume.
+/// Held ranges of one volume, and those waited for.
 #[derive(Default)]
 pub struct RangeLocks {
     /// Start to end; they do not overlap.
     held: RefCell<BTreeMap<u64, u64>>,
+    /// Ranges that somebody waits for, in the order in which they came.
+    waiting: RefCell<BTreeMap<u64, (u64, u64)>>,
+    next_ticket: Cell<u64>,
     released: Notify,
 }
 
@@ -21,15 +24,42 @@ pub struct RangeGuard<'a> {
     start: u64,
 }
 
+/// A place in the queue.
+struct Ticket<'a> {
+    locks: &'a RangeLocks,
+    number: u64,
+}
+
 impl RangeLocks {
-    /// Waits until nobody holds any part of the range, and holds it.
+    /// Waits until nobody holds any part of the range, and nobody waits for one who came before; then holds it.
     pub async fn lock(&self, start: u64, end: u64) -> RangeGuard<'_> {
         assert!(start < end, "a range with sectors");
-        while self.is_held(start, end) {
+        if !self.is_held(start, end) && !self.is_waited_for(start, end, u64::MAX) {
+            return self.hold(start, end);
+        }
+        let ticket = self.queue(start, end);
+        while self.is_held(start, end) || self.is_waited_for(start, end, ticket.number) {
             self.released.wait().await;
         }
+        // The guard first: the end of the ticket wakes those behind.
+        let guard = self.hold(start, end);
+        drop(ticket);
+        guard
+    }
+
+    fn hold(&self, start: u64, end: u64) -> RangeGuard<'_> {
         self.held.borrow_mut().insert(start, end);
         RangeGuard { locks: self, start }
+    }
+
+    fn queue(&self, start: u64, end: u64) -> Ticket<'_> {
+        let number = self.next_ticket.get();
+        self.next_ticket.set(number + 1);
+        self.waiting.borrow_mut().insert(number, (start, end));
+        Ticket {
+            locks: self,
+            number,
+        }
     }
 
     /// Whether somebody holds any part of the range.
@@ -39,11 +69,26 @@ impl RangeLocks {
             .next_back()
             .is_some_and(|(_, held_end)| *held_end > start)
     }
+
+    /// Whether somebody before a ticket waits for any part of the range.
+    fn is_waited_for(&self, start: u64, end: u64, ticket: u64) -> bool {
+        let waiting = self.waiting.borrow();
+        waiting
+            .range(..ticket)
+            .any(|(_, &(other_start, other_end))| other_start < end && start < other_end)
+    }
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         self.locks.held.borrow_mut().remove(&self.start);
+        self.locks.released.notify_all();
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.locks.waiting.borrow_mut().remove(&self.number);
         self.locks.released.notify_all();
     }
 }
@@ -67,5 +112,44 @@ mod tests {
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         drop(first);
         assert!(waiting.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[test]
+    fn a_small_range_does_not_overtake_a_large_one_that_waits() {
+        let locks = RangeLocks::default();
+        let mut context = Context::from_waker(Waker::noop());
+        let Poll::Ready(first) = pin!(locks.lock(0, 8)).poll(&mut context) else {
+            panic!("free")
+        };
+        let mut large = pin!(locks.lock(0, 100));
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        let mut small = Box::pin(locks.lock(50, 58));
+        assert!(
+            small.as_mut().poll(&mut context).is_pending(),
+            "nobody holds it, but somebody waits"
+        );
+        drop(first);
+        assert!(small.as_mut().poll(&mut context).is_pending());
+        let Poll::Ready(second) = large.as_mut().poll(&mut context) else {
+            panic!("its turn")
+        };
+        assert!(small.as_mut().poll(&mut context).is_pending());
+        drop(second);
+        assert!(small.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[test]
+    fn one_who_gives_up_waiting_holds_up_nobody() {
+        let locks = RangeLocks::default();
+        let mut context = Context::from_waker(Waker::noop());
+        let Poll::Ready(_first) = pin!(locks.lock(0, 8)).poll(&mut context) else {
+            panic!("free")
+        };
+        let mut large = Box::pin(locks.lock(0, 100));
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        let mut small = pin!(locks.lock(50, 58));
+        assert!(small.as_mut().poll(&mut context).is_pending());
+        drop(large);
+        assert!(small.as_mut().poll(&mut context).is_ready());
     }
 }
