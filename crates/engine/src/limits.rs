@@ -44,3 +44,5 @@ pub const WRITEBACK_IN_USE_PERCENT: u64 = 50;
 pub const CUTOFF_SYNC_PERCENT: u64 = 70;
 /// In-use percentage above which nothing more is cached (kernel: 95).
 pub const CUTOFF_ALL_PERCENT: u64 = 95;
+/// Clean data of a kernel's session that is compared with the backing device at open; of more than this none is.
+pub const SETTLE_BYTES_MAX: u64 = 1 << 30;

@@ -22,6 +22,8 @@ pub const VERSION: u32 = 1;
 /// The version under which the UUID table has 64-byte entries.
 pub const VERSION_OLD_UUIDS: u32 = 0;
 const MAGIC: u64 = 0x2452_35c1_a362_5032;
+/// What Brigade leaves in the padding behind the level.
+const MARK: [u8; 6] = *b"BRIGD1";
 
 const _: () = assert!(HEADER_BYTES + 8 * MAX_KEY_WORDS == MAX_BYTES);
 
@@ -35,6 +37,7 @@ mod at {
     pub(super) const UUID_BUCKET: usize = 40;
     pub(super) const BTREE_ROOT: usize = 104;
     pub(super) const BTREE_LEVEL: usize = 168;
+    pub(super) const MARK: usize = 170;
     pub(super) const PRIO_BUCKET: usize = 176;
 }
 
@@ -135,6 +138,12 @@ impl<'a> JsetView<'a> {
     /// The entry's bytes without its padding.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// Whether Brigade wrote it, going by padding that nobody else gives a meaning. A hint: what it allows must be right for
+    /// any image.
+    pub fn is_marked(&self) -> bool {
+        self.bytes.get(at::MARK..at::MARK + MARK.len()) == Some(&MARK[..])
     }
 
     /// Bytes it takes in its bucket.
@@ -292,6 +301,17 @@ pub fn encode(
     let csum = crc::checksum(crc::SEED, bytes.get(8..len).unwrap_or_default());
     put(&mut bytes, 0, &csum.to_le_bytes());
     bytes
+}
+
+/// Marks an entry as Brigade's; see [`JsetView::is_marked`].
+///
+/// # Panics
+/// If these are not the bytes of [`encode`].
+pub fn mark(entry: &mut [u8]) {
+    put(entry, at::MARK, &MARK);
+    let words = u32_at(entry, at::KEYS) as usize;
+    let csum = crc::checksum(crc::SEED, &entry[8..HEADER_BYTES + 8 * words]);
+    put(entry, 0, &csum.to_le_bytes());
 }
 
 fn put_slot(bytes: &mut [u8], at: usize, key: &Key) {

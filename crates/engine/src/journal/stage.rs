@@ -441,7 +441,8 @@ impl<E: Env> Journal<E> {
             btree_level: state.roots.root_level,
             prio_bucket: state.roots.prio_head,
         };
-        let entry = jset::encode(&header, &state.words, self.set_magic, block_bytes as usize);
+        let mut entry = jset::encode(&header, &state.words, self.set_magic, block_bytes as usize);
+        jset::mark(&mut entry);
         state.words.clear();
         state.seq = seq + 1;
         state.is_wanted = false;

@@ -70,6 +70,8 @@ pub struct Newest {
     pub root: Key,
     /// Its level; 0 means that the root is a leaf.
     pub root_level: u16,
+    /// Brigade wrote it, as far as its mark tells.
+    pub is_ours: bool,
     /// First bucket of the gen table.
     pub prio_head: u64,
     /// Where the entry stands on the device.

@@ -7,4 +7,5 @@ mod blank;
 pub mod cache_set;
 mod open;
 pub mod server;
+mod settle;
 pub mod volume;

@@ -6,6 +6,7 @@
 use super::attach::{self, Attach, Refusal};
 use super::cache_set::{CacheSet, uuid_text};
 use super::open::{self, Found, Prepared};
+use super::settle::settle;
 use super::volume::Volume;
 use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::device::Disk;
@@ -69,12 +70,24 @@ impl<E: Env> Server<E> {
         for backing in &found_backings {
             check_attach(&prepared, backing, &options)?;
         }
+        let mut warnings = Vec::new();
+        for set in prepared
+            .iter_mut()
+            .filter(|set| !set.is_read_only(&options))
+        {
+            for backing in &mut found_backings {
+                if backing.superblock.set_uuid == set.found.superblock.set_uuid {
+                    let (disk, offset) = (backing.disk.clone(), backing.data_offset);
+                    warnings.extend(settle(set, &disk, &mut backing.superblock, offset).await?);
+                }
+            }
+        }
         let mut server = Server {
             env,
             options,
             sets: Vec::new(),
             volumes: Vec::new(),
-            warnings: Vec::new(),
+            warnings,
         };
         for prepared in prepared {
             let set = open::open(&server.env, prepared, &server.options).await?;

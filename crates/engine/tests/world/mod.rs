@@ -5,4 +5,5 @@ pub mod disk;
 pub mod exec;
 pub mod life;
 pub mod oracle;
+pub mod small;
 pub mod work;

@@ -35,6 +35,15 @@ fn suspect(bytes: &[u8]) -> Option<(u64, FormatError)> {
 }
 
 #[test]
+fn a_mark_is_seen_and_the_entry_stays_valid() {
+    let mut bytes = encode(&header(), &[7, 8], SET, 512);
+    let marked = |bytes: &[u8]| matches!(probe(bytes, SET), Probe::Valid(view) if view.is_marked());
+    assert!(!marked(&bytes));
+    mark(&mut bytes);
+    assert!(marked(&bytes));
+}
+
+#[test]
 fn the_published_entry_is_what_we_write_and_read() {
     let bytes = encode(&header(), &[], SET, 512);
     assert_eq!(bytes.len(), 512);

@@ -1,0 +1,104 @@
+//! After a kernel's session, clean data that is unlike the backing device: what is served stays, and becomes true there.
+
+mod world;
+
+use brigade_env::{BlockDevice, StreamId};
+use brigade_format::{Probe, crc, jset};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use world::disk::DiskState;
+use world::exec::{Chance, Store, World};
+use world::small::{disks, open, options};
+
+const BUCKET: usize = 64 * 512;
+const MARK_AT: usize = 170;
+
+/// Makes every journal entry look like a kernel's.
+fn unmark(cache: &Rc<RefCell<DiskState>>) {
+    let magic = u64::from_le_bytes([9; 8]);
+    for bucket in 1..5 {
+        let mut bytes = vec![0; BUCKET];
+        cache.borrow().peek((bucket * BUCKET) as u64, &mut bytes);
+        let mut at = 0;
+        while let Probe::Valid(view) = jset::probe(&bytes[at..], magic) {
+            let (length, next) = (view.bytes_len, at + view.disk_bytes(8 * 512));
+            bytes[at + MARK_AT..at + MARK_AT + 6].fill(0);
+            let checksum = crc::checksum(crc::SEED, &bytes[at + 8..at + length]);
+            bytes[at..at + 8].copy_from_slice(&checksum.to_le_bytes());
+            at = next;
+            if at >= BUCKET {
+                break;
+            }
+        }
+        cache.borrow_mut().poke((bucket * BUCKET) as u64, &bytes);
+    }
+}
+
+/// A clean set with sectors 0..8 cached; then the backing device has something else in sector 3.
+fn differing(chance: &Chance) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    let (cache, backing) = disks(600, 64, 8, 20000);
+    backing.borrow_mut().poke(16 * 512, &[0x11; 8 * 512]);
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &cache, &backing, &Store::default(), options(true));
+    let volume = server.volumes()[0].clone();
+    let (ended, sleeper) = (server.clone(), world.clone());
+    let life = async move {
+        volume.read(StreamId(1), 0, 8 * 512).await.expect("read");
+        brigade_env::Env::sleep(&sleeper, Duration::from_secs(1)).await;
+        ended.stop().await.expect("stop");
+    };
+    world.run(life, || false).expect("ends");
+    world.kill();
+    backing.borrow_mut().poke(19 * 512, &[0x22; 512]);
+    (cache, backing)
+}
+
+fn sector_3(
+    chance: &Chance,
+    disks: &(Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>),
+) -> (u8, u64, String) {
+    let world = World::new(chance.clone(), Duration::from_secs(100));
+    let server = open(
+        &world,
+        &disks.0,
+        &disks.1,
+        &Store::default(),
+        options(false),
+    );
+    let volume = server.volumes()[0].clone();
+    let status = server.status();
+    let ended = server.clone();
+    let life = async move {
+        let byte = volume.read(StreamId(1), 3 * 512, 512).await.expect("read")[0];
+        ended.stop().await.expect("stop");
+        byte
+    };
+    let byte = world.run(life, || false).expect("ends");
+    world.kill();
+    (
+        byte,
+        status.volumes[0].dirty_bytes,
+        status.warnings.join(" "),
+    )
+}
+
+#[test]
+fn what_a_kernel_left_unlike_the_backing_device_counts_and_becomes_dirty() {
+    let chance = Chance::new(3);
+    let disks = differing(&chance);
+    unmark(&disks.0);
+    let (byte, dirty, warnings) = sector_3(&chance, &disks);
+    assert_eq!((byte, dirty), (0x11, 512), "{warnings}");
+    assert!(warnings.contains("F70"), "{warnings}");
+    let (byte, dirty, _) = sector_3(&chance, &disks);
+    assert_eq!((byte, dirty), (0x11, 512), "it stays so, after Brigade too");
+}
+
+#[test]
+fn after_a_session_of_brigade_nothing_is_compared() {
+    let chance = Chance::new(3);
+    let disks = differing(&chance);
+    let (byte, dirty, warnings) = sector_3(&chance, &disks);
+    assert_eq!((byte, dirty, warnings.as_str()), (0x11, 0, ""));
+}
