@@ -1,9 +1,12 @@
 //! Sets with hardly any room: tiny rings, full volumes, leaves that split while nothing can be recycled.
 
 mod world;
+use brigade_engine::recovery::{self, How};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{BlockDevice, Env, Geometry, StreamId};
-use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use brigade_format::{
+    CacheMode, Key, NewBacking, NewCache, Ptr, Replacement, Superblock, jset, key_words,
+};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -252,7 +255,6 @@ fn stop_ends_when_leaves_split() {
 }
 #[test]
 fn a_full_flash_volume_refuses_but_never_wedges() {
-    use brigade_engine::recovery::{self, How};
     use brigade_format::uuid_table::{self, UuidEntry};
     let chance = Chance::new(3);
     let (c, b) = disks(700, 16, 1, 4000);
@@ -313,7 +315,10 @@ fn a_full_flash_volume_refuses_but_never_wedges() {
                 w.sleep(Duration::from_millis(10)).await;
             }
         }
-        assert!(refused < full * 8 / 2, "the index has some room to grow: {refused}");
+        assert!(
+            refused < full * 8 / 2,
+            "the index has some room to grow: {refused}"
+        );
         for _ in 0..3000 {
             let at = chance.below(full * 16);
             may_be_full(v.write(StreamId(2), at * 512, v.buffer(512), false).await);
@@ -331,4 +336,74 @@ fn a_full_flash_volume_refuses_but_never_wedges() {
         world.steps() > 5_000_000 || world.now() > Duration::from_secs(3000)
     });
     assert!(out.is_some(), "does not end");
+}
+
+#[test]
+fn a_leaf_that_becomes_hundreds_gets_as_many_levels_as_they_need() {
+    let chance = Chance::new(5);
+    let (buckets, bucket) = (24_000, 8);
+    let (c, b) = disks(buckets, bucket, 1, 60_000);
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &Store::default(), options(false));
+    world
+        .run(async move { server.stop().await.unwrap() }, || false)
+        .unwrap();
+    world.kill();
+    // An image no Brigade would leave: a journal full of keys, all for the one leaf.
+    let mut bytes = vec![0; 4096];
+    c.borrow().peek(4096, &mut bytes);
+    let superblock = Superblock::parse(&bytes).unwrap();
+    let layout = superblock.cache_geometry(buckets * bucket, 512).unwrap();
+    let world = World::new(chance.clone(), Duration::from_secs(10));
+    let (device, env, geometry) = (world.device(&c), world.clone(), layout.clone());
+    let load = async move {
+        recovery::load(&env, &device, superblock, geometry, &[], How::default()).await
+    };
+    let loaded = world
+        .run(load, || false)
+        .unwrap()
+        .unwrap_or_else(|e| panic!("{e}"));
+    let newest = &loaded.newest;
+    let inode = loaded
+        .uuids
+        .iter()
+        .position(|entry| !entry.is_empty())
+        .unwrap() as u32;
+    let mut places = (10_000..20_000u64).flat_map(|nr| (0..bucket).map(move |at| (nr, at)));
+    let mut offset = 100;
+    for entry in 1..=100u64 {
+        let mut key = || {
+            let (nr, at) = places.next().unwrap();
+            offset += 2;
+            Key::extent(
+                inode,
+                offset,
+                1,
+                Ptr::new(nr * bucket + at, loaded.gens[nr as usize]),
+                true,
+            )
+        };
+        let keys: Vec<Key> = (0..160).map(|_| key()).collect();
+        let header = jset::JsetHeader {
+            seq: newest.seq + entry,
+            last_seq: newest.seq,
+            version: 1,
+            uuid_bucket: newest.uuid_bucket,
+            btree_root: newest.root,
+            btree_level: newest.root_level,
+            prio_bucket: newest.prio_head,
+        };
+        let bytes = jset::encode(&header, &key_words(&keys), layout.set_magic, 512);
+        let ring = &layout.journal_buckets;
+        let place = ring[(loaded.ring.newest_index + entry as usize) % ring.len()];
+        c.borrow_mut().poke(place * bucket * 512, &bytes);
+    }
+    world.kill();
+    let world = World::new(chance.clone(), Duration::from_secs(20));
+    let server = open(&world, &c, &b, &Store::default(), options(false));
+    let btree = server.status().cache_sets[0].btree;
+    assert!(btree.depth >= 2 && btree.keys == 16_000, "{btree:?}");
+    world
+        .run(async move { server.stop().await.unwrap() }, || false)
+        .expect("ends");
 }
