@@ -130,6 +130,7 @@ impl World {
 
     fn allocate(&mut self, stream: u16, sectors: u8, kind: Data) {
         let start = self.positions[stream as usize];
+        let obtainable = self.alloc.obtainable_sectors(kind);
         let got = self.alloc.allocate(
             stream,
             u32::from(stream),
@@ -138,6 +139,8 @@ impl World {
             kind,
             stream == 0,
         );
+        // The collector may have what others may not.
+        assert!(got.is_some() == (obtainable > 0) || stream == 0 && obtainable == 0);
         let Some(placement) = got else { return };
         assert!(placement.sectors > 0 && placement.sectors <= u32::from(sectors));
         assert_eq!(self.alloc.nr_of(placement.ptr), placement.bucket);
