@@ -28,6 +28,8 @@ pub struct Inserter<E: Env> {
     leaf_demand: Rc<dyn Fn()>,
     inserted_words: Cell<usize>,
     words_high: usize,
+    /// Changes of entries that may not be durable yet, where no record in memory has them.
+    unwritten: RefCell<VecDeque<(u64, Extent)>>,
     /// Something became dirty.
     pub dirtied: Notify,
 }
@@ -51,6 +53,7 @@ impl<E: Env> Inserter<E> {
             leaf_demand,
             inserted_words,
             words_high,
+            unwritten: RefCell::default(),
             dirtied,
         })
     }
@@ -103,10 +106,37 @@ impl<E: Env> Inserter<E> {
     fn apply(&self, extents: &[Extent]) -> u64 {
         let seq = self.journal.append(extents.iter().map(Extent::to_key));
         self.change(extents, Some(seq));
+        if !self.journal.remembers() {
+            self.forget_written();
+            let ranges = extents.iter().map(|extent| (seq, *extent));
+            self.unwritten.borrow_mut().extend(ranges);
+        }
         if extents.iter().any(|extent| extent.dirty) {
             self.dirtied.notify_all();
         }
         seq
+    }
+
+    /// The journal entry that has to be durable before what the index says of a range survives this process. `None` where it
+    /// does already: who has read something must not find it gone after a crash, acknowledged or not.
+    pub fn unwritten(&self, inode: u32, start: u64, end: u64) -> Option<u64> {
+        self.forget_written();
+        let unwritten = self.unwritten.borrow();
+        let overlaps =
+            |extent: &Extent| extent.inode == inode && extent.start < end && extent.end > start;
+        unwritten
+            .iter()
+            .rev()
+            .find(|(_, extent)| overlaps(extent))
+            .map(|(seq, _)| *seq)
+    }
+
+    fn forget_written(&self) {
+        let mut unwritten = self.unwritten.borrow_mut();
+        let durable = self.journal.durable_seq();
+        while unwritten.front().is_some_and(|(seq, _)| *seq <= durable) {
+            unwritten.pop_front();
+        }
     }
 
     /// Puts clean data where nothing is cached; only the leaf will know. Gives the sectors that found room.

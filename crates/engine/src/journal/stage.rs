@@ -213,6 +213,11 @@ impl<E: Env> Journal<E> {
         seq
     }
 
+    /// Whether what is appended is in the record in memory at once.
+    pub fn remembers(&self) -> bool {
+        self.state.borrow().survivor.is_some()
+    }
+
     /// Waits until keys appended to stage `seq` survive this process.
     pub async fn survives(&self, seq: u64) -> io::Result<()> {
         if self.state.borrow().survivor.is_some() {

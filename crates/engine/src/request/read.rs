@@ -60,6 +60,12 @@ async fn cached<E: Env>(
     let bypass = is_flash || core.bypasses(cache, stream, start, sectors, false);
     loop {
         let pieces = map(core, cache, start, start + sectors);
+        let writer = cache.writer.as_ref();
+        let unwritten = writer.and_then(|writer| {
+            writer
+                .inserter
+                .unwritten(core.inode, start, start + sectors)
+        });
         let is_hit = pieces.iter().all(|piece| piece.ptr.is_some());
         let outcome = match pieces[..] {
             [Piece { ptr: Some(ptr), .. }] => {
@@ -82,6 +88,9 @@ async fn cached<E: Env>(
             Ok(buffer) => buffer,
             Err(error) => return retry_from_backing(core, &pieces, start, sectors, error).await,
         };
+        if let (Some(seq), Some(writer)) = (unwritten, writer) {
+            writer.journal.survives(seq).await?;
+        }
         let counters = &core.counters;
         match (is_hit, bypass) {
             (true, _) => {
