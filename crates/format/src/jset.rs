@@ -22,8 +22,8 @@ pub const VERSION: u32 = 1;
 /// The version under which the UUID table has 64-byte entries.
 pub const VERSION_OLD_UUIDS: u32 = 0;
 const MAGIC: u64 = 0x2452_35c1_a362_5032;
-/// What Brigade leaves in the padding behind the level.
-const MARK: [u8; 6] = *b"BRIGD1";
+/// Bytes of padding behind the level, where Brigade leaves its mark.
+const MARK_BYTES: usize = 6;
 
 const _: () = assert!(HEADER_BYTES + 8 * MAX_KEY_WORDS == MAX_BYTES);
 
@@ -143,7 +143,7 @@ impl<'a> JsetView<'a> {
     /// Whether Brigade wrote it, going by padding that nobody else gives a meaning. A hint: what it allows must be right for
     /// any image.
     pub fn is_marked(&self) -> bool {
-        self.bytes.get(at::MARK..at::MARK + MARK.len()) == Some(&MARK[..])
+        self.bytes.get(at::MARK..at::MARK + MARK_BYTES) == Some(&mark_of(self.bytes)[..])
     }
 
     /// Bytes it takes in its bucket.
@@ -303,12 +303,24 @@ pub fn encode(
     bytes
 }
 
+/// The mark depends on magic and number: a kernel leaves in the padding what it once read there, from another entry.
+fn mark_of(entry: &[u8]) -> [u8; MARK_BYTES] {
+    let sum = crc::checksum(
+        crc::SEED,
+        entry.get(at::MAGIC..at::VERSION).unwrap_or_default(),
+    );
+    let mut mark = [0; MARK_BYTES];
+    mark.copy_from_slice(&sum.to_le_bytes()[..MARK_BYTES]);
+    mark
+}
+
 /// Marks an entry as Brigade's; see [`JsetView::is_marked`].
 ///
 /// # Panics
 /// If these are not the bytes of [`encode`].
 pub fn mark(entry: &mut [u8]) {
-    put(entry, at::MARK, &MARK);
+    let mark = mark_of(entry);
+    put(entry, at::MARK, &mark);
     let words = u32_at(entry, at::KEYS) as usize;
     let csum = crc::checksum(crc::SEED, &entry[8..HEADER_BYTES + 8 * words]);
     put(entry, 0, &csum.to_le_bytes());

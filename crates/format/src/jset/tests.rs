@@ -41,6 +41,15 @@ fn a_mark_is_seen_and_the_entry_stays_valid() {
     assert!(!marked(&bytes));
     mark(&mut bytes);
     assert!(marked(&bytes));
+    let left_over: [u8; 6] = std::array::from_fn(|i| bytes[170 + i]);
+    let mut next = encode(&JsetHeader { seq: 2, ..header() }, &[], SET, 512);
+    next[170..176].copy_from_slice(&left_over);
+    let csum = crate::crc::checksum(crate::crc::SEED, &next[8..240]);
+    next[..8].copy_from_slice(&csum.to_le_bytes());
+    assert!(
+        !marked(&next),
+        "the mark of one entry says nothing in another"
+    );
 }
 
 #[test]
