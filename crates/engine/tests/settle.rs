@@ -2,12 +2,13 @@
 
 mod world;
 
+use brigade_engine::Server;
 use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{Probe, crc, jset};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::disk::DiskState;
+use world::disk::{DiskState, End};
 use world::exec::{Chance, Store, World};
 use world::small::{disks, open, options};
 
@@ -93,6 +94,36 @@ fn what_a_kernel_left_unlike_the_backing_device_counts_and_becomes_dirty() {
     assert!(warnings.contains("F70"), "{warnings}");
     let (byte, dirty, _) = sector_3(&chance, &disks);
     assert_eq!((byte, dirty), (0x11, 512), "it stays so, after Brigade too");
+}
+
+#[test]
+fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
+    for steps in (5..400).step_by(5) {
+        let chance = Chance::new(steps);
+        let disks = differing(&chance);
+        unmark(&disks.0);
+        let world = World::new(chance.clone(), Duration::from_secs(50));
+        let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
+        let opening = Server::open(
+            world.clone(),
+            vec![cache],
+            vec![backing],
+            |_| Some(Store::default()),
+            options(false),
+        );
+        let limited = world.clone();
+        let opened = world.run(opening, || limited.steps() > steps);
+        world.kill();
+        drop(opened);
+        disks.0.borrow_mut().end(End::Kill, &chance);
+        disks.1.borrow_mut().end(End::Kill, &chance);
+        let (byte, dirty, warnings) = sector_3(&chance, &disks);
+        assert_eq!(
+            (byte, dirty),
+            (0x11, 512),
+            "killed after {steps}: {warnings}"
+        );
+    }
 }
 
 #[test]

@@ -66,6 +66,7 @@ struct State<S: brigade_env::Survivor> {
     entries_written: u64,
     last_took: Duration,
     is_closing: bool,
+    is_settled: bool,
 }
 
 /// See the module documentation.
@@ -126,6 +127,7 @@ impl<E: Env> Journal<E> {
                 entries_written: 0,
                 last_took: Duration::ZERO,
                 is_closing: false,
+                is_settled: false,
             }),
             work: Notify::new(),
             progress: Notify::new(),
@@ -323,6 +325,12 @@ impl<E: Env> Journal<E> {
         }
     }
 
+    /// From now on entries are marked as Brigade's: what an opening has to put right after a kernel is in the leaves. Until then
+    /// a crash must let the next opening compare again.
+    pub fn settle(&self) {
+        self.state.borrow_mut().is_settled = true;
+    }
+
     /// From now on plain writes are acknowledged by the record in memory.
     pub fn use_survivor(&self, log: SurvivorLog<E::Survivor>) {
         let mut state = self.state.borrow_mut();
@@ -447,7 +455,9 @@ impl<E: Env> Journal<E> {
             prio_bucket: state.roots.prio_head,
         };
         let mut entry = jset::encode(&header, &state.words, self.set_magic, block_bytes as usize);
-        jset::mark(&mut entry);
+        if state.is_settled {
+            jset::mark(&mut entry);
+        }
         state.words.clear();
         state.seq = seq + 1;
         state.is_wanted = false;

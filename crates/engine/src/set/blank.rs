@@ -108,6 +108,7 @@ async fn write<E: Env>(
     };
     let journal = found.journal(env, ring, (1, 1), roots, options);
     env.spawn(journal.clone().run());
+    journal.settle();
     journal.write_now().await?;
     table.finish(batch);
     found.superblock.set_sync(true);

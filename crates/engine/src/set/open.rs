@@ -455,6 +455,7 @@ async fn start<E: Env>(
     // Writing leaves may need buckets that have yet to be recycled.
     env.spawn(table.clone().run(journal.clone()));
     tree.write_all().await?;
+    journal.settle();
     journal.write_now().await?;
 
     // From here on the allocator measures its lead over the table from what the table really says.
