@@ -1,97 +1,16 @@
 //! Sets with hardly any room: tiny rings, full volumes, leaves that split while nothing can be recycled.
 
 mod world;
+use brigade_engine::Server;
 use brigade_engine::recovery::{self, How};
-use brigade_engine::{AckPolicy, Options, Server};
-use brigade_env::{BlockDevice, Env, Geometry, StreamId};
-use brigade_format::{
-    CacheMode, Key, NewBacking, NewCache, Ptr, Replacement, Superblock, jset, key_words,
-};
+use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_format::{Key, Ptr, Superblock, jset, key_words};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use world::disk::DiskState;
 use world::exec::{Chance, Store, World};
-
-fn geo(sectors: u64) -> Geometry {
-    Geometry {
-        size_bytes: sectors * 512,
-        logical_block_bytes: 512,
-        physical_block_bytes: 512,
-        can_discard: true,
-        is_read_only: false,
-    }
-}
-
-fn disks(
-    buckets: u64,
-    bucket: u64,
-    block: u64,
-    back: u64,
-) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
-    let cache = DiskState::new("cache", geo(buckets * bucket));
-    let new = NewCache {
-        device_sectors: buckets * bucket,
-        bucket_sectors: bucket as u32,
-        block_sectors: block as u16,
-        uuid: [1; 16],
-        set_uuid: [9; 16],
-        discard: false,
-        replacement: Replacement::Lru,
-    };
-    cache
-        .borrow_mut()
-        .poke(4096, &Superblock::new_cache(&new).unwrap().encode());
-    let backing = DiskState::new("backing", geo(back + 16));
-    let new = NewBacking {
-        device_sectors: back + 16,
-        data_offset: 16,
-        block_sectors: block as u16,
-        uuid: [2; 16],
-        set_uuid: [9; 16],
-        mode: CacheMode::Writeback,
-        label: "x".into(),
-    };
-    backing
-        .borrow_mut()
-        .poke(4096, &Superblock::new_backing(&new).unwrap().encode());
-    (cache, backing)
-}
-
-fn options(running: bool) -> Options {
-    Options {
-        read_only: false,
-        mode: Some(CacheMode::Writeback),
-        memory_bytes: 1 << 30,
-        ack: AckPolicy::Memory,
-        journal_delay: Duration::from_millis(100),
-        sequential_cutoff: 0,
-        writeback_percent: 10,
-        writeback_delay: Duration::from_secs(1000),
-        writeback_running: running,
-    }
-}
-
-fn open(
-    world: &World,
-    c: &Rc<RefCell<DiskState>>,
-    b: &Rc<RefCell<DiskState>>,
-    store: &Store,
-    o: Options,
-) -> Rc<Server<World>> {
-    let store = store.clone();
-    let f = Server::open(
-        world.clone(),
-        vec![world.device(c)],
-        vec![world.device(b)],
-        move |_| Some(store.clone()),
-        o,
-    );
-    world
-        .run(f, || false)
-        .expect("ends")
-        .unwrap_or_else(|e| panic!("{e}"))
-}
+use world::small::{disks, open, options};
 
 #[test]
 fn large_writes_to_small_buckets_end() {
