@@ -3,10 +3,8 @@
 //! `BRIGADE_SEED=n` runs one seed (`BRIGADE_VERBOSE=1` tells its story, `BRIGADE_TRACE=1` also every write), `BRIGADE_SEEDS=n` runs
 //! the first n.
 
-mod world;
-
+use brigade_sim::life::{Life, Plan};
 use std::sync::atomic::{AtomicU64, Ordering};
-use world::life::{Life, Plan};
 
 fn seeds(standard: u64) -> Vec<u64> {
     let number = |name: &str| {

@@ -1,12 +1,10 @@
 //! Orders that were wrong once: each test is a story of acknowledged data that was lost, or of a stop that did not end.
 
-mod world;
-
 use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_sim::disk::End;
+use brigade_sim::exec::{Chance, Store, World};
+use brigade_sim::small::{disks, open, options};
 use std::time::Duration;
-use world::disk::End;
-use world::exec::{Chance, Store, World};
-use world::small::{disks, open, options};
 
 #[test]
 fn fua_over_a_hole_that_is_not_durable() {

@@ -1,16 +1,14 @@
 //! After a kernel's session, clean data that is unlike the backing device: what is served stays, and becomes true there.
 
-mod world;
-
 use brigade_engine::Server;
 use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{Probe, crc, jset};
+use brigade_sim::disk::{DiskState, End};
+use brigade_sim::exec::{Chance, Store, World};
+use brigade_sim::small::{disks, open, options};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::disk::{DiskState, End};
-use world::exec::{Chance, Store, World};
-use world::small::{disks, open, options};
 
 const BUCKET: usize = 64 * 512;
 const MARK_AT: usize = 170;

@@ -1,16 +1,15 @@
 //! Sets with hardly any room: tiny rings, full volumes, leaves that split while nothing can be recycled.
 
-mod world;
 use brigade_engine::Server;
 use brigade_engine::recovery::{self, How};
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, Superblock, jset, key_words};
+use brigade_sim::disk::DiskState;
+use brigade_sim::exec::{Chance, Store, World};
+use brigade_sim::small::{disks, open, options};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use world::disk::DiskState;
-use world::exec::{Chance, Store, World};
-use world::small::{disks, open, options};
 
 #[test]
 fn large_writes_to_small_buckets_end() {

@@ -1,7 +1,7 @@
 //! One small set, for tests that tell one story.
 
-use super::disk::DiskState;
-use super::exec::{Store, World};
+use crate::disk::DiskState;
+use crate::exec::{Store, World};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Geometry;
 use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};

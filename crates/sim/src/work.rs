@@ -1,7 +1,7 @@
 //! Clients: concurrent requests on all volumes, reported to the oracles.
 
-use super::exec::{Chance, World};
-use super::oracle::{Oracle, Writing};
+use crate::exec::{Chance, World};
+use crate::oracle::{Oracle, Writing};
 use brigade_engine::{Server, Volume};
 use brigade_env::{BlockDevice, StreamId};
 use std::cell::{Cell, RefCell};
@@ -12,28 +12,41 @@ use std::time::Duration;
 /// Which requests are made, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
+    /// Clients at once.
     pub clients: u64,
+    /// Requests of all of them.
     pub requests: u64,
+    /// Reads, in percent.
     pub read: u64,
+    /// Flushes, in percent.
     pub flush: u64,
+    /// Zeroes and discards, in percent.
     pub clear: u64,
+    /// Writes that ask for FUA.
     pub fua_percent: u64,
+    /// Longest request.
     pub sectors_max: u64,
     /// Sectors of each volume that are mostly used.
     pub hot: u64,
     /// All requests are multiples of this many sectors.
     pub align: u64,
+    /// How often a client rests.
     pub pause_percent: u64,
 }
 
 /// What is under way, for the crash and for a stall.
 #[derive(Default)]
 pub struct Ledger {
+    /// What was asked for and not answered.
     pub open: RefCell<BTreeMap<u64, String>>,
+    /// Writes not answered, with their volumes.
     pub writing: RefCell<BTreeMap<u64, (usize, Writing)>>,
     next: Cell<u64>,
+    /// Requests answered.
     pub done: Cell<u64>,
+    /// Requests that failed.
     pub failed: Cell<u64>,
+    /// When something was answered last.
     pub last_done: Cell<Duration>,
     /// Failures are expected.
     pub faulty: Cell<bool>,
@@ -56,11 +69,17 @@ impl Ledger {
 /// Everything a client needs.
 #[derive(Clone)]
 pub struct Clients {
+    /// The world of the server.
     pub world: World,
+    /// What serves.
     pub server: Rc<Server<World>>,
+    /// Its volumes.
     pub volumes: Vec<Rc<Volume<World>>>,
+    /// What each may read as.
     pub oracles: Rc<Vec<RefCell<Oracle>>>,
+    /// Where requests are noted.
     pub ledger: Rc<Ledger>,
+    /// Every request is printed.
     pub trace: bool,
 }
 
@@ -145,6 +164,7 @@ impl Clients {
         }
     }
 
+    /// Reads and has the oracle judge.
     pub async fn read(&self, volume: usize, first: u64, count: u64, stream: u64) {
         let what = format!("read v{volume} {first}+{count}");
         let id = self.ledger.open(what.clone());

@@ -60,6 +60,7 @@ pub struct Oracle {
 /// A write under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Writing {
+    /// What it writes.
     pub value: u64,
     start: u64,
     first: u64,
@@ -67,6 +68,7 @@ pub struct Writing {
 }
 
 impl Oracle {
+    /// All zeros.
     pub fn new(volume: u64, sectors: u64) -> Self {
         let sectors = vec![None; sectors as usize];
         Oracle {
@@ -85,6 +87,7 @@ impl Oracle {
         self.clock
     }
 
+    /// Sectors of the volume.
     pub fn size(&self) -> u64 {
         self.sectors.len() as u64
     }
@@ -165,14 +168,17 @@ impl Oracle {
         }
     }
 
+    /// A write is about to be asked for.
     pub fn begin_write(&mut self, first: u64, count: u64) -> Writing {
         let value = self.next_value;
         self.next_value += 1;
         self.begin(first, count, value, "write")
     }
+    /// Zeroes are about to be asked for.
     pub fn begin_zero(&mut self, first: u64, count: u64) -> Writing {
         self.begin(first, count, 0, "zero")
     }
+    /// A discard is about to be asked for.
     pub fn begin_discard(&mut self, first: u64, count: u64) -> Writing {
         self.begin(first, count, ANYTHING, "discard")
     }
@@ -217,10 +223,12 @@ impl Oracle {
         }
     }
 
+    /// A flush is about to be asked for; gives its time.
     pub fn begin_flush(&mut self) -> u64 {
         self.tick()
     }
 
+    /// A flush that began then was acknowledged.
     pub fn finish_flush(&mut self, began: u64) {
         let now = self.tick();
         let touched: Vec<u64> = self.touched.iter().copied().collect();
@@ -245,6 +253,7 @@ impl Oracle {
         }
     }
 
+    /// A read is about to be asked for; gives its time.
     pub fn begin_read(&mut self) -> u64 {
         let began = self.tick();
         self.reads.insert(began);

@@ -1,9 +1,9 @@
 //! The life of one cache set: rounds of opening, working and ending, and what must hold in between.
 
-use super::disk::{DiskState, End, Faults};
-use super::exec::{Chance, Store, World};
-use super::oracle::Oracle;
-use super::work::{Clients, Ledger, Mix};
+use crate::disk::{DiskState, End, Faults};
+use crate::exec::{Chance, Store, World};
+use crate::oracle::Oracle;
+use crate::work::{Clients, Ledger, Mix};
 use brigade_engine::recovery::{self, How, Loaded};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{Env, Geometry};
@@ -22,9 +22,13 @@ const STEPS_MAX: u64 = 4_000_000;
 /// Features that a life uses; tests of one thing switch the rest off.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    /// Ends may be losses of power.
     pub power_loss: bool,
+    /// Devices fail now and then.
     pub faults: bool,
+    /// All cache modes.
     pub modes: bool,
+    /// Openings at most.
     pub rounds_max: u64,
 }
 
@@ -58,6 +62,7 @@ fn geometry(sectors: u64, chance: &Chance) -> Geometry {
 }
 
 impl Life {
+    /// A set as a formatter leaves it.
     pub fn new(seed: u64, plan: Plan) -> Life {
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.

@@ -1,6 +1,6 @@
 //! One thread, one seed, no real time: tasks are polled in random order, time jumps to the next event.
 
-use super::disk::{Disk, DiskState};
+use crate::disk::{Disk, DiskState};
 use brigade_env::{BufferPool, Env, Survivor};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,9 +17,11 @@ use std::time::Duration;
 pub struct Chance(Rc<Cell<u64>>);
 
 impl Chance {
+    /// From a seed.
     pub fn new(seed: u64) -> Self {
         Chance(Rc::new(Cell::new(seed)))
     }
+    /// Any number.
     pub fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.0.set(state);
@@ -36,9 +38,11 @@ impl Chance {
     pub fn between(&self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
+    /// True so often.
     pub fn percent(&self, share: u64) -> bool {
         self.below(100) < share
     }
+    /// One of these.
     pub fn pick<T: Copy>(&self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }
@@ -82,6 +86,7 @@ enum Event {
 pub struct World(Rc<Inner>);
 
 impl World {
+    /// A new process.
     pub fn new(chance: Chance, start: Duration) -> Self {
         World(Rc::new(Inner {
             chance,
@@ -96,14 +101,17 @@ impl World {
         }))
     }
 
+    /// The one source of chance.
     pub fn chance(&self) -> &Chance {
         &self.0.chance
     }
 
+    /// Steps so far.
     pub fn steps(&self) -> u64 {
         self.0.steps.get()
     }
 
+    /// Opens a disk.
     pub fn device(&self, disk: &Rc<RefCell<DiskState>>) -> Disk {
         Disk::new(self.clone(), disk.clone())
     }

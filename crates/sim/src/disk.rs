@@ -4,7 +4,7 @@
 //! a power loss: everything else, per block that the disk writes atomically, each block falling back to an older version
 //! of its own. At `kill -9` only writes in flight are in doubt: whole, some blocks of them, or nothing arrives.
 
-use super::exec::{Chance, World};
+use crate::exec::{Chance, World};
 use brigade_env::{Buffer, Device, Durability, Env, Geometry};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,7 +20,9 @@ type SectorBytes = [u8; SECTOR];
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
+    /// The process dies; the devices live on.
     Kill,
+    /// Everything dies.
     PowerLoss,
 }
 
@@ -41,7 +43,9 @@ struct InFlight {
 
 /// What is left of a disk when nobody uses it.
 pub struct DiskState {
+    /// For messages.
     pub name: String,
+    /// Size and units.
     pub geometry: Geometry,
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
     /// Sectors with more than one possible content: the durable one (stamp 0) first, then versions by stamp.
@@ -49,13 +53,18 @@ pub struct DiskState {
     stamp: u64,
     in_flight: BTreeMap<u64, InFlight>,
     next_io: u64,
+    /// Faults to come.
     pub faults: Faults,
+    /// Faults that came.
     pub faults_happened: u64,
+    /// Writes so far.
     pub writes: u64,
+    /// Every write is printed.
     pub trace: bool,
 }
 
 impl DiskState {
+    /// A disk of zeros.
     pub fn new(name: &str, geometry: Geometry) -> Rc<RefCell<Self>> {
         Rc::new(RefCell::new(DiskState {
             name: name.into(),
@@ -72,6 +81,7 @@ impl DiskState {
         }))
     }
 
+    /// What is there.
     pub fn peek(&self, offset: u64, out: &mut [u8]) {
         for (i, chunk) in out.chunks_mut(SECTOR).enumerate() {
             chunk.copy_from_slice(&self.sector(offset / SECTOR as u64 + i as u64));
@@ -208,6 +218,7 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Hands a disk to a process.
     pub fn new(world: World, state: Rc<RefCell<DiskState>>) -> Self {
         let name = state.borrow().name.clone();
         Disk { world, state, name }
