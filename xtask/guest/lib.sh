@@ -94,16 +94,19 @@ stop_everything() {
 }
 _nothing_at() { for _p in $1; do [ -e "$_p" ] && return 1; done; return 0; }
 
-# map_volumes: what is on every volume, to /out/VOLUME.BACKING.map ("none" for a flash volume)
-map_volumes() {
-	sync
+# hash_volumes SHA256...: a line per volume to /out/volumes, "VOLUME BACKING SHA256" ("none" for a flash volume); of content
+# with no hash that is given, a map to /out/VOLUME.map
+hash_volumes() {
+	sync; : > /out/volumes
 	for _v in /sys/block/bcache*; do
 		[ -e "$_v" ] || continue
 		_n=$(basename "$_v"); _by=none
 		for _b in /sys/block/vd*/bcache/dev; do
 			[ "$(basename "$(readlink -f "$_b")")" = "$_n" ] && _by=$(echo "$_b" | cut -d/ -f4)
 		done
-		sectors map "/dev/$_n" > "/out/$_n.$_by.map" || fail "cannot read $_n"
+		_hash=$(sectors hash "/dev/$_n") || _hash=unreadable
+		echo "$_n $_by $_hash" >> /out/volumes
+		case " $* " in *" $_hash "*) ;; *) sectors map "/dev/$_n" > "/out/$_n.map" ;; esac
 	done
 }
 # facts: telling sysfs values, FACT name.key=value; kernel_log: what the kernel said about bcache

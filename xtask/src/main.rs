@@ -3,14 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use xtask::{bench, golden, interop, kernel, process, sectors, test, tidy};
+use xtask::{bench, bench_open, golden, interop, kernel, process, sectors, test, tidy};
 
 const USAGE: &str = "\
 cargo x test [--fast] [--seed N] everything that must pass; --fast leaves the virtual machine out
 cargo x tidy                     house rules
 cargo x bench nbd [--rounds N]   beside nbdkit
+cargo x bench open [--extents N] opening a set with a million extents
 cargo x golden list              the kernel-made images in fixtures/
 cargo x golden unpack NAME DIR   one of them, ready to open
+cargo x golden check DIR [--rw]  every case of a folder against Brigade; --rw: and then against a kernel
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
 cargo x interop NAME|all         one interop test, or all; --long with many rounds (without NAME: the list)
 cargo x sectors ...              patterned sectors, as in the guest";
@@ -25,8 +27,11 @@ fn main() -> ExitCode {
         ("sectors", _) => sectors::main(&arguments[1..]),
         (_, "test") => test::main(&arguments[2..]),
         (_, "tidy") => tidy_only(),
+        (_, "bench") if arguments.get(2).is_some_and(|name| name == "open") => {
+            bench_open::main(&arguments[3..])
+        }
         (_, "bench") => bench::main(&arguments[2..]),
-        (_, "golden") => golden_command(&arguments[2..]),
+        (_, "golden") => golden::main(&arguments[2..]),
         (_, "kernel") => kernel::main(&arguments[2..]),
         (_, "interop") => interop::main(&arguments[2..]),
         (_, "sectors") => sectors::main(&arguments[2..]),
@@ -43,24 +48,4 @@ fn main() -> ExitCode {
 
 fn tidy_only() -> process::Result<ExitCode> {
     tidy::check().map(|_| ExitCode::SUCCESS)
-}
-
-fn golden_command(arguments: &[String]) -> process::Result<ExitCode> {
-    match arguments {
-        [verb] if verb == "list" => {
-            for case in golden::list(&golden::fixtures())? {
-                println!("{:28} {}", case.name, case.title());
-            }
-        }
-        [verb, name, folder] if verb == "unpack" => {
-            for path in golden::load(&golden::fixtures(), name)?.unpack(folder.as_ref())? {
-                println!("{}", path.display());
-            }
-        }
-        _ => {
-            println!("{USAGE}");
-            return Ok(ExitCode::from(2));
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,10 @@
 //! The program under judgement: building, starting, stopping and killing `brigade`.
 
-use crate::process::{Context, Result, last_lines, output, project_root, run};
+use crate::process::{Context, Result, find_program, last_lines, output, project_root, run};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::channel;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+const DUMP_BYTES: u64 = 1 << 20;
 
 /// Builds `brigade` in release mode (or takes the one named by `BRIGADE_BIN`) and returns its path.
 pub fn brigade() -> Result<PathBuf> {
@@ -64,6 +66,7 @@ pub struct Server {
     pub control: PathBuf,
     /// The line it said when it was ready.
     pub ready: String,
+    program: PathBuf,
     errors: PathBuf,
 }
 
@@ -115,12 +118,23 @@ impl Serve {
 
 /// Starts `brigade serve`; sockets and logs go to `scratch`.
 pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
+    start_with(program, serve, &[], scratch)
+}
+
+/// Starts `brigade serve` with more options.
+pub fn start_with(
+    program: &Path,
+    serve: &Serve,
+    options: &[&str],
+    scratch: &Path,
+) -> Result<Started> {
     let at = |name: &str| scratch.join(name);
     let (socket, control, errors) = (at("nbd"), at("control"), at("stderr"));
     let _ = fs::remove_file(&socket);
     let log = fs::File::create(&errors).context("cannot make a log file")?;
     let mut child = Command::new(program)
         .args(serve.arguments())
+        .args(options)
         .arg("--nbd")
         .arg(format!("unix:{}", socket.display()))
         .arg("--control")
@@ -137,6 +151,7 @@ pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
         socket,
         control,
         ready,
+        program: program.to_path_buf(),
         errors,
     };
     match await_ready(stdout) {
@@ -171,7 +186,12 @@ fn await_ready(stdout: ChildStdout) -> Option<String> {
 
 /// Starts a server that has to serve.
 pub fn start_ready(program: &Path, serve: &Serve, scratch: &Path) -> Result<Server> {
-    match start(program, serve, scratch)? {
+    must_serve(start(program, serve, scratch)?)
+}
+
+/// The server, or an error if there is none.
+pub fn must_serve(started: Started) -> Result<Server> {
+    match started {
         Started::Ready(server) => Ok(server),
         Started::Refused { status, lines } => Err(format!(
             "brigade serve ended with status {status:?}: {}",
@@ -214,6 +234,14 @@ impl Server {
         format!("nbd+unix:///{export}?socket={}", self.socket.display())
     }
 
+    /// What `brigade status --json` says.
+    pub fn status(&self) -> Result<Value> {
+        let mut status = Command::new(&self.program);
+        status.args(["status", "--json", "--control"]);
+        let text = output(status.arg(&self.control))?;
+        serde_json::from_str(&text).context("brigade status --json")
+    }
+
     /// SIGTERM, and waits for the clean end.
     pub fn stop(mut self) -> Result<()> {
         output(Command::new("sh").args(["-c", &format!("kill -TERM {}", self.pid())]))?;
@@ -239,20 +267,24 @@ impl Server {
     }
 }
 
-/// Names under which every volume is exported exactly once.
-pub fn volume_exports(socket: &Path) -> Result<Vec<String>> {
-    let mut names = crate::nbd::exports(socket)?;
-    let is_slot = |name: &str| {
-        name.strip_prefix("volume")
-            .is_some_and(|n| n.parse::<u32>().is_ok())
-    };
-    if names.iter().any(|name| is_slot(name)) {
-        names.retain(|name| is_slot(name));
+/// Content of an export, read by nbdcopy if it is there and by our own client otherwise.
+pub fn dump_export(server: &Server, export: &str, target: &Path) -> Result<()> {
+    if find_program("nbdcopy").is_some() {
+        let _ = fs::remove_file(target);
+        let mut copy = Command::new("nbdcopy");
+        return output(copy.arg(server.uri(export)).arg(target)).map(drop);
     }
-    if names.is_empty() {
-        names.push(String::new());
+    let mut client = crate::nbd::Client::connect(&server.socket, export)?;
+    let mut file = fs::File::create(target).context("cannot make a dump")?;
+    let mut at = 0;
+    while at < client.size {
+        let length = (client.size - at).min(DUMP_BYTES) as usize;
+        file.write_all(&client.read_at(at, length)?)
+            .context("cannot write a dump")?;
+        at += length as u64;
     }
-    Ok(names)
+    client.disconnect();
+    Ok(())
 }
 
 /// Runs `brigade format` on new sparse files of these sizes.

@@ -1,11 +1,11 @@
 //! Other people's judges: fio's verification, and an ext4 file system that changes hands.
 
 use super::alternation::Pair;
-use super::{MIB, Passed, Setting, dump_export};
+use super::{MIB, Passed, Setting};
 use crate::kernel::{self, Boot};
 use crate::process::{Context, Result, find_program, need_programs, output};
 use crate::sectors::hash_file;
-use crate::server::start_ready;
+use crate::server::{dump_export, start_ready};
 use std::fs;
 use std::path::Path;
 use std::process::Command;

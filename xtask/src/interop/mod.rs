@@ -229,45 +229,12 @@ fn report(
     Ok(())
 }
 
-/// The guest's name of drive number `index`.
-pub fn drive_name(index: usize) -> String {
-    let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
-    match index {
-        0..26 => format!("vd{}", letter(index)),
-        _ => format!("vd{}{}", letter(index / 26 - 1), letter(index)),
-    }
-}
-
 /// A folder inside the scratch folder, made anew.
 pub fn folder(setting: &Setting, name: &str) -> Result<PathBuf> {
     let path = setting.scratch.join(name);
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).context("cannot make a folder")?;
     Ok(path)
-}
-
-/// SHA-256 of an export, read by nbdcopy if it is there and by our own client otherwise; the dump stays.
-pub fn dump_export(server: &server::Server, export: &str, target: &Path) -> Result<()> {
-    if crate::process::find_program("nbdcopy").is_some() {
-        let _ = std::fs::remove_file(target);
-        return crate::process::output(
-            std::process::Command::new("nbdcopy")
-                .arg(server.uri(export))
-                .arg(target),
-        )
-        .map(drop);
-    }
-    let mut client = crate::nbd::Client::connect(&server.socket, export)?;
-    let mut file = std::fs::File::create(target).context("cannot make a dump")?;
-    let mut at = 0;
-    while at < client.size {
-        let length = (client.size - at).min(MIB) as usize;
-        std::io::Write::write_all(&mut file, &client.read_at(at, length)?)
-            .context("cannot write a dump")?;
-        at += length as u64;
-    }
-    client.disconnect();
-    Ok(())
 }
 
 /// Reads a whole export into a model and fails with the differences.

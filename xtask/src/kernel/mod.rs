@@ -97,6 +97,15 @@ impl Default for Boot {
     }
 }
 
+/// The guest's name of drive number `index`.
+pub fn drive_name(index: usize) -> String {
+    let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    match index {
+        0..26 => format!("vd{}", letter(index)),
+        _ => format!("vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
+
 /// How a boot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
