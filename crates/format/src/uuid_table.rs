@@ -97,6 +97,14 @@ impl UuidEntry {
         self.is_used() && self.flags & FLASH_ONLY != 0
     }
 
+    /// Whether this is a flash-only volume with flags and a size that can be meant (F53, F55). The table has no
+    /// checksum, and what garbage names is no volume.
+    pub fn is_servable(&self) -> bool {
+        self.is_flash_only()
+            && self.flags == FLASH_ONLY
+            && (1..SECTORS_LIMIT).contains(&self.sectors)
+    }
+
     /// Gives the slot up. Label and times stay, for whoever looks.
     pub fn invalidate(&mut self, now: u32) {
         self.uuid = INVALIDATED;
@@ -329,6 +337,22 @@ mod tests {
         assert_eq!(with(|t| t[0].flags = 2), [("F55", true, 0)]);
         assert_eq!(with(|t| t[0].sectors = 8), [("F55", true, 0)]);
         assert_eq!(with(|t| t[1].sectors = 1 << 54), [("F55", true, 1)]);
+    }
+
+    #[test]
+    fn garbage_is_no_volume_to_serve() {
+        let volume = sound().remove(1);
+        let servable = |change: fn(&mut UuidEntry)| {
+            let mut volume = volume.clone();
+            change(&mut volume);
+            volume.is_servable()
+        };
+        assert!(servable(|_| {}));
+        assert!(!servable(|v| v.flags |= 2));
+        assert!(!servable(|v| v.flags = 0));
+        assert!(!servable(|v| v.sectors = 0));
+        assert!(!servable(|v| v.sectors = 1 << 54));
+        assert!(!servable(|v| v.invalidate(30)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, CacheMode, Role, Superblock};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -322,7 +322,7 @@ impl<E: Env> Server<E> {
             for (slot, entry) in entries
                 .iter()
                 .enumerate()
-                .filter(|(_, entry)| entry.is_flash_only())
+                .filter(|(_, entry)| entry.is_servable())
             {
                 self.add_flash_volume(at, slot as u32, entry);
             }
@@ -537,28 +537,26 @@ async fn find_backing<E: Env>(env: &E, device: E::Device) -> Result<FoundBacking
 
 /// A copy cannot be told from the original: given both, neither is used (docs/format.md 8.2).
 fn refuse_copies<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
-    for (i, one) in caches.iter().enumerate() {
-        if let Some(other) = caches[..i]
-            .iter()
-            .find(|other| other.superblock.set_uuid == one.superblock.set_uuid)
-        {
-            let what = format!(
-                "superblock set uuid at byte 4152: {} has the same; give only one",
-                other.disk.name()
-            );
-            return Err(Error::refused(one.disk.name(), what));
-        }
-    }
-    for (i, one) in backings.iter().enumerate() {
-        if let Some(other) = backings[..i]
-            .iter()
-            .find(|other| other.superblock.uuid == one.superblock.uuid)
-        {
-            let what = format!(
-                "superblock uuid at byte 4136: {} has the same; give only one",
-                other.disk.name()
-            );
-            return Err(Error::refused(one.disk.name(), what));
+    let caches = caches
+        .iter()
+        .map(|found| (found.disk.name(), found.superblock.set_uuid));
+    refuse_same("superblock set uuid at byte 4152", caches)?;
+    let backings = backings
+        .iter()
+        .map(|found| (found.disk.name(), found.superblock.uuid));
+    refuse_same("superblock uuid at byte 4136", backings)
+}
+
+/// Refuses the first device that says the same of itself as one before it.
+fn refuse_same<'a>(
+    structure: &str,
+    devices: impl Iterator<Item = (&'a str, [u8; 16])>,
+) -> Result<(), Error> {
+    let mut seen = BTreeMap::new();
+    for (name, uuid) in devices {
+        if let Some(other) = seen.insert(uuid, name) {
+            let what = format!("{structure}: {other} has the same; give only one");
+            return Err(Error::refused(name, what));
         }
     }
     Ok(())
@@ -566,7 +564,7 @@ fn refuse_copies<E: Env>(caches: &[Found<E>], backings: &[FoundBacking<E>]) -> R
 
 /// A cache device alone is served for its flash volumes; without any there is nothing to do.
 fn refuse_nothing<E: Env>(sets: &[Prepared<E>], backings: &[FoundBacking<E>]) -> Result<(), Error> {
-    let has_flash = |set: &Prepared<E>| set.uuids().iter().any(UuidEntry::is_flash_only);
+    let has_flash = |set: &Prepared<E>| set.uuids().iter().any(UuidEntry::is_servable);
     match sets.first() {
         Some(set) if backings.is_empty() && !sets.iter().any(has_flash) => {
             let what = "UUID table: no volume to serve: no backing device given, and the set has no flash volume";
