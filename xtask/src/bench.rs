@@ -59,13 +59,14 @@ struct Rate {
     cpu_us: f64,
 }
 
-/// Runs `cargo x bench nbd [--rounds N]`.
+/// Runs `cargo x bench nbd [--rounds N] [--only nbdkit|passthrough|cached]`.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
     if arguments.first().map(String::as_str) != Some("nbd") {
-        println!("cargo x bench nbd [--rounds N]");
+        println!("cargo x bench nbd [--rounds N] [--only nbdkit|passthrough|cached]");
         return Ok(ExitCode::from(2));
     }
-    let rounds = match arguments.iter().skip_while(|a| *a != "--rounds").nth(1) {
+    let value = |flag: &str| arguments.iter().skip_while(|a| *a != flag).nth(1);
+    let rounds = match value("--rounds") {
         Some(text) => text.parse::<usize>().context("--rounds")?.max(1),
         None => ROUNDS,
     };
@@ -85,6 +86,9 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         pass_through(&program, scratch.path())?,
         cached(&program, scratch.path())?,
     ];
+    if let Some(name) = value("--only") {
+        return only(&subjects, name, rounds);
+    }
     for subject in &subjects {
         warm(subject).context(subject.name)?;
     }
@@ -112,6 +116,21 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// One server alone, for a profiler to look at.
+fn only(subjects: &[Subject; 3], name: &str, rounds: usize) -> Result<ExitCode> {
+    let subject = subjects.iter().find(|subject| subject.name == name);
+    let subject = subject.ok_or("--only: nbdkit, passthrough or cached")?;
+    warm(subject)?;
+    println!("{name} is process {}", subject.pid);
+    for write in [false, true] {
+        let rates = (0..rounds)
+            .map(|round| measure(subject, write, mix(round as u64)))
+            .collect::<Result<Vec<Rate>>>()?;
+        report(subject, &rates, write);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn nbdkit(folder: &Path) -> Result<Subject> {
@@ -230,17 +249,21 @@ fn compare(subjects: &[Subject; 3], rounds: usize, write: bool) -> Result<[Vec<R
         }
     }
     for (subject, rates) in subjects.iter().zip(&rates) {
-        let (speed, cpu) = (
-            median(rates.iter().map(|r| r.per_second)),
-            median(rates.iter().map(|r| r.cpu_us)),
-        );
-        let kind = if write { "randwrite" } else { "randread" };
-        println!(
-            "{kind:10} {:12} {speed:9.0} IO/s {cpu:6.2} server CPU us/IO",
-            subject.name
-        );
+        report(subject, rates, write);
     }
     Ok(rates)
+}
+
+fn report(subject: &Subject, rates: &[Rate], write: bool) {
+    let (speed, cpu) = (
+        median(rates.iter().map(|r| r.per_second)),
+        median(rates.iter().map(|r| r.cpu_us)),
+    );
+    let kind = if write { "randwrite" } else { "randread" };
+    println!(
+        "{kind:10} {:12} {speed:9.0} IO/s {cpu:6.2} server CPU us/IO",
+        subject.name
+    );
 }
 
 fn measure(subject: &Subject, write: bool, seed: u64) -> Result<Rate> {

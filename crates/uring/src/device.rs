@@ -8,6 +8,7 @@ use crate::open::{self, DeviceOptions, Opened};
 use crate::operation::{Kind, Outcome, Payload};
 use crate::range_lock::RangeLock;
 use crate::reactor::{Core, Op};
+use crate::view::{self, View};
 use brigade_env::{Buffer, Device, Durability, Geometry, SECTOR_BYTES, sync};
 use std::cell::Cell;
 use std::future::Future;
@@ -28,6 +29,7 @@ struct Shared {
     geometry: Geometry,
     is_block: bool,
     is_in_memory: bool,
+    view: Option<View>,
     unit_bytes: u64,
     memory_align: usize,
     blocks: RangeLock,
@@ -72,8 +74,13 @@ impl HostDevice {
             unit_bytes,
             memory_align,
         } = open::open(path, options)?;
+        // Whether a page is there is told only to those who may write the file.
+        let is_viewed = is_in_memory && !geometry.is_read_only;
         Ok(HostDevice(Rc::new(Shared {
             core,
+            view: is_viewed
+                .then(|| View::new(&fd, geometry.size_bytes))
+                .flatten(),
             fd: Rc::new(fd),
             name: path.display().to_string(),
             geometry,
@@ -182,7 +189,14 @@ impl Shared {
         self.core.submit(kind, &self.fd, payload)
     }
 
-    fn submit_read(&self, offset: u64, buffer: Buffer) -> Op {
+    fn submit_read(&self, offset: u64, mut buffer: Buffer) -> Op {
+        if let Some(view) = &self.view
+            && buffer.len() <= view::READ_BYTES_MAX
+            && self.core.take_in_place(buffer.len())
+            && view.read(offset, &mut buffer)
+        {
+            return Op::done(buffer.len(), Payload::Buffer(buffer));
+        }
         self.submit(Kind::Read { offset }, Payload::Buffer(buffer))
     }
 
@@ -287,9 +301,11 @@ impl Shared {
             offset,
             length,
         };
-        finish(self.core.submit(kind, &self.fd, Payload::Nothing))
-            .await
-            .map(drop)
+        let result = finish(self.core.submit(kind, &self.fd, Payload::Nothing)).await;
+        if let Some(view) = &self.view {
+            view.forget(offset, length);
+        }
+        result.map(drop)
     }
 
     async fn discard(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -39,7 +39,8 @@ pub struct HostOptions {
     pub queue_depth: u32,
     /// Threads for files (thread engine only).
     pub threads: usize,
-    /// Longest time to look for completions before sleeping. It adapts: no time is spent where it does not pay.
+    /// Longest time to look for completions before sleeping. It adapts: no time is spent where it does not pay. The default
+    /// is 20 µs, and zero where there is a single processor, which whoever is waited for needs.
     pub spin: Duration,
 }
 
@@ -50,7 +51,10 @@ impl Default for HostOptions {
             buffer_pool_bytes: 64 << 20,
             queue_depth: 256,
             threads: 8,
-            spin: Duration::ZERO,
+            spin: match std::thread::available_parallelism() {
+                Ok(processors) if processors.get() > 1 => Duration::from_micros(20),
+                _ => Duration::ZERO,
+            },
         }
     }
 }

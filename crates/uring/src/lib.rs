@@ -14,7 +14,7 @@
 //! ```
 //!
 //! This is the one crate that makes system calls; `unsafe` is confined to `operation`,
-//! `ring`, `threads`, `reactor`, `wake` and `sys`.
+//! `ring`, `threads`, `reactor`, `wake`, `view` and `sys`.
 //!
 //! **Invariants.**
 //! - URING-1: a slot is reused only after the engine has reported its operation's completion.
@@ -39,6 +39,7 @@ mod tasks;
 mod tests;
 mod threads;
 mod timers;
+mod view;
 mod wake;
 
 pub use device::HostDevice;

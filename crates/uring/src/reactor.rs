@@ -276,6 +276,16 @@ impl Core {
         })
     }
 
+    /// Whether an operation of `length` bytes may be done in place and be over at once.
+    pub(crate) fn take_in_place(&self, length: usize) -> bool {
+        let cost = length.saturating_add(IN_PLACE_BYTES_EACH);
+        let left = self.in_place_left.get().checked_sub(cost);
+        if let Some(left) = left {
+            self.in_place_left.set(left);
+        }
+        left.is_some() && !self.is_closed.get()
+    }
+
     /// Does an operation that cannot wait here and now. Usually it is over then.
     pub(crate) fn submit_in_place(
         self: &Rc<Self>,
@@ -287,11 +297,9 @@ impl Core {
         if self.is_closed.get() {
             return self.start(operation);
         }
-        let cost = operation.length().saturating_add(IN_PLACE_BYTES_EACH);
-        let Some(left) = self.in_place_left.get().checked_sub(cost) else {
+        if !self.take_in_place(operation.length()) {
             return self.submit_in_place_for_later(operation);
-        };
-        self.in_place_left.set(left);
+        }
         // SAFETY: `operation` owns what the request points to and outlives the call (URING-1).
         let result = unsafe { operation.request().run() };
         match operation.advance(result) {
@@ -369,6 +377,13 @@ enum Progress {
     InSlot { core: Rc<Core>, key: u64 },
     Done(Outcome, Payload),
     Over,
+}
+
+impl Op {
+    /// One that is over.
+    pub(crate) fn done(count: usize, payload: Payload) -> Op {
+        Op(Progress::Done(Ok(count), payload))
+    }
 }
 
 impl Future for Op {

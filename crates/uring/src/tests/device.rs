@@ -276,6 +276,15 @@ fn one_writer_excludes_everybody_and_readers_share() {
 #[test]
 fn a_file_truncated_under_us_is_an_error_that_says_where() {
     on_all_devices(1 << 20, |env, device, path| {
+        env.block_on(async {
+            let all = pattern(env, 1 << 20, 1);
+            device.write(0, all, Durability::Volatile).await.unwrap();
+            // A file in memory is mapped from here on.
+            device
+                .read(512 << 10, env.buffers().get(4096))
+                .await
+                .unwrap();
+        });
         std::fs::OpenOptions::new()
             .write(true)
             .open(path)
