@@ -1,13 +1,15 @@
 //! `cargo x bench open`: how a set with very many extents is opened.
 //!
 //! The set is made by Brigade itself: writes of single sectors, none beside another, in an order that jumps about, so that
-//! each is an extent of its own. Then it is opened several times. What counts is that no byte of metadata is
-//! read twice: the server's own count, and the kernel's of the same process, may not exceed what there is.
+//! each is an extent of its own. Then it is opened several times. What counts is that no byte of metadata is read
+//! twice: by the server's own count, by the kernel's of the same process, and by its system calls one by one where there
+//! is an strace.
 
 use crate::nbd::Client;
 use crate::pattern::{SECTOR, fill};
-use crate::process::{Context, Result};
-use crate::server::{Serve, Server, brigade, format, must_serve, start_ready, start_with};
+use crate::process::{Context, Result, need_programs};
+use crate::server::{Extra, Serve, Server, brigade, format, must_serve, start_ready, start_with};
+use crate::trace::{self, Reads};
 use serde_json::Value;
 use std::path::Path;
 use std::process::ExitCode;
@@ -70,7 +72,28 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     }
     // Reads by io_uring are in the kernel's count of storage reads only, reads by threads in that of all reads.
     let threads = open(&program, &serve, "threads", scratch.path())?;
-    report(extents, &mut openings, &threads)
+    let traced = traced(&program, &serve, scratch.path())?;
+    report(extents, &mut openings, &threads, traced.as_ref())
+}
+
+/// What one more opening, with all that follows until the stop, reads from the cache device; none without strace.
+fn traced(program: &Path, serve: &Serve, folder: &Path) -> Result<Option<Reads>> {
+    if let Err(why) = need_programs(&[("strace", "strace")]) {
+        println!("system calls not looked at: {why}");
+        return Ok(None);
+    }
+    let log = folder.join("strace.log");
+    let extra = Extra {
+        options: engine("threads"),
+        under: trace::under(&log),
+    };
+    must_serve(start_with(program, serve, &extra, folder)?)?.stop()?;
+    let cache = serve.caches.first().ok_or("no cache device")?;
+    trace::reads_of(&trace::finished(&log)?, cache).map(Some)
+}
+
+fn engine(name: &str) -> Vec<String> {
+    vec!["--engine".into(), name.into()]
 }
 
 /// Makes the set, writes every extent, and stops in order.
@@ -133,13 +156,17 @@ fn write(server: &Server, extents: u64) -> Result<()> {
     Ok(())
 }
 
-fn open(program: &Path, serve: &Serve, engine: &str, folder: &Path) -> Result<Opening> {
+fn open(program: &Path, serve: &Serve, name: &str, folder: &Path) -> Result<Opening> {
+    let extra = Extra {
+        options: engine(name),
+        ..Extra::default()
+    };
     let start = Instant::now();
-    let server = must_serve(start_with(program, serve, &["--engine", engine], folder)?)?;
+    let server = must_serve(start_with(program, serve, &extra, folder)?)?;
     let seconds = start.elapsed().as_secs_f64();
     let pid = server.pid();
     let cpu_seconds = cpu_seconds(pid)?;
-    let reads = if engine == "uring" {
+    let reads = if name == "uring" {
         "read_bytes"
     } else {
         "rchar"
@@ -175,7 +202,12 @@ fn metadata_bytes(status: &Value) -> u64 {
     devices.into_iter().flatten().map(device).sum()
 }
 
-fn report(extents: u64, openings: &mut [Opening], threads: &Opening) -> Result<ExitCode> {
+fn report(
+    extents: u64,
+    openings: &mut [Opening],
+    threads: &Opening,
+    traced: Option<&Reads>,
+) -> Result<ExitCode> {
     let mut wrong = Vec::new();
     for (name, opening) in openings
         .iter()
@@ -183,6 +215,18 @@ fn report(extents: u64, openings: &mut [Opening], threads: &Opening) -> Result<E
         .chain([("threads", threads)])
     {
         complaints(extents, name, opening, &mut wrong);
+    }
+    if let Some(reads) = traced {
+        println!(
+            "by its system calls, from start to stop: {} bytes read from the cache device, {} of them again",
+            reads.total, reads.again
+        );
+        if let Some(offset) = reads.first_again {
+            wrong.push(format!(
+                "read again: {} bytes, first at byte {offset}",
+                reads.again
+            ));
+        }
     }
     openings.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
     let middle = openings.get(openings.len() / 2).ok_or("no opening")?;

@@ -19,3 +19,4 @@ pub mod sectors;
 pub mod server;
 pub mod test;
 pub mod tidy;
+pub mod trace;

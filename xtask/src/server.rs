@@ -118,23 +118,30 @@ impl Serve {
 
 /// Starts `brigade serve`; sockets and logs go to `scratch`.
 pub fn start(program: &Path, serve: &Serve, scratch: &Path) -> Result<Started> {
-    start_with(program, serve, &[], scratch)
+    start_with(program, serve, &Extra::default(), scratch)
 }
 
-/// Starts `brigade serve` with more options.
-pub fn start_with(
-    program: &Path,
-    serve: &Serve,
-    options: &[&str],
-    scratch: &Path,
-) -> Result<Started> {
+/// What is out of the ordinary about a start.
+#[derive(Clone, Debug, Default)]
+pub struct Extra {
+    /// More options of `brigade serve`.
+    pub options: Vec<String>,
+    /// A command line to run it under, which must become the server itself.
+    pub under: Vec<String>,
+}
+
+/// Starts `brigade serve` in a special way.
+pub fn start_with(program: &Path, serve: &Serve, extra: &Extra, scratch: &Path) -> Result<Started> {
     let at = |name: &str| scratch.join(name);
     let (socket, control, errors) = (at("nbd"), at("control"), at("stderr"));
     let _ = fs::remove_file(&socket);
     let log = fs::File::create(&errors).context("cannot make a log file")?;
-    let mut child = Command::new(program)
+    let mut line: Vec<OsString> = extra.under.iter().map(OsString::from).collect();
+    line.push(program.into());
+    let mut child = Command::new(&line[0])
+        .args(&line[1..])
         .args(serve.arguments())
-        .args(options)
+        .args(&extra.options)
         .arg("--nbd")
         .arg(format!("unix:{}", socket.display()))
         .arg("--control")
