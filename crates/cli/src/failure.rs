@@ -10,6 +10,8 @@ pub enum Failure {
     Cannot(String),
     /// All has been said already; exit status 1.
     Said,
+    /// All has been said already; with an exit status of the verb's own.
+    Status(u8),
     /// The call makes no sense: exit status 2.
     Usage(String),
     /// Whoever read our output has gone; nobody is left to tell.
@@ -33,6 +35,7 @@ impl Failure {
                 ExitCode::from(1)
             }
             Failure::Said => ExitCode::from(1),
+            Failure::Status(status) => ExitCode::from(status),
             Failure::Usage(what) => {
                 eprintln!("brigade: {}", one_line(&what));
                 ExitCode::from(2)

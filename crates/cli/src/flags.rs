@@ -35,6 +35,8 @@ pub enum Verb {
     Show(ShowFlags),
     /// Opens cache and backing devices and serves their volumes until told to stop
     Serve(ServeFlags),
+    /// Checks a cache set and its backing devices, and writes nothing
+    Check(CheckFlags),
     /// Prints everything on a cache device, in the words of docs/format.md
     Dump(DumpFlags),
     /// Makes small files, caches between them under load, and verifies every byte
@@ -154,6 +156,32 @@ pub struct ServeFlags {
     /// Control socket [default: $XDG_RUNTIME_DIR/brigade/PID.sock or /run/brigade/PID.sock]
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade check /dev/nvme0n1p3 /dev/sdb\n  brigade check cache.img disk.img --data --json\n\n\
+        Exit status as that of fsck(8): 0 clean, 4 errors, 8 could not check, 16 usage. Nothing is repaired. A device in use \
+        is not checked. Ids in parentheses are the rules of docs/format.md 11. Notes are what a crash leaves behind in a set \
+        that is fine."
+)]
+pub struct CheckFlags {
+    /// Cache device and backing devices of a set, in any order
+    #[arg(value_name = "DEV", required = true)]
+    pub devices: Vec<PathBuf>,
+    /// Compare clean data with the backing devices as well
+    #[arg(long)]
+    pub data: bool,
+    /// Memory for the keys of the journal, and again for the map of cached sectors [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// Print notes and totals too
+    #[arg(long)]
+    pub verbose: bool,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `dump`.

@@ -16,10 +16,15 @@ use flags::{Flags, Verb};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let outcome = match Flags::parse().verb {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => return refuse(&error),
+    };
+    let outcome = match flags.verb {
         Verb::Format(flags) => verbs::format::format(&flags),
         Verb::Show(flags) => verbs::show::show(&flags),
         Verb::Serve(flags) => verbs::serve::serve(&flags),
+        Verb::Check(flags) => verbs::check::check(&flags),
         Verb::Dump(flags) => verbs::dump::dump(&flags),
         Verb::Demo(flags) => verbs::demo::demo(&flags),
         Verb::Status(flags) => verbs::status::status(&flags),
@@ -31,5 +36,16 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Prints help, or what is wrong with the call. `check` has a status of its own for that.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let is_check = std::env::args_os().nth(1).is_some_and(|verb| verb == "check");
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if is_check => ExitCode::from(verbs::check::STATUS_USAGE),
+        status => ExitCode::from(u8::try_from(status).unwrap_or(2)),
     }
 }

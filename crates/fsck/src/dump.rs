@@ -10,6 +10,7 @@ mod sections;
 mod tests;
 
 use crate::journal::{self, Scan};
+pub use crate::source::Device;
 use crate::source::{ReadAt, read};
 use crate::tree::{Gens, Step, Walk};
 use crate::{prios, tree};
@@ -47,18 +48,6 @@ impl Section {
         Section::Btree,
         Section::Buckets,
     ];
-}
-
-/// A device to read.
-pub struct Device<'a> {
-    /// For messages.
-    pub name: String,
-    /// Its bytes.
-    pub source: &'a dyn ReadAt,
-    /// How many.
-    pub size_bytes: u64,
-    /// Smallest unit it takes.
-    pub logical_block_bytes: u32,
 }
 
 /// Writes the sections; gives how many errors were met and shown. Fails only when `out` does.

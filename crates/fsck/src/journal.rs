@@ -21,6 +21,11 @@ pub(crate) struct Found {
     pub offset: u64,
     pub seq: u64,
     pub last_seq: u64,
+    pub version: u32,
+    /// Bytes it takes in its bucket.
+    pub bytes: u64,
+    /// Stands for the content: equal in entries that are equal.
+    pub csum: u64,
     /// Behind a block of its bucket that is no valid entry: nobody uses it.
     pub is_behind_bad: bool,
 }
@@ -52,8 +57,18 @@ pub(crate) struct Range {
 impl Scan {
     /// Reads every journal bucket to its end, block by block where it must.
     pub fn read(source: &dyn ReadAt, geometry: &CacheGeometry) -> Scan {
+        Scan::read_telling(source, geometry, &mut |_| {})
+    }
+
+    /// As [`Scan::read`]; says which index comes next.
+    pub fn read_telling(
+        source: &dyn ReadAt,
+        geometry: &CacheGeometry,
+        tell: &mut dyn FnMut(usize),
+    ) -> Scan {
         let mut scan = Scan::default();
         for (index, &bucket) in geometry.journal_buckets.iter().enumerate() {
+            tell(index);
             if let Err(error) = scan.read_bucket(source, geometry, index, bucket) {
                 scan.errors
                     .push(format!("journal bucket {bucket}: {error}"));
@@ -91,6 +106,9 @@ impl Scan {
                         offset,
                         seq: view.seq,
                         last_seq: view.last_seq,
+                        version: view.version,
+                        bytes: view.disk_bytes(block) as u64,
+                        csum: view.bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b)),
                         is_behind_bad,
                     });
                     at += view.disk_bytes(block) as u64;
@@ -103,6 +121,16 @@ impl Scan {
                             offset,
                             claimed_seq,
                             error: error.to_string(),
+                        });
+                    }
+                }
+                Probe::NotAnEntry if !is_behind_bad => {
+                    if let Some(claimed_seq) = without_magic(bytes, geometry.set_magic) {
+                        self.suspects.push(Suspect {
+                            index,
+                            offset,
+                            claimed_seq,
+                            error: "all of an entry but its magic".into(),
                         });
                     }
                 }
@@ -130,7 +158,7 @@ impl Scan {
         self.usable().max_by_key(|f| f.seq).copied()
     }
 
-    fn usable(&self) -> impl Iterator<Item = &Found> {
+    pub fn usable(&self) -> impl Iterator<Item = &Found> {
         self.found.iter().filter(|f| !f.is_behind_bad)
     }
 
@@ -179,6 +207,43 @@ impl Scan {
                 .collect(),
         )
     }
+}
+
+/// The seq of an entry that would be valid with the right magic, which its checksum covers.
+fn without_magic(bytes: &[u8], set_magic: u64) -> Option<u64> {
+    let mut patched = bytes.get(..bytes.len().min(jset::MAX_BYTES))?.to_vec();
+    patched.get_mut(8..16)?.copy_from_slice(&magic_of(set_magic));
+    match jset::probe(&patched, set_magic) {
+        Probe::Valid(view) => Some(view.seq),
+        _ => None,
+    }
+}
+
+/// The magic of the set's entries, as an entry has it.
+fn magic_of(set_magic: u64) -> [u8; 8] {
+    let nothing = Key::hole(0, 0, 0);
+    let header = JsetHeader {
+        seq: 1,
+        last_seq: 1,
+        version: jset::VERSION,
+        uuid_bucket: nothing,
+        btree_root: nothing,
+        btree_level: 0,
+        prio_bucket: 0,
+    };
+    let entry = jset::encode(&header, &[], set_magic, jset::HEADER_BYTES);
+    let mut magic = [0; 8];
+    magic.copy_from_slice(&entry[8..16]);
+    magic
+}
+
+/// The magic in an entry of whatever set at the start of `bytes`; `None` if there is no entry. A checksum covers the magic,
+/// so this is no guess.
+pub(crate) fn foreign_magic(bytes: &[u8]) -> Option<[u8; 8]> {
+    let magic = *bytes.get(8..)?.first_chunk::<8>()?;
+    let own = magic_of(0);
+    let set_magic = u64::from_le_bytes(magic) ^ u64::from_le_bytes(own);
+    matches!(jset::probe(bytes, set_magic), Probe::Valid(_)).then_some(set_magic.to_le_bytes())
 }
 
 struct Search {
@@ -300,6 +365,9 @@ mod tests {
                             offset: 0,
                             seq,
                             last_seq: seq.saturating_sub(4).max(3),
+                            version: 1,
+                            bytes: 512,
+                            csum: seq,
                             is_behind_bad: false,
                         });
                     }

@@ -7,10 +7,11 @@
 //!   wrong is reported where it stands, and reading goes on with what does not depend on it.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod dump;
 mod journal;
 mod prios;
 mod source;
 mod tree;
 
-pub use source::ReadAt;
+pub use source::{Device, ReadAt};

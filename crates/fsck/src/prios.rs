@@ -3,7 +3,29 @@
 use crate::source::{ReadAt, read};
 use brigade_format::prio::{self, PrioBucket};
 use brigade_format::superblock::CacheGeometry;
+use brigade_format::FormatError;
 use std::collections::BTreeSet;
+use std::fmt;
+
+/// Why a link cannot be used.
+#[derive(Clone, Debug)]
+pub(crate) enum LinkError {
+    /// It leads nowhere, or in a circle.
+    Link(String),
+    /// The bucket cannot be read.
+    Io(String),
+    /// What is in the bucket is no link.
+    Content(FormatError),
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkError::Link(what) | LinkError::Io(what) => f.write_str(what),
+            LinkError::Content(error) => error.fmt(f),
+        }
+    }
+}
 
 /// Follows the chain from `head`; each link, or what is wrong with it, goes to `link` with its bucket. Gives whether the
 /// chain is complete.
@@ -11,7 +33,7 @@ pub(crate) fn follow<E>(
     source: &dyn ReadAt,
     geometry: &CacheGeometry,
     head: u64,
-    mut link: impl FnMut(u64, Result<PrioBucket, String>) -> Result<(), E>,
+    mut link: impl FnMut(u64, Result<PrioBucket, LinkError>) -> Result<(), E>,
 ) -> Result<bool, E> {
     let mut seen = BTreeSet::new();
     let mut bucket = head;
@@ -34,16 +56,16 @@ fn read_link(
     bucket: u64,
     entries: u64,
     is_new: bool,
-) -> Result<PrioBucket, String> {
+) -> Result<PrioBucket, LinkError> {
     if !(geometry.first_bucket..geometry.nbuckets).contains(&bucket) {
-        return Err(format!("bucket {bucket} is not on the device"));
+        return Err(LinkError::Link(format!("bucket {bucket} is not on the device")));
     }
     if !is_new {
-        return Err(format!("bucket {bucket} is in the chain twice"));
+        return Err(LinkError::Link(format!("bucket {bucket} is in the chain twice")));
     }
     let offset = bucket * geometry.bucket_bytes();
-    let bytes = read(source, offset, geometry.meta_bytes()).map_err(|e| e.to_string())?;
+    let bytes = read(source, offset, geometry.meta_bytes()).map_err(|e| LinkError::Io(e.to_string()))?;
     let entries = usize::try_from(entries).unwrap_or(usize::MAX);
     prio::parse_prio_bucket(&bytes, geometry.set_magic, entries)
-        .map_err(|e| e.shifted(offset).to_string())
+        .map_err(|e| LinkError::Content(e.shifted(offset)))
 }

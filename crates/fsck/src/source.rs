@@ -25,6 +25,18 @@ impl ReadAt for Vec<u8> {
     }
 }
 
+/// A device to read.
+pub struct Device<'a> {
+    /// For messages.
+    pub name: String,
+    /// Its bytes.
+    pub source: &'a dyn ReadAt,
+    /// How many.
+    pub size_bytes: u64,
+    /// Smallest unit it takes.
+    pub logical_block_bytes: u32,
+}
+
 /// `length` bytes at `offset`.
 pub(crate) fn read(source: &dyn ReadAt, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];

@@ -55,6 +55,11 @@ impl Gens {
         }
     }
 
+    /// Of a bucket by number.
+    pub fn at(&self, bucket: usize) -> Option<Gen> {
+        self.gens.get(bucket).copied()
+    }
+
     pub fn len(&self) -> usize {
         self.gens.len()
     }

@@ -170,7 +170,9 @@ pub(super) fn prios(dump: &Dump<'_>, head: &JsetHeader, writer: &mut Writer<'_>)
                 }
                 Ok(())
             }
-            Err(what) => writer.put(Record::error("prios", what).with("bucket", bucket)),
+            Err(what) => {
+                writer.put(Record::error("prios", what.to_string()).with("bucket", bucket))
+            }
         },
     )
     .map(drop)

@@ -1,0 +1,159 @@
+//! Slots, extents and backing devices beside each other (F51, F61, F62), and the view of them.
+
+use super::devices::{Backing, Cache, Known};
+use super::extents::Usage;
+use super::report::{Findings, SlotKind, VolumeView};
+use super::slots::Slots;
+use brigade_format::BackingState;
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// Checks them; `usage` is `None` if the extents are not known.
+pub(super) fn check(
+    cache: &Cache<'_>,
+    slots: &Slots,
+    usage: Option<&BTreeMap<u32, Usage>>,
+    backings: &[Backing<'_>],
+    findings: &mut Findings,
+) -> Vec<VolumeView> {
+    let volumes = volumes(slots, usage);
+    for volume in &volumes {
+        owner(slots, volume, findings);
+    }
+    for backing in backings {
+        attached(cache, slots, &volumes, usage.is_some(), backing, findings);
+    }
+    volumes
+}
+
+fn volumes(slots: &Slots, usage: Option<&BTreeMap<u32, Usage>>) -> Vec<VolumeView> {
+    let used = (0..).zip(&slots.entries).filter(|(_, entry)| !entry.is_empty());
+    let mut inodes: BTreeSet<u32> = used.map(|(slot, _)| slot).collect();
+    inodes.extend(usage.into_iter().flat_map(|usage| usage.keys().copied()));
+    let view = |slot: u32| {
+        let usage = usage.and_then(|usage| usage.get(&slot)).copied();
+        let usage = usage.unwrap_or_default();
+        let entry = slots.get(slot);
+        VolumeView {
+            slot,
+            kind: slots.kind(slot),
+            uuid: entry.uuid,
+            label: entry.label(),
+            extents: usage.extents,
+            clean_sectors: usage.clean_sectors,
+            dirty_sectors: usage.dirty_sectors,
+        }
+    };
+    inodes.into_iter().map(view).collect()
+}
+
+/// F51.
+fn owner(slots: &Slots, volume: &VolumeView, findings: &mut Findings) {
+    if volume.extents == 0 {
+        return;
+    }
+    let at = slots.offset(volume.slot);
+    let sectors = volume.clean_sectors + volume.dirty_sectors;
+    let text = format!(
+        "slot {}: {} extents with {sectors} sectors, {} of them dirty",
+        volume.slot, volume.extents, volume.dirty_sectors
+    );
+    match volume.kind {
+        SlotKind::Free => findings.error(
+            "F51",
+            &slots.place,
+            at,
+            format_args!("{text}, of a slot that was never given to anybody"),
+        ),
+        SlotKind::Invalidated => findings.note(
+            "F51",
+            &slots.place,
+            at,
+            format_args!("{text}, orphans of a slot that was given up"),
+        ),
+        SlotKind::Cached | SlotKind::Flash => {}
+    }
+}
+
+/// F61, F62.
+fn attached(
+    cache: &Cache<'_>,
+    slots: &Slots,
+    volumes: &[VolumeView],
+    has_extents: bool,
+    backing: &Backing<'_>,
+    findings: &mut Findings,
+) {
+    let place = backing.place();
+    let slot = slots.slot_of(&backing.superblock.uuid);
+    let dirty_sectors = volumes
+        .iter()
+        .find(|volume| Some(volume.slot) == slot)
+        .map_or(0, |volume| volume.dirty_sectors);
+    let set = Uuid::from_bytes(cache.superblock.set_uuid);
+    if backing.set_uuid() != cache.superblock.set_uuid {
+        let Some(slot) = slot.filter(|_| backing.is_attached()) else {
+            return;
+        };
+        let other = Uuid::from_bytes(backing.set_uuid());
+        let text = format!(
+            "it names set {other}, but has slot {slot} of set {set} ({}) with {dirty_sectors} dirty sectors",
+            cache.name
+        );
+        return match dirty_sectors {
+            0 => findings.warn("F61", &place, place.start + 56, text),
+            _ => findings.error("F61", &place, place.start + 56, text),
+        };
+    }
+    findings.report.backings[backing.view].slot = slot;
+    let state = backing.superblock.state();
+    match (state, slot) {
+        (BackingState::Dirty, None) => {
+            let text = format!("dirty, and set {set} ({}) has no slot for it", cache.name);
+            findings.error("F61", &place, place.start, text);
+        }
+        (BackingState::Clean, None) => {
+            let text = format!("clean, and set {set} ({}) has no slot for it yet", cache.name);
+            findings.note("F61", &place, place.start, text);
+        }
+        (BackingState::Clean, Some(slot)) if has_extents && dirty_sectors > 0 => {
+            let text = format!("clean, and the cache has {dirty_sectors} dirty sectors in slot {slot}");
+            findings.note("F62", &place, place.start + 104, text);
+        }
+        _ => {}
+    }
+}
+
+/// A blank set: it has no slots.
+pub(super) fn blank(cache: &Cache<'_>, backings: &[Backing<'_>], findings: &mut Findings) {
+    let of_set = |b: &&Backing<'_>| b.set_uuid() == cache.superblock.set_uuid;
+    for backing in backings.iter().filter(of_set) {
+        let place = backing.place();
+        let text = format!(
+            "{}, and its set ({}) is blank",
+            backing.superblock.state(),
+            cache.name
+        );
+        match backing.superblock.state() {
+            BackingState::Dirty => findings.error("F61", &place, place.start, text),
+            BackingState::Clean => findings.note("F61", &place, place.start, text),
+            _ => {}
+        }
+    }
+}
+
+/// Attached devices whose set is not among those given: nothing can be said about them.
+pub(super) fn without_set(known: &Known<'_>, findings: &mut Findings) {
+    for backing in known.backings.iter().filter(|b| b.is_attached()) {
+        let has_set = |cache: &Cache<'_>| cache.superblock.set_uuid == backing.set_uuid();
+        if !known.caches.iter().any(has_set) {
+            let place = backing.place();
+            let text = format!(
+                "{}, and its set {} is not among the devices given",
+                backing.superblock.state(),
+                Uuid::from_bytes(backing.set_uuid())
+            );
+            findings.note("F61", &place, place.start, text);
+        }
+    }
+}
