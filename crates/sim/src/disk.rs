@@ -1,21 +1,45 @@
-//! A disk in memory with a volatile write cache.
+//! A disk in memory with a volatile write cache, and everything that may go wrong with it.
+//!
+//! # What may be lost
 //!
 //! Must survive: what a flush covered (it had completed before the flush began) and what was written durably. May go at
 //! a power loss: everything else, per block that the disk writes atomically, each block falling back to an older version
-//! of its own. At `kill -9` only writes in flight are in doubt: whole, some blocks of them, or nothing arrives.
+//! of its own, so any order and any tear. At `kill -9` only writes in flight are in doubt: whole, some blocks of them, or
+//! nothing arrives.
+//!
+//! # The envelope of faults
+//!
+//! What the cache has to stand, written down before it is injected. "Told" means the request that needed it fails, or is
+//! served from somewhere that has the same data.
+//!
+//! | fault | zone | must hold |
+//! | --- | --- | --- |
+//! | read fails | any | told; nothing else changes; an opening fails with one error and succeeds later |
+//! | write fails (EIO, ENOSPC), perhaps arrived in part | data | told; the sectors of that write are old or new |
+//! | | metadata, superblocks, a flush | the set (or volume) takes no more writes; after a restart everything acknowledged is there |
+//! | device gone for a while | any | as if everything in that time failed |
+//! | spike of latency | any | nothing, but everything ends |
+//! | write lost, or lands elsewhere, and reported as done | data | only sectors of that write, and those it landed on, may read wrong |
+//! | | metadata | no panic, no hang; not injected into lives that go on (no checksum can tell an older node from the newest) |
+//! | bit rot at rest | data | only that sector may read wrong, as bcache has no checksums of data |
+//! | | superblock, gen table, UUID table | noticed: refused with one error, or repaired from elsewhere; nothing reads wrong |
+//! | | journal, nodes | no panic, no hang; one error or an opening. (The newest entry and the last set of a node cannot be told from torn ones.) |
+//! | device shorter than it was | whole | refused, nothing written; at full length everything is there |
 
 use crate::exec::{Chance, World};
+use crate::image::Image;
 use brigade_env::{Buffer, Device, Durability, Env, Geometry};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 const SECTOR: usize = 512;
-const PAGE: usize = 4096;
-type SectorBytes = [u8; SECTOR];
+const EIO: i32 = 5;
+const ENXIO: i32 = 6;
+const ENOSPC: i32 = 28;
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +50,45 @@ pub enum End {
     PowerLoss,
 }
 
+/// Kinds of faults, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// EIO on a read.
+    Read,
+    /// EIO on a write.
+    Write,
+    /// EIO on a flush.
+    Flush,
+    /// ENOSPC on a write.
+    NoSpace,
+    /// A delay of seconds.
+    Spike,
+    /// Failed since the device was gone.
+    Gone,
+    /// Reported as done, never done.
+    Lost,
+    /// Reported as done, done elsewhere.
+    Misdirected,
+    /// A bit turned at rest.
+    Rot,
+    /// Shorter than before.
+    Short,
+}
+
+/// Names of [`Kind`], in order.
+pub const KINDS: [&str; 10] = [
+    "read EIO",
+    "write EIO",
+    "flush EIO",
+    "ENOSPC",
+    "latency spike",
+    "device gone",
+    "lost write",
+    "misdirected write",
+    "bit rot",
+    "short device",
+];
+
 /// Faults to come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
@@ -33,23 +96,56 @@ pub struct Faults {
     pub write_in: Option<u64>,
     /// Flushes until one fails.
     pub flush_in: Option<u64>,
+    /// Reads until one fails.
+    pub read_in: Option<u64>,
+    /// Writes until one finds no space.
+    pub no_space_in: Option<u64>,
+    /// I/Os of any kind until one fails.
+    pub any_in: Option<u64>,
+    /// I/Os until the device goes, and for how long.
+    pub gone_in: Option<(u64, Duration)>,
+    /// How many of a hundred I/Os take seconds.
+    pub spike_percent: u64,
+    /// Writes of data until one is lost.
+    pub lost_in: Option<u64>,
+    /// Writes of data until one lands on other data.
+    pub misdirected_in: Option<u64>,
+    /// Write faults spare everything before this byte.
+    pub from_byte: u64,
 }
 
+/// Is told of each sector of data that a lie of the disk put in doubt, by content.
+pub type Harm = Rc<dyn Fn(&[u8])>;
+
+#[derive(Clone)]
 struct InFlight {
     offset: u64,
     data: Rc<Vec<u8>>,
     is_durable: bool,
+    /// It is not where it should be.
+    is_astray: bool,
+}
+
+/// A completed write that a power loss may undo, in part.
+#[derive(Clone)]
+struct Unflushed {
+    stamp: u64,
+    sector: u64,
+    data: Rc<Vec<u8>>,
+    /// It stays; it is listed since earlier ones below it may still be applied.
+    is_durable: bool,
 }
 
 /// What is left of a disk when nobody uses it.
+#[derive(Clone)]
 pub struct DiskState {
     /// For messages.
     pub name: String,
     /// Size and units.
     pub geometry: Geometry,
-    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
-    /// Sectors with more than one possible content: the durable one (stamp 0) first, then versions by stamp.
-    versions: BTreeMap<u64, Vec<(u64, SectorBytes)>>,
+    current: Image,
+    durable: Image,
+    unflushed: VecDeque<Unflushed>,
     stamp: u64,
     in_flight: BTreeMap<u64, InFlight>,
     next_io: u64,
@@ -57,157 +153,284 @@ pub struct DiskState {
     pub faults: Faults,
     /// Faults that came.
     pub faults_happened: u64,
+    /// Faults that came, by [`Kind`].
+    pub happened: [u64; KINDS.len()],
+    gone_until: Duration,
     /// Writes so far.
     pub writes: u64,
-    /// Every write is printed.
-    pub trace: bool,
+    /// Reads, writes and flushes so far.
+    pub ios: u64,
+    /// See [`Harm`].
+    pub harm: Option<Harm>,
 }
 
 impl DiskState {
     /// A disk of zeros.
     pub fn new(name: &str, geometry: Geometry) -> Rc<RefCell<Self>> {
+        let image = Image::new(geometry.size_bytes);
         Rc::new(RefCell::new(DiskState {
             name: name.into(),
             geometry,
-            pages: BTreeMap::new(),
-            versions: BTreeMap::new(),
+            current: image.clone(),
+            durable: image,
+            unflushed: VecDeque::new(),
             stamp: 0,
             in_flight: BTreeMap::new(),
             next_io: 0,
             faults: Faults::default(),
             faults_happened: 0,
+            happened: [0; KINDS.len()],
+            gone_until: Duration::ZERO,
             writes: 0,
-            trace: false,
+            ios: 0,
+            harm: None,
         }))
+    }
+
+    /// Another disk with the same past.
+    pub fn fork(&self) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(self.clone()))
     }
 
     /// What is there.
     pub fn peek(&self, offset: u64, out: &mut [u8]) {
-        for (i, chunk) in out.chunks_mut(SECTOR).enumerate() {
-            chunk.copy_from_slice(&self.sector(offset / SECTOR as u64 + i as u64));
-        }
+        self.current.read(offset / SECTOR as u64, out);
     }
 
-    fn sector(&self, sector: u64) -> SectorBytes {
-        let at = (sector % 8) as usize * SECTOR;
-        match self.pages.get(&(sector / 8)) {
-            Some(page) => page[at..at + SECTOR].try_into().expect("a sector"),
-            None => [0; SECTOR],
-        }
+    /// All that is there.
+    pub fn image(&self) -> Image {
+        self.current.clone()
     }
 
-    fn set_sector(&mut self, sector: u64, bytes: &[u8]) {
-        let at = (sector % 8) as usize * SECTOR;
-        let page = self
-            .pages
-            .entry(sector / 8)
-            .or_insert_with(|| Box::new([0; PAGE]));
-        page[at..at + SECTOR].copy_from_slice(bytes);
+    /// Completed writes that a power loss may undo.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.len()
     }
 
     /// Puts bytes there for good, as a formatter would.
     pub fn poke(&mut self, offset: u64, bytes: &[u8]) {
-        for (i, chunk) in bytes.chunks(SECTOR).enumerate() {
-            self.versions.remove(&(offset / SECTOR as u64 + i as u64));
-            self.set_sector(offset / SECTOR as u64 + i as u64, chunk);
-        }
+        self.store(offset / SECTOR as u64, Rc::new(bytes.to_vec()), true);
     }
 
-    fn store(&mut self, sector: u64, bytes: &[u8], is_durable: bool) {
-        if is_durable {
-            self.versions.remove(&sector);
-        } else {
-            let before = self.sector(sector);
-            let stamp = self.stamp;
-            let versions = self
-                .versions
-                .entry(sector)
-                .or_insert_with(|| vec![(0, before)]);
-            versions.push((stamp, bytes.try_into().expect("a sector")));
+    fn store(&mut self, sector: u64, data: Rc<Vec<u8>>, is_durable: bool) {
+        self.current.write(sector, &data);
+        if is_durable && self.unflushed.is_empty() {
+            self.durable.write(sector, &data);
+            return;
         }
-        self.set_sector(sector, bytes);
+        self.unflushed.push_back(Unflushed {
+            stamp: self.stamp,
+            sector,
+            data,
+            is_durable,
+        });
     }
 
     fn complete_write(&mut self, io: u64) {
-        let Some(write) = self.in_flight.remove(&io) else {
-            return;
-        };
-        self.stamp += 1;
-        for (i, chunk) in write.data.chunks(SECTOR).enumerate() {
-            self.store(
-                write.offset / SECTOR as u64 + i as u64,
-                chunk,
-                write.is_durable,
-            );
+        if let Some(write) = self.in_flight.remove(&io) {
+            if write.is_astray && !self.harm_below(&write) {
+                return;
+            }
+            self.stamp += 1;
+            self.store(write.offset / SECTOR as u64, write.data, write.is_durable);
         }
     }
 
+    /// Tells whose data a write that went astray is about to overwrite. False if there is anything but data by now.
+    fn harm_below(&self, write: &InFlight) -> bool {
+        let mut victim = vec![0; write.data.len()];
+        self.current.read(write.offset / SECTOR as u64, &mut victim);
+        let is_data = victim.chunks(SECTOR).all(is_pattern);
+        if let Some(harm) = self.harm.as_ref().filter(|_| is_data) {
+            victim.chunks(SECTOR).for_each(|sector| harm(sector));
+        }
+        is_data
+    }
+
     fn complete_flush(&mut self, up_to: u64) {
-        self.versions.retain(|_, versions| {
-            let covered = versions
-                .iter()
-                .rposition(|(stamp, _)| *stamp <= up_to)
-                .unwrap_or(0);
-            versions.drain(..covered);
-            versions[0].0 = 0;
-            versions.len() > 1
-        });
+        while self
+            .unflushed
+            .front()
+            .is_some_and(|write| write.stamp <= up_to)
+        {
+            let write = self.unflushed.pop_front().expect("seen just now");
+            self.durable.write(write.sector, &write.data);
+        }
+        while self.unflushed.front().is_some_and(|write| write.is_durable) {
+            let write = self.unflushed.pop_front().expect("seen just now");
+            self.durable.write(write.sector, &write.data);
+        }
     }
 
     /// The process, or everything, ends.
     pub fn end(&mut self, end: End, chance: &Chance) {
-        let block = u64::from(self.geometry.physical_block_bytes);
         for (_, write) in std::mem::take(&mut self.in_flight) {
-            self.stamp += 1;
-            let share = chance.pick(&[0, 0, 100, 30, 50, 90]);
-            let mut last = (u64::MAX, false);
-            for (i, chunk) in write.data.chunks(SECTOR).enumerate() {
-                let sector = write.offset / SECTOR as u64 + i as u64;
-                let number = sector * SECTOR as u64 / block;
-                if last.0 != number {
-                    last = (number, chance.percent(share));
-                }
-                if last.1 {
-                    self.store(sector, chunk, false);
-                }
+            if !write.is_astray || self.harm_below(&write) {
+                self.arrive_in_part(&write, chance);
             }
         }
         if end == End::PowerLoss {
-            let style = chance.below(4);
-            let mut last = (u64::MAX, 0);
-            for (sector, versions) in std::mem::take(&mut self.versions) {
-                let number = sector * SECTOR as u64 / block;
-                if last.0 != number {
-                    let cut = match style {
-                        0 => 0,
-                        1 => u64::MAX,
-                        _ => chance.pick(&[0, u64::MAX, chance.below(self.stamp + 1)]),
-                    };
-                    last = (number, cut);
-                }
-                let kept = versions
-                    .iter()
-                    .rfind(|(stamp, _)| *stamp <= last.1)
-                    .unwrap_or(&versions[0]);
-                self.set_sector(sector, &kept.1);
+            self.lose(chance);
+        }
+        self.gone_until = Duration::ZERO;
+    }
+
+    /// Some blocks of a write arrive, all or none.
+    fn arrive_in_part(&mut self, write: &InFlight, chance: &Chance) {
+        let block = u64::from(self.geometry.physical_block_bytes);
+        self.stamp += 1;
+        let share = chance.pick(&[0, 0, 100, 30, 50, 90]);
+        let mut last = (u64::MAX, false);
+        for (i, chunk) in write.data.chunks(SECTOR).enumerate() {
+            let sector = write.offset / SECTOR as u64 + i as u64;
+            let number = sector * SECTOR as u64 / block;
+            if last.0 != number {
+                last = (number, chance.percent(share));
+            }
+            if last.1 {
+                self.store(sector, Rc::new(chunk.to_vec()), false);
             }
         }
     }
 
-    /// A number that changes with every byte.
-    pub fn digest(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for (number, page) in &self.pages {
-            hash = (hash ^ number).wrapping_mul(0x0000_0100_0000_01b3);
-            for word in page.chunks(8) {
-                let word = u64::from_le_bytes(word.try_into().expect("eight"));
-                hash = (hash ^ word)
-                    .wrapping_mul(0x0000_0100_0000_01b3)
-                    .rotate_left(17);
+    /// Takes some of what is volatile away, in one of several styles.
+    fn lose(&mut self, chance: &Chance) {
+        let writes: Vec<Unflushed> = std::mem::take(&mut self.unflushed).into();
+        let style = chance.below(6);
+        let single = chance.below(writes.len() as u64) as usize;
+        let block_sectors = u64::from(self.geometry.physical_block_bytes) / SECTOR as u64;
+        // Which writes there are of each block, in order.
+        let mut blocks: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+        for (i, write) in writes.iter().enumerate() {
+            let end = write.sector + (write.data.len() / SECTOR) as u64;
+            for block in write.sector / block_sectors..end.div_ceil(block_sectors) {
+                blocks.entry(block).or_default().push(i);
             }
         }
-        hash
+        let mut image = self.durable.clone();
+        for (block, of_block) in blocks {
+            let least = of_block
+                .iter()
+                .rposition(|i| writes[*i].is_durable)
+                .map_or(0, |at| at + 1);
+            let all = of_block.len();
+            let kept = match style {
+                0 => 0,
+                1 => all,
+                2 => chance.pick(&[0, all]),
+                3 => chance.below(all as u64 + 1) as usize,
+                // A prefix of time, and all but one.
+                4 => of_block.iter().take_while(|i| **i < single).count(),
+                _ if of_block.last() == Some(&single) => all - 1,
+                _ => all,
+            };
+            for write in of_block[..kept.max(least)].iter().map(|i| &writes[*i]) {
+                let first = (block * block_sectors).max(write.sector);
+                let write_end = write.sector + (write.data.len() / SECTOR) as u64;
+                let end = ((block + 1) * block_sectors).min(write_end);
+                let bytes = (first - write.sector) as usize * SECTOR
+                    ..(end - write.sector) as usize * SECTOR;
+                image.write(first, &write.data[bytes]);
+            }
+        }
+        self.current = image.clone();
+        self.durable = image;
     }
+
+    fn happen(&mut self, kind: Kind) {
+        self.faults_happened += 1;
+        self.happened[kind as usize] += 1;
+    }
+
+    /// Whether this I/O fails, and how. `write_at` is where a write begins.
+    fn failure(&mut self, kind: Kind, now: Duration, write_at: Option<u64>) -> Option<i32> {
+        self.ios += 1;
+        if let Some((count, time)) = self.faults.gone_in {
+            self.faults.gone_in = count.checked_sub(1).map(|count| (count, time));
+            if count == 0 {
+                self.gone_until = now + time;
+            }
+        }
+        if now < self.gone_until {
+            self.happen(Kind::Gone);
+            return Some(ENXIO);
+        }
+        let is_spared = write_at.is_some_and(|at| at < self.faults.from_byte);
+        let mut fails = count_down(&mut self.faults.any_in);
+        match kind {
+            Kind::Read => fails |= count_down(&mut self.faults.read_in),
+            Kind::Flush => fails |= count_down(&mut self.faults.flush_in),
+            _ if is_spared => (),
+            _ => {
+                if count_down(&mut self.faults.no_space_in) {
+                    self.happen(Kind::NoSpace);
+                    return Some(ENOSPC);
+                }
+                fails |= count_down(&mut self.faults.write_in);
+            }
+        }
+        if fails {
+            self.happen(kind);
+        }
+        fails.then_some(EIO)
+    }
+
+    /// The disk lies about a write of data: it is lost, or lands on other data. Gives where it goes, if anywhere.
+    fn lie(&mut self, offset: u64, data: &[u8], chance: &Chance) -> Option<u64> {
+        let Some(harm) = self.harm.clone() else {
+            return Some(offset);
+        };
+        if !data.chunks(SECTOR).all(is_pattern) {
+            return Some(offset);
+        }
+        if count_down(&mut self.faults.lost_in) {
+            self.happen(Kind::Lost);
+            data.chunks(SECTOR).for_each(|sector| harm(sector));
+            return None;
+        }
+        if !count_down(&mut self.faults.misdirected_in) {
+            return Some(offset);
+        }
+        let sectors = (data.len() / SECTOR) as u64;
+        let places = (self.geometry.size_bytes / SECTOR as u64).saturating_sub(sectors);
+        let mut victim = vec![0; data.len()];
+        for _ in 0..20 {
+            let unit = u64::from(self.geometry.logical_block_bytes) / SECTOR as u64;
+            let place = chance.below(places) / unit * unit;
+            self.current.read(place, &mut victim);
+            if victim.chunks(SECTOR).all(is_pattern) {
+                self.happen(Kind::Misdirected);
+                data.chunks(SECTOR).for_each(|sector| harm(sector));
+                return Some(place * SECTOR as u64);
+            }
+        }
+        Some(offset)
+    }
+
+    /// Turns a bit of this sector, at rest.
+    pub fn rot(&mut self, sector: u64, chance: &Chance) {
+        let mut bytes = vec![0; SECTOR];
+        self.current.read(sector, &mut bytes);
+        let bit = chance.below(SECTOR as u64 * 8) as usize;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        self.happen(Kind::Rot);
+        self.poke(sector * SECTOR as u64, &bytes);
+    }
+
+    /// A sector that holds data of clients, if one is found.
+    pub fn some_data(&self, chance: &Chance) -> Option<(u64, Vec<u8>)> {
+        let mut bytes = vec![0; SECTOR];
+        (0..200).find_map(|_| {
+            let sector = chance.below(self.geometry.size_bytes / SECTOR as u64);
+            self.current.read(sector, &mut bytes);
+            is_pattern(&bytes).then(|| (sector, bytes.clone()))
+        })
+    }
+}
+
+/// Whether a sector is one that clients write: a value and its place, again and again, and not zeros.
+pub fn is_pattern(sector: &[u8]) -> bool {
+    sector[..8] != [0; 8] && sector[16..] == sector[..sector.len() - 16]
 }
 
 /// The disk in the hands of a process.
@@ -226,6 +449,11 @@ impl Disk {
 
     fn delay(&self) -> Duration {
         let chance = self.world.chance();
+        let spikes = self.state.borrow().faults.spike_percent;
+        if spikes > 0 && chance.percent(spikes) {
+            self.state.borrow_mut().happen(Kind::Spike);
+            return Duration::from_millis(chance.between(1_000, 20_000));
+        }
         Duration::from_micros(match chance.below(20) {
             0 => chance.between(5_000, 50_000),
             1..5 => chance.between(500, 5_000),
@@ -258,6 +486,11 @@ impl Disk {
         Ok(())
     }
 
+    fn note(&self, what: &str, offset: u64, length: u64) {
+        self.world
+            .note(&self.name, what, [offset / 512, length / 512]);
+    }
+
     fn start_write(
         &self,
         offset: u64,
@@ -265,46 +498,41 @@ impl Disk {
         is_durable: bool,
     ) -> io::Result<impl Future<Output = io::Result<()>> + 'static> {
         self.check(offset, data.len() as u64)?;
+        self.note(
+            if is_durable { "write FUA" } else { "write" },
+            offset,
+            data.len() as u64,
+        );
         let mut state = self.state.borrow_mut();
         if state.geometry.is_read_only {
             panic!("{}: write at {offset} to a read-only device", self.name);
         }
         state.writes += 1;
-        if state.trace {
-            let (name, now) = (&self.name, self.world.now());
-            eprintln!(
-                "{now:?} {name} write {}+{} {}",
-                offset / 512,
-                data.len() / 512,
-                if is_durable { "FUA" } else { "" }
-            );
-        }
         let io = state.next_io;
         state.next_io += 1;
-        let fails = count_down(&mut state.faults.write_in);
-        let data = Rc::new(data);
-        state.in_flight.insert(
-            io,
-            InFlight {
-                offset,
-                data,
-                is_durable: is_durable && !fails,
-            },
-        );
+        let fails = state.failure(Kind::Write, self.world.now(), Some(offset));
+        if let Some(place) = state.lie(offset, &data, self.world.chance()) {
+            let write = InFlight {
+                offset: place,
+                is_astray: place != offset,
+                data: Rc::new(data),
+                is_durable: is_durable && fails.is_none(),
+            };
+            state.in_flight.insert(io, write);
+        }
         drop(state);
         let state = self.state.clone();
-        let chance = self.world.chance().clone();
+        let world = self.world.clone();
         Ok(self.io(move || {
             let mut state = state.borrow_mut();
-            if fails {
-                state.faults_happened += 1;
-                // A failed write may have arrived or not.
-                if chance.percent(50) {
-                    state.complete_write(io);
-                } else {
-                    state.in_flight.remove(&io);
+            world.count_device_operation();
+            world.note(&state.name, "written", [io, 0]);
+            if let Some(number) = fails {
+                // A failed write may have arrived, in part.
+                if let Some(write) = state.in_flight.remove(&io).filter(|write| !write.is_astray) {
+                    state.arrive_in_part(&write, world.chance());
                 }
-                return Err(io::Error::from_raw_os_error(5));
+                return Err(io::Error::from_raw_os_error(number));
             }
             state.complete_write(io);
             Ok(())
@@ -338,24 +566,23 @@ impl Device for Disk {
         offset: u64,
         mut buffer: Buffer,
     ) -> impl Future<Output = io::Result<Buffer>> + 'static {
-        if self.state.borrow().trace {
-            eprintln!(
-                "{:?} {} read {}+{}",
-                self.world.now(),
-                self.name,
-                offset / 512,
-                buffer.len() / 512
-            );
-        }
+        self.note("read", offset, buffer.len() as u64);
         let checked = self.check(offset, buffer.len() as u64);
+        let fails = self
+            .state
+            .borrow_mut()
+            .failure(Kind::Read, self.world.now(), None);
         let state = self.state.clone();
         let done = checked.map(|()| {
             self.io(move || {
+                if let Some(number) = fails {
+                    return Err(io::Error::from_raw_os_error(number));
+                }
                 state.borrow().peek(offset, &mut buffer);
-                buffer
+                Ok(buffer)
             })
         });
-        async move { Ok(done?.await) }
+        async move { done?.await }
     }
     fn write(
         &self,
@@ -370,18 +597,19 @@ impl Device for Disk {
         }
     }
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        self.note("flush", 0, 0);
         let (up_to, fails) = {
             let mut state = self.state.borrow_mut();
-            if state.trace {
-                eprintln!("{:?} {} flush", self.world.now(), self.name);
-            }
-            (state.stamp, count_down(&mut state.faults.flush_in))
+            let fails = state.failure(Kind::Flush, self.world.now(), None);
+            (state.stamp, fails)
         };
         let state = self.state.clone();
+        let world = self.world.clone();
         self.io(move || {
-            if fails {
-                state.borrow_mut().faults_happened += 1;
-                return Err(io::Error::from_raw_os_error(5));
+            world.count_device_operation();
+            world.note(&state.borrow().name, "flushed", [up_to, 0]);
+            if let Some(number) = fails {
+                return Err(io::Error::from_raw_os_error(number));
             }
             state.borrow_mut().complete_flush(up_to);
             Ok(())

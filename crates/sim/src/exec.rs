@@ -4,10 +4,12 @@ use crate::disk::{Disk, DiskState};
 use brigade_env::{BufferPool, Env, Survivor};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -48,16 +50,68 @@ impl Chance {
     }
 }
 
+/// What happened, in order: always as a number that two equal runs share, and as text if asked for.
+#[derive(Clone, Default)]
+pub struct Trace(Rc<RefCell<Traced>>);
+
+#[derive(Default)]
+struct Traced {
+    digest: u64,
+    events: u64,
+    text: Option<String>,
+}
+
+impl Trace {
+    /// A trace that keeps the text.
+    pub fn with_text() -> Self {
+        let trace = Trace::default();
+        trace.0.borrow_mut().text = Some(String::new());
+        trace
+    }
+
+    /// Notes an event.
+    pub fn note(&self, now: Duration, who: &str, what: &str, numbers: [u64; 2]) {
+        let mut traced = self.0.borrow_mut();
+        let bytes = who.bytes().chain(what.bytes()).map(u64::from);
+        let words = [now.as_nanos() as u64, numbers[0], numbers[1]];
+        for word in bytes.chain(words) {
+            traced.digest = (traced.digest ^ word)
+                .wrapping_mul(0x0000_0100_0000_01b3)
+                .rotate_left(23);
+        }
+        traced.events += 1;
+        if let Some(text) = &mut traced.text {
+            let _ = writeln!(text, "{now:?} {who} {what} {}+{}", numbers[0], numbers[1]);
+        }
+    }
+
+    /// Events so far, and the number that stands for all of them.
+    pub fn digest(&self) -> (u64, u64) {
+        let traced = self.0.borrow();
+        (traced.events, traced.digest)
+    }
+
+    /// Whether the text is kept.
+    pub fn keeps_text(&self) -> bool {
+        self.0.borrow().text.is_some()
+    }
+
+    /// The text so far.
+    pub fn take_text(&self) -> String {
+        self.0.borrow_mut().text.take().unwrap_or_default()
+    }
+}
+
 struct TaskWaker {
     id: usize,
+    is_queued: AtomicBool,
     ready: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
-        let mut ready = self.ready.lock().expect("one thread");
-        if !ready.contains(&self.id) {
-            ready.push(self.id);
+        if !self.is_queued.swap(true, Ordering::Relaxed) {
+            self.ready.lock().expect("one thread").push(self.id);
         }
     }
 }
@@ -68,7 +122,9 @@ struct Inner {
     chance: Chance,
     now: Cell<Duration>,
     steps: Cell<u64>,
-    tasks: RefCell<BTreeMap<usize, (Option<Task>, Waker)>>,
+    device_operations: Cell<u64>,
+    trace: Trace,
+    tasks: RefCell<BTreeMap<usize, (Option<Task>, Arc<TaskWaker>)>>,
     next_task: Cell<usize>,
     ready: Arc<Mutex<Vec<usize>>>,
     timers: RefCell<BTreeMap<(Duration, u64), Event>>,
@@ -88,10 +144,17 @@ pub struct World(Rc<Inner>);
 impl World {
     /// A new process.
     pub fn new(chance: Chance, start: Duration) -> Self {
+        World::traced(chance, start, Trace::default())
+    }
+
+    /// A new process whose events are noted.
+    pub fn traced(chance: Chance, start: Duration, trace: Trace) -> Self {
         World(Rc::new(Inner {
             chance,
             now: Cell::new(start),
             steps: Cell::new(0),
+            device_operations: Cell::new(0),
+            trace,
             tasks: RefCell::default(),
             next_task: Cell::new(0),
             ready: Arc::default(),
@@ -109,6 +172,34 @@ impl World {
     /// Steps so far.
     pub fn steps(&self) -> u64 {
         self.0.steps.get()
+    }
+
+    /// Writes, discards and flushes that devices have completed. A step completes one at most, and no task has run since.
+    pub fn device_operations(&self) -> u64 {
+        self.0.device_operations.get()
+    }
+
+    pub(crate) fn count_device_operation(&self) {
+        self.0
+            .device_operations
+            .set(self.0.device_operations.get() + 1);
+    }
+
+    /// Notes an event.
+    pub fn note(&self, who: &str, what: &str, numbers: [u64; 2]) {
+        self.0.trace.note(self.0.now.get(), who, what, numbers);
+    }
+
+    /// Tasks that have not ended, and timers that are set, for who looks at a stall.
+    pub fn pending(&self) -> String {
+        let timers = self.0.timers.borrow();
+        let next = timers.first_key_value().map(|((at, _), _)| *at);
+        format!(
+            "{} tasks, {} timers and I/Os, the next at {next:?}, now {:?}",
+            self.0.tasks.borrow().len(),
+            timers.len(),
+            self.0.now.get()
+        )
     }
 
     /// Opens a disk.
@@ -176,6 +267,8 @@ impl World {
         let (Some(mut task), waker) = taken else {
             return;
         };
+        waker.is_queued.store(false, Ordering::Relaxed);
+        let waker = Waker::from(waker);
         if task
             .as_mut()
             .poll(&mut Context::from_waker(&waker))
@@ -230,10 +323,11 @@ impl Env for World {
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();
         self.0.next_task.set(id + 1);
-        let waker = Waker::from(Arc::new(TaskWaker {
+        let waker = Arc::new(TaskWaker {
             id,
+            is_queued: AtomicBool::new(false),
             ready: self.0.ready.clone(),
-        }));
+        });
         self.0
             .tasks
             .borrow_mut()
@@ -271,6 +365,13 @@ impl Env for World {
 /// Memory that only a power loss clears.
 #[derive(Clone, Default)]
 pub struct Store(pub Rc<RefCell<Vec<u8>>>);
+
+impl Store {
+    /// Another one with the same content.
+    pub fn fork(&self) -> Store {
+        Store(Rc::new(RefCell::new(self.0.borrow().clone())))
+    }
+}
 
 impl Survivor for Store {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

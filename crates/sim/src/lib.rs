@@ -9,7 +9,13 @@
 
 pub mod disk;
 pub mod exec;
+pub mod image;
 pub mod life;
 pub mod oracle;
+pub mod plan;
+pub mod rest;
+pub mod set;
 pub mod small;
+pub mod swarm;
+pub mod tally;
 pub mod work;

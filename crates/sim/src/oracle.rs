@@ -40,12 +40,21 @@ struct Sector {
     kept: Vec<Cand>,
     /// No write since the last power loss: live and kept are one choice.
     one: bool,
-    /// What has happened, for messages.
+    /// A fault put it in doubt for which nobody is to blame.
+    is_harmed: bool,
+    /// What has happened, for messages; empty unless asked for.
     log: Vec<(u64, &'static str, u64)>,
 }
 
+impl Sector {
+    /// Nothing to learn from a read of the one value there can be.
+    fn is_settled(&self) -> bool {
+        matches!((&self.live[..], &self.kept[..]), ([live], [_]) if live.end.is_some() && !live.dead && live.value != ANYTHING)
+    }
+}
+
 /// See the module documentation.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Oracle {
     volume: u64,
     sectors: Vec<Option<Box<Sector>>>,
@@ -55,6 +64,8 @@ pub struct Oracle {
     reads: BTreeSet<u64>,
     /// Nothing is learned from reads while true (after faults).
     pub blind: bool,
+    /// Every sector remembers its story.
+    pub keeps_log: bool,
 }
 
 /// A write under way.
@@ -79,6 +90,7 @@ impl Oracle {
             next_value: 1,
             reads: BTreeSet::new(),
             blind: false,
+            keeps_log: false,
         }
     }
 
@@ -99,6 +111,7 @@ impl Oracle {
                 live: zero.clone(),
                 kept: zero,
                 one: true,
+                is_harmed: false,
                 log: Vec::new(),
             })
         })
@@ -108,20 +121,23 @@ impl Oracle {
     pub fn fill(&self, value: u64, first: u64, out: &mut [u8]) {
         for (i, chunk) in out.chunks_mut(512).enumerate() {
             let place = (first + i as u64) | self.volume << 48;
-            for pair in chunk.chunks_mut(16) {
-                pair[..8].copy_from_slice(&value.to_le_bytes());
-                pair[8..].copy_from_slice(&place.to_le_bytes());
+            chunk[..8].copy_from_slice(&value.to_le_bytes());
+            chunk[8..16].copy_from_slice(&place.to_le_bytes());
+            let mut done = 16;
+            while done < chunk.len() {
+                chunk.copy_within(..done, done);
+                done *= 2;
             }
         }
     }
 
     fn value_of(&self, sector: u64, bytes: &[u8]) -> Result<u64, String> {
-        if bytes.iter().all(|byte| *byte == 0) {
+        let is_whole = bytes[16..] == bytes[..bytes.len() - 16];
+        if is_whole && bytes[..16] == [0; 16] {
             return Ok(0);
         }
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
         let (value, place) = (word(0), word(8));
-        let is_whole = bytes.chunks(16).all(|pair| pair == &bytes[..16]);
         if !is_whole || place != (sector | self.volume << 48) {
             return Err(format!(
                 "foreign bytes: value {value}, place {:x} of volume {}",
@@ -135,6 +151,7 @@ impl Oracle {
     fn begin(&mut self, first: u64, count: u64, value: u64, what: &'static str) -> Writing {
         let oldest = self.oldest_read();
         let start = self.tick();
+        let keeps_log = self.keeps_log;
         for sector in first..first + count {
             let cand = Cand {
                 value,
@@ -157,7 +174,9 @@ impl Oracle {
             s.live.push(cand);
             s.kept.push(cand);
             s.one = false;
-            s.log.push((start, what, value));
+            if keeps_log {
+                s.log.push((start, what, value));
+            }
             self.touched.insert(sector);
         }
         Writing {
@@ -186,10 +205,13 @@ impl Oracle {
     /// It was acknowledged.
     pub fn finish(&mut self, writing: Writing, fua: bool) {
         let end = self.tick();
+        let keeps_log = self.keeps_log;
         for sector in writing.first..writing.first + writing.count {
             let s = self.sector(sector);
-            s.log
-                .push((end, if fua { "ack FUA" } else { "ack" }, writing.value));
+            if keeps_log {
+                s.log
+                    .push((end, if fua { "ack FUA" } else { "ack" }, writing.value));
+            }
             for cand in s
                 .live
                 .iter_mut()
@@ -209,9 +231,12 @@ impl Oracle {
     /// It failed, or the process ended: it may have happened or not.
     pub fn abandon(&mut self, writing: Writing) {
         let end = self.tick();
+        let keeps_log = self.keeps_log;
         for sector in writing.first..writing.first + writing.count {
             let s = self.sector(sector);
-            s.log.push((end, "never acknowledged", writing.value));
+            if keeps_log {
+                s.log.push((end, "never acknowledged", writing.value));
+            }
             for cand in s
                 .live
                 .iter_mut()
@@ -231,6 +256,7 @@ impl Oracle {
     /// A flush that began then was acknowledged.
     pub fn finish_flush(&mut self, began: u64) {
         let now = self.tick();
+        let keeps_log = self.keeps_log;
         let touched: Vec<u64> = self.touched.iter().copied().collect();
         for sector in touched {
             let s = self.sector(sector);
@@ -243,7 +269,7 @@ impl Oracle {
             if let Some(start) = durable {
                 s.kept
                     .retain(|cand| cand.end.is_none_or(|end| end >= start) || cand.start == start);
-                if s.log.len() < 200 {
+                if keeps_log && s.log.len() < 200 {
                     s.log.push((now, "flushed since", began));
                 }
             }
@@ -285,6 +311,9 @@ impl Oracle {
             let sector = first + i as u64;
             let value = self.value_of(sector, chunk);
             let s = self.sector(sector);
+            if s.is_harmed || (s.is_settled() && Ok(s.live[0].value) == value) {
+                continue;
+            }
             // What had been superseded before the read began is not allowed.
             let newest_over = s
                 .live
@@ -348,6 +377,7 @@ impl Oracle {
     /// The lights went out: what was volatile may be gone.
     pub fn power_loss(&mut self) {
         let at = self.tick();
+        let keeps_log = self.keeps_log;
         let touched: Vec<u64> = self.touched.iter().copied().collect();
         for sector in touched {
             let s = self.sector(sector);
@@ -359,7 +389,16 @@ impl Oracle {
                 .collect();
             s.live.clone_from(&s.kept);
             s.one = true;
-            s.log.push((at, "power loss", 0));
+            if keeps_log {
+                s.log.push((at, "power loss", 0));
+            }
+        }
+    }
+
+    /// A fault for which the cache is not to blame put this sector in doubt, for good.
+    pub fn harm(&mut self, sector: u64) {
+        if sector < self.size() {
+            self.sector(sector).is_harmed = true;
         }
     }
 
@@ -369,4 +408,10 @@ impl Oracle {
             .filter(|sector| self.sectors[*sector as usize].is_some())
             .collect()
     }
+}
+
+/// The volume (counted from 1) and the sector that data of a client was written for.
+pub fn place_of(sector: &[u8]) -> (u64, u64) {
+    let place = u64::from_le_bytes(sector[8..16].try_into().expect("eight"));
+    (place >> 48, place & 0xffff_ffff_ffff)
 }

@@ -73,52 +73,134 @@ pub struct Clients {
     pub world: World,
     /// What serves.
     pub server: Rc<Server<World>>,
-    /// Its volumes.
-    pub volumes: Vec<Rc<Volume<World>>>,
+    /// Its volumes, where it serves them, by oracle.
+    pub volumes: Vec<Option<Rc<Volume<World>>>>,
     /// What each may read as.
     pub oracles: Rc<Vec<RefCell<Oracle>>>,
     /// Where requests are noted.
     pub ledger: Rc<Ledger>,
-    /// Every request is printed.
-    pub trace: bool,
 }
 
-impl Clients {
-    fn range(&self, chance: &Chance, mix: &Mix, volume: usize) -> (u64, u64) {
-        let size = self.oracles[volume].borrow().size();
-        let count = match chance.below(20) {
-            0 => mix.sectors_max,
-            1..3 => chance.between(1, mix.sectors_max),
-            3..8 => chance.between(1, mix.sectors_max.min(64)),
-            8..12 => 8,
-            _ => chance.between(1, mix.sectors_max.min(16)),
+/// What one request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Reads.
+    Read,
+    /// Asks for a later read to find it.
+    Prefetch,
+    /// Asks where data is.
+    Status,
+    /// Makes durable.
+    Flush,
+    /// Writes.
+    Write,
+    /// Zeroes, which may be deallocated.
+    Zero,
+    /// Zeroes that stay allocated.
+    ZeroKeep,
+    /// Says that a range is not needed.
+    Discard,
+}
+
+/// One request, fixed before anything runs, so that others can be left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Its number in the round.
+    pub number: u64,
+    /// What it does.
+    pub verb: Verb,
+    /// Which oracle's volume.
+    pub volume: usize,
+    /// First sector.
+    pub first: u64,
+    /// Sectors.
+    pub count: u64,
+    /// Durable when acknowledged.
+    pub fua: bool,
+    /// The client rests after it.
+    pub pause: Duration,
+}
+
+impl Mix {
+    /// The requests of a round, for volumes of these sizes.
+    pub fn script(&self, chance: &Chance, volumes: &[(usize, u64)]) -> Vec<Request> {
+        if volumes.is_empty() {
+            return Vec::new();
+        }
+        (0..self.requests)
+            .map(|number| {
+                let (volume, size) = chance.pick(volumes);
+                let (first, count) = self.range(chance, size);
+                let pause = if chance.percent(self.pause_percent) {
+                    chance.pick(&[1, 10, 100, 1000]) * chance.between(1, 10)
+                } else {
+                    0
+                };
+                Request {
+                    number,
+                    verb: self.verb(chance),
+                    volume,
+                    first,
+                    count,
+                    fua: chance.percent(self.fua_percent),
+                    pause: Duration::from_millis(pause),
+                }
+            })
+            .collect()
+    }
+
+    fn verb(&self, chance: &Chance) -> Verb {
+        let kind = chance.below(100);
+        if kind < self.read {
+            match chance.below(20) {
+                0 => Verb::Prefetch,
+                1 => Verb::Status,
+                _ => Verb::Read,
+            }
+        } else if kind < self.read + self.flush {
+            Verb::Flush
+        } else if kind < self.read + self.flush + self.clear {
+            chance.pick(&[Verb::Zero, Verb::ZeroKeep, Verb::Discard])
+        } else {
+            Verb::Write
+        }
+    }
+
+    fn range(&self, chance: &Chance, size: u64) -> (u64, u64) {
+        let count = match chance.below(40) {
+            0 => self.sectors_max,
+            1..3 => chance.between(1, self.sectors_max),
+            3..12 => chance.between(1, self.sectors_max.min(64)),
+            12..22 => 8,
+            _ => chance.between(1, self.sectors_max.min(16)),
         };
         let count = count
-            .next_multiple_of(mix.align)
-            .min(size / mix.align * mix.align);
+            .next_multiple_of(self.align)
+            .min(size / self.align * self.align);
         let room = if chance.percent(80) {
-            mix.hot.min(size)
+            self.hot.min(size)
         } else {
             size
         };
-        let first = chance.below(room) / mix.align * mix.align;
-        (first.min((size - count) / mix.align * mix.align), count)
+        let first = chance.below(room) / self.align * self.align;
+        (first.min((size - count) / self.align * self.align), count)
     }
+}
 
-    /// Runs all clients to the end of their requests.
-    pub async fn run(self, mix: Mix) {
-        let left = Rc::new(Cell::new(mix.requests));
-        let clients = (0..mix.clients).map(|number| {
-            let (this, left) = (self.clone(), left.clone());
+impl Clients {
+    /// Runs all clients to the end of the script.
+    pub async fn run(self, clients: u64, script: Vec<Request>) {
+        let next = Rc::new(Cell::new(0));
+        let script = Rc::new(script);
+        let clients = (0..clients).map(|number| {
+            let (this, next, script) = (self.clone(), next.clone(), script.clone());
             async move {
-                while left.get() > 0 {
-                    left.set(left.get() - 1);
-                    this.one(&mix, number).await;
-                    let chance = this.world.chance().clone();
-                    if chance.percent(mix.pause_percent) {
+                while let Some(request) = script.get(next.get()) {
+                    next.set(next.get() + 1);
+                    this.one(request, number).await;
+                    if !request.pause.is_zero() {
                         use brigade_env::Env;
-                        let pause = chance.pick(&[1, 10, 100, 1000]) * chance.between(1, 10);
-                        this.world.sleep(Duration::from_millis(pause)).await;
+                        this.world.sleep(request.pause).await;
                     }
                 }
             }
@@ -126,26 +208,34 @@ impl Clients {
         brigade_env::sync::join_all(clients).await;
     }
 
-    async fn one(&self, mix: &Mix, client: u64) {
-        let chance = self.world.chance().clone();
-        let volume = chance.below(self.volumes.len() as u64) as usize;
-        let (first, count) = self.range(&chance, mix, volume);
-        let fua = chance.percent(mix.fua_percent);
-        let kind = chance.below(100);
-        if kind < mix.read {
-            match chance.below(20) {
-                0 => self.other("prefetch", volume, first, count).await,
-                1 => self.other("status", volume, first, count).await,
-                _ => self.read(volume, first, count, client).await,
+    async fn one(&self, request: &Request, client: u64) {
+        let Request {
+            volume,
+            first,
+            count,
+            fua,
+            ..
+        } = *request;
+        match request.verb {
+            Verb::Read => self.read(volume, first, count, client).await,
+            Verb::Prefetch => self.other("prefetch", volume, first, count).await,
+            Verb::Status => self.other("status", volume, first, count).await,
+            Verb::Flush => self.flush(volume).await,
+            Verb::Write => self.write("write", volume, first, count, fua, client).await,
+            Verb::Zero => self.write("zero", volume, first, count, fua, client).await,
+            Verb::ZeroKeep => {
+                self.write("zero keep", volume, first, count, fua, client)
+                    .await;
             }
-        } else if kind < mix.read + mix.flush {
-            self.flush(volume).await;
-        } else if kind < mix.read + mix.flush + mix.clear {
-            let what = chance.pick(&["zero", "zero keep", "discard"]);
-            self.write(what, volume, first, count, fua, client).await;
-        } else {
-            self.write("write", volume, first, count, fua, client).await;
+            Verb::Discard => {
+                self.write("discard", volume, first, count, fua, client)
+                    .await;
+            }
         }
+    }
+
+    fn volume(&self, oracle: usize) -> &Rc<Volume<World>> {
+        self.volumes[oracle].as_ref().expect("it is served")
     }
 
     fn now(&self) -> Duration {
@@ -169,16 +259,17 @@ impl Clients {
         let what = format!("read v{volume} {first}+{count}");
         let id = self.ledger.open(what.clone());
         let began = self.oracles[volume].borrow_mut().begin_read();
-        if self.trace {
-            eprintln!("{:?} begin {what} at {began}", self.now());
-        }
-        let result = self.volumes[volume]
+        self.world.note(&what, "begin", [id, began]);
+        let result = self
+            .volume(volume)
             .read(StreamId(stream as u16), first * 512, count as usize * 512)
             .await;
         self.judge(&what, &result);
-        if self.trace {
-            eprintln!("{:?} end {what}", self.now());
-        }
+        self.world.note(
+            &what,
+            if result.is_ok() { "done" } else { "failed" },
+            [id, 0],
+        );
         let mut oracle = self.oracles[volume].borrow_mut();
         match result {
             Ok(buffer) => {
@@ -194,7 +285,7 @@ impl Clients {
     async fn flush(&self, volume: usize) {
         let id = self.ledger.open(format!("flush v{volume}"));
         let began = self.oracles[volume].borrow_mut().begin_flush();
-        let result = self.volumes[volume].flush().await;
+        let result = self.volume(volume).flush().await;
         self.judge("flush", &result);
         if result.is_ok() {
             self.oracles[volume].borrow_mut().finish_flush(began);
@@ -207,13 +298,14 @@ impl Clients {
             .ledger
             .open(format!("{kind} v{volume} {first}+{count}"));
         if kind == "prefetch" {
-            let result = self.volumes[volume]
+            let result = self
+                .volume(volume)
                 .prefetch(StreamId(3), first * 512, count * 512)
                 .await;
             self.judge(kind, &result);
         } else {
             let runs =
-                BlockDevice::status(&*self.volumes[volume], first * 512, count * 512, 10_000)
+                BlockDevice::status(&**self.volume(volume), first * 512, count * 512, 10_000)
                     .await
                     .expect("status");
             let total: u64 = runs.iter().map(|run| run.length).sum();
@@ -232,15 +324,13 @@ impl Clients {
         fua: bool,
         stream: u64,
     ) {
-        let target = &self.volumes[volume];
+        let target = self.volume(volume);
         let what = format!(
             "{kind} v{volume} {first}+{count}{}",
             if fua { " FUA" } else { "" }
         );
         let id = self.ledger.open(what.clone());
-        if self.trace {
-            eprintln!("{:?} begin {what}", self.now());
-        }
+        self.world.note(&what, "begin", [id, 0]);
         let (offset, bytes) = (first * 512, count * 512);
         let writing = {
             let mut oracle = self.oracles[volume].borrow_mut();
@@ -273,9 +363,11 @@ impl Clients {
         };
         self.ledger.writing.borrow_mut().remove(&id);
         self.judge(&what, &result);
-        if self.trace {
-            eprintln!("{:?} end {what} {:?}", self.now(), result.is_ok());
-        }
+        self.world.note(
+            &what,
+            if result.is_ok() { "done" } else { "failed" },
+            [id, 0],
+        );
         let mut oracle = self.oracles[volume].borrow_mut();
         match result {
             Ok(()) => oracle.finish(writing, fua),
@@ -287,7 +379,7 @@ impl Clients {
 
     /// Reads every sector ever written, and some more.
     pub async fn read_everything(&self) {
-        for volume in 0..self.volumes.len() {
+        for volume in (0..self.volumes.len()).filter(|at| self.volumes[*at].is_some()) {
             let used = self.oracles[volume].borrow().used();
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for sector in used {

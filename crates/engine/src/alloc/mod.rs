@@ -56,7 +56,6 @@ mod open;
 mod tokens;
 mod victims;
 
-#[cfg(test)]
 mod check;
 #[cfg(test)]
 mod tests;
@@ -291,6 +290,11 @@ impl Allocator {
         if let Some(nr) = self.holder_of(ptr) {
             self.update(nr, |bucket| bucket.sub_live(sectors, dirty));
         }
+    }
+
+    /// Buckets that may be recycled.
+    pub fn bucket_numbers(&self) -> impl Iterator<Item = BucketNr> + use<> {
+        (self.config.first_bucket..self.config.nbuckets).map(BucketNr)
     }
 
     /// Live and dirty sectors of a bucket.

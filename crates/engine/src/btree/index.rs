@@ -6,6 +6,7 @@
 use super::nodes::Nodes;
 use crate::alloc::Allocator;
 use crate::extents::{Extent, ExtentMap};
+use brigade_format::BucketNr;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -139,6 +140,58 @@ impl Index {
                 assert!(!extent.dirty, "a bucket with dirty data is not recycled");
                 self.map
                     .remove(extent.inode, extent.start, extent.end, |_| ());
+            }
+        }
+    }
+
+    /// Recounts and compares everything, slowly; panics with what does not hold.
+    pub fn audit(&self, alloc: &Allocator) {
+        self.map.check();
+        self.nodes.audit();
+        let mut dirty: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut live: BTreeMap<BucketNr, (u32, u32)> = BTreeMap::new();
+        for extent in self.map.iter() {
+            let (_, leaf_end) = self.nodes.leaf_of(extent.inode, extent.start);
+            assert!(
+                extent.end <= leaf_end,
+                "TREE-1: {extent:?} crosses {leaf_end}"
+            );
+            let sectors = extent.sectors();
+            if extent.dirty {
+                *dirty.entry(extent.inode).or_default() += sectors;
+            }
+            if let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) {
+                let of_bucket = live.entry(ptr.bucket(self.bucket_sectors)).or_default();
+                of_bucket.0 += sectors as u32;
+                of_bucket.1 += if extent.dirty { sectors as u32 } else { 0 };
+            }
+        }
+        for (inode, sectors) in &self.dirty_sectors {
+            let recount = dirty.get(inode).copied().unwrap_or(0);
+            assert_eq!(*sectors, recount, "dirty sectors of inode {inode}");
+        }
+        for nr in alloc.bucket_numbers() {
+            let recount = live.get(&nr).copied().unwrap_or((0, 0));
+            assert_eq!(alloc.live_of(nr), recount, "ALLOC-4: {nr:?}");
+        }
+        self.audit_pending(alloc);
+    }
+
+    /// TREE-2: what a leaf has yet to be told is what the map has.
+    fn audit_pending(&self, alloc: &Allocator) {
+        for id in self.nodes.dirty() {
+            for told in self.nodes.get(id).pending.iter() {
+                let is_stale = |ptr| alloc.is_stale(ptr);
+                if told.ptr.is_some_and(is_stale) {
+                    continue;
+                }
+                let mut at = told.start;
+                for has in self.map.range(told.inode, told.start, told.end) {
+                    assert_eq!(has, told.slice(has.start, has.end), "TREE-2: {told:?}");
+                    at = if has.start == at { has.end } else { at };
+                }
+                let is_whole = told.ptr.is_none() || at == told.end;
+                assert!(is_whole, "TREE-2: {told:?} ends at {at}");
             }
         }
     }

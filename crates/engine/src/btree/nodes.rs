@@ -225,6 +225,31 @@ impl Nodes {
         self.dirty.iter().map(|(_, id)| *id)
     }
 
+    /// TREE-1: leaves tile the key space, and every node is where its parent says.
+    pub fn audit(&self) {
+        let mut low = Pos::ZERO;
+        for (pos, id) in &self.leaves {
+            let leaf = self.get(*id);
+            assert_eq!((leaf.low, leaf.key.pos()), (low, *pos), "TREE-1");
+            low = *pos;
+        }
+        assert_eq!(low, Pos::MAX, "TREE-1: the last leaf ends everything");
+        for node in self.slots.iter().flatten() {
+            for (pos, child) in &node.children {
+                assert_eq!(self.get(*child).key.pos(), *pos, "TREE-1: children");
+                assert_eq!(self.get(*child).level + 1, node.level, "TREE-1: levels");
+            }
+        }
+    }
+
+    /// Entries that leaves hold (TREE-3).
+    pub fn pinned_seqs(&self) -> impl Iterator<Item = u64> + '_ {
+        self.slots
+            .iter()
+            .flatten()
+            .filter_map(|node| node.pinned_seq)
+    }
+
     /// Number of leaves with something pending.
     pub fn dirty_count(&self) -> usize {
         self.dirty.len()

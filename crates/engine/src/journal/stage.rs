@@ -290,6 +290,23 @@ impl<E: Env> Journal<E> {
         }
     }
 
+    /// Panics unless the entries that leaves hold are held here, and nothing held has been let go (JNL-2, TREE-3).
+    pub fn audit(&self, leaves: impl Iterator<Item = u64>) {
+        let state = self.state.borrow();
+        for seq in leaves {
+            assert!(
+                state.pins.contains_key(&seq),
+                "TREE-3: entry {seq} is not held"
+            );
+        }
+        if let Some(oldest) = state.pins.keys().next() {
+            assert!(
+                *oldest >= state.durable_last_seq,
+                "JNL-2: entry {oldest} is gone"
+            );
+        }
+    }
+
     /// Newest number that is durable.
     pub fn durable_seq(&self) -> u64 {
         self.state.borrow().durable_seq

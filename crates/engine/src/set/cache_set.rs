@@ -56,6 +56,16 @@ impl<E: Env> CacheSet<E> {
         uuid_text(&self.superblock.set_uuid)
     }
 
+    /// Checks every invariant that can be seen from memory, slowly; panics with what does not hold.
+    pub fn audit(&self) {
+        let (index, alloc) = (self.cache.index.borrow(), self.cache.buckets.get());
+        index.audit(&alloc);
+        alloc.audit();
+        if let Some(running) = &self.running {
+            running.journal.audit(index.nodes.pinned_seqs());
+        }
+    }
+
     /// Writes everything and ends; what is dirty stays dirty. After this the next open has nothing to replay.
     pub async fn stop(&self) -> Result<(), Error> {
         let Some(running) = &self.running else {

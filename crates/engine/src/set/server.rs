@@ -434,6 +434,11 @@ impl<E: Env> Server<E> {
         }
     }
 
+    /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
+    pub fn audit(&self) {
+        self.sets.iter().for_each(CacheSet::audit);
+    }
+
     /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.
     pub async fn stop(&self) -> Result<(), Error> {
         let mut result = Ok(());

@@ -1,0 +1,85 @@
+//! What a life uses: whole features are switched off by seed, so that what is left happens often and in odd company.
+
+use crate::exec::Chance;
+
+/// Features that a life uses; tests of one thing switch the rest off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Ends may be losses of power.
+    pub power_loss: bool,
+    /// Devices fail in ways that end in a restart.
+    pub faults: bool,
+    /// Devices fail in ways that pass.
+    pub soft_faults: bool,
+    /// Devices lie about data, and data rots.
+    pub lies: bool,
+    /// Metadata rots, in copies that are opened and thrown away.
+    pub rot: bool,
+    /// All cache modes.
+    pub modes: bool,
+    /// Backing devices come late, stay away, and are run without their cache.
+    pub attach: bool,
+    /// A volume that is only in the cache.
+    pub flash: bool,
+    /// Discards and zeroes.
+    pub clear: bool,
+    /// Short rings and old generations.
+    pub wear: bool,
+    /// The index may not grow beyond some kilobytes.
+    pub little_memory: bool,
+    /// Openings at most.
+    pub rounds_max: u64,
+    /// Requests of a round at most.
+    pub requests_max: u64,
+}
+
+impl Plan {
+    /// What the swarm does with a seed.
+    pub fn swarm(seed: u64) -> Plan {
+        let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
+        Plan {
+            power_loss: chance.percent(70),
+            faults: chance.percent(25),
+            soft_faults: chance.percent(25),
+            lies: chance.percent(10),
+            rot: chance.percent(15),
+            modes: chance.percent(60),
+            attach: chance.percent(30),
+            flash: chance.percent(40),
+            clear: chance.percent(70),
+            wear: chance.percent(30),
+            little_memory: chance.percent(5),
+            rounds_max: chance.pick(&[2, 3, 3, 4]),
+            requests_max: chance.pick(&[100, 140, 180, 240]),
+        }
+    }
+
+    /// Kills only.
+    pub fn kills() -> Plan {
+        Plan {
+            clear: true,
+            flash: true,
+            rounds_max: 5,
+            requests_max: 400,
+            ..Plan::default()
+        }
+    }
+
+    /// Losses of power too.
+    pub fn power() -> Plan {
+        Plan {
+            power_loss: true,
+            modes: true,
+            ..Plan::kills()
+        }
+    }
+
+    /// Devices that fail.
+    pub fn failing() -> Plan {
+        Plan {
+            faults: true,
+            rounds_max: 4,
+            ..Plan::power()
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What happens to a set at rest: volumes are added and detached, time wears on it, bits rot.
+
+use crate::disk::Kind;
+use crate::life::{check_warnings, drive};
+use crate::oracle::place_of;
+use crate::plan::Plan;
+use crate::set::{FLASH_UUID, Set};
+use crate::work::{Ledger, Mix};
+use brigade_engine::Options;
+use brigade_engine::recovery::Loaded;
+use brigade_format::uuid_table::{self, UuidEntry};
+use brigade_format::{BackingState, BucketNr, Gen, Key, prio};
+use std::rc::Rc;
+
+/// After a clean stop, with the set as it was found then.
+pub fn after_stop(set: &mut Set, plan: &Plan, loaded: &Loaded) {
+    if plan.flash && !set.has_flash && set.chance.percent(70) {
+        add_flash_volume(set, loaded);
+    }
+    if plan.wear && set.chance.percent(50) {
+        age_gens(set, loaded);
+    }
+    if plan.wear && set.chance.percent(50) {
+        shorten_ring(set, loaded);
+    }
+    if plan.attach && set.chance.percent(40) {
+        detach(set);
+    }
+}
+
+/// After a crash or a stop.
+pub fn after_any_end(set: &mut Set, plan: &Plan) {
+    if plan.lies && set.chance.percent(30) {
+        rot_data(set);
+    }
+    if plan.rot && set.chance.percent(50) {
+        open_rotten(set);
+    }
+    if plan.rot && set.chance.percent(30) {
+        open_short(set);
+    }
+    if plan.attach && set.chance.percent(40) {
+        run_alone(set);
+    }
+}
+
+/// Puts a flash volume into the UUID table.
+fn add_flash_volume(set: &mut Set, loaded: &Loaded) {
+    let sectors = set
+        .oracles
+        .last()
+        .expect("of the flash volume")
+        .borrow()
+        .size();
+    let mut entries = loaded.uuids.clone();
+    let free = entries.iter().position(|entry| entry.is_empty());
+    let slot = free.expect("a free slot");
+    entries[slot] = UuidEntry::flash_only(FLASH_UUID, [0; 32], 1_700_000_000, sectors);
+    let place = loaded.newest.uuid_bucket.ptr(0).expect("a place").sector();
+    set.cache
+        .borrow_mut()
+        .poke(place * 512, &uuid_table::encode(&entries));
+    set.has_flash = true;
+}
+
+/// Buckets that no pointer names, not even a stale one, come close to the wrap of their generations.
+fn age_gens(set: &mut Set, loaded: &Loaded) {
+    let superblock = set.superblock();
+    let geometry = set.cache.borrow().geometry;
+    let layout = superblock
+        .cache_geometry(geometry.size_bytes / 512, geometry.logical_block_bytes)
+        .expect("sizes");
+    let mut is_named = loaded.referenced.clone();
+    let mut name = |nr: BucketNr| is_named[nr.0 as usize] = true;
+    let place = |key: &Key| key.ptr(0).map(|ptr| ptr.bucket(layout.bucket_sectors));
+    loaded
+        .nodes
+        .iter()
+        .filter_map(|node| place(&node.key))
+        .for_each(&mut name);
+    place(&loaded.newest.uuid_bucket)
+        .into_iter()
+        .for_each(&mut name);
+    let tables = loaded.prio_buckets.iter().chain(&layout.journal_buckets);
+    tables.for_each(|nr| name(BucketNr(*nr)));
+    let age = set.chance.between(240, 255) as u8;
+    let entry = |nr: usize| {
+        // An old, stale pointer would become a new one.
+        let has_no_pointer = !is_named[nr] && loaded.oldest_gens[nr] == loaded.gens[nr];
+        let is_old = nr as u64 >= layout.first_bucket && has_no_pointer;
+        let generation = if is_old {
+            Gen(age)
+        } else {
+            loaded.chain_gens[nr]
+        };
+        (loaded.prios[nr], generation)
+    };
+    let entries: Vec<_> = (0..layout.nbuckets as usize).map(entry).collect();
+    let per_link = prio::entries_per_bucket(layout.meta_bytes());
+    for (i, entries) in entries.chunks(per_link).enumerate() {
+        let next = loaded.prio_buckets.get(i + 1).copied().unwrap_or(0);
+        let bytes = prio::encode(
+            loaded.prio_seq,
+            next,
+            entries,
+            layout.set_magic,
+            layout.meta_bytes(),
+        );
+        let place = loaded.prio_buckets[i] * layout.bucket_bytes();
+        set.cache.borrow_mut().poke(place, &bytes);
+    }
+}
+
+/// Makes the journal ring shorter, where the newest entry allows it.
+fn shorten_ring(set: &mut Set, loaded: &Loaded) {
+    let mut superblock = set.superblock();
+    let count = set.chance.between(4, 6) as usize;
+    if loaded.ring.newest_index >= count || superblock.journal.len() <= count {
+        return;
+    }
+    superblock.journal.truncate(count);
+    set.cache.borrow_mut().poke(4096, &superblock.encode());
+}
+
+/// A clean backing device forgets its cache set.
+fn detach(set: &mut Set) {
+    let at = set.chance.below(set.backings.len() as u64) as usize;
+    let mut superblock = set.backing_superblock(at);
+    if superblock.state() == BackingState::Clean {
+        superblock.set_state(BackingState::None);
+        superblock.count_write();
+        set.backings[at]
+            .disk
+            .borrow_mut()
+            .poke(4096, &superblock.encode());
+    }
+}
+
+/// A backing device is served without its cache: refused if that may hold newer data.
+fn run_alone(set: &mut Set) {
+    let at = set.chance.below(set.backings.len() as u64) as usize;
+    let state = set.backing_superblock(at).state();
+    let (world, ledger) = (set.world(), Rc::new(Ledger::default()));
+    let before = set.backings[at].disk.borrow().image();
+    let opening = set.open_alone(&world, &Options::default(), at);
+    let opened = drive(set, &world, "open alone", opening, None, &ledger, None);
+    let server = match (opened.expect("it ends"), state) {
+        (Ok(server), BackingState::None | BackingState::Stale) => server,
+        (Err(_), BackingState::Clean | BackingState::Dirty) => {
+            world.kill();
+            let after = set.backings[at].disk.borrow().image();
+            assert!(after.is_same(&before), "what is refused is not written");
+            return;
+        }
+        (other, _) => panic!(
+            "seed {}: a backing device in state {state} alone: {:?}",
+            set.seed,
+            other.map(|_| ())
+        ),
+    };
+    let clients = set.clients(&world, &server, &ledger);
+    let mix = Mix {
+        clients: 4,
+        requests: set.chance.below(30),
+        read: 20,
+        flush: 10,
+        clear: 10,
+        fua_percent: 10,
+        sectors_max: 64,
+        hot: 512,
+        align: 1,
+        pause_percent: 0,
+    };
+    let size = set.oracles[at].borrow().size();
+    let script = mix.script(&set.chance, &[(at, size)]);
+    let server_of_stall = server.clone();
+    let work = async move {
+        clients.clone().run(4, script).await;
+        clients.read_everything().await;
+        clients.server.stop().await.expect("a stop");
+    };
+    drive(
+        set,
+        &world,
+        "work alone",
+        work,
+        None,
+        &ledger,
+        Some(&server_of_stall),
+    );
+    drop((server, server_of_stall));
+    set.end(&world, crate::disk::End::Kill, Some(&ledger));
+}
+
+/// A bit of somebody's data turns.
+fn rot_data(set: &mut Set) {
+    let at = set.chance.below(1 + set.backings.len() as u64) as usize;
+    let disk = set.disks().nth(at).expect("a disk").clone();
+    let found = disk.borrow().some_data(&set.chance);
+    let Some((sector, bytes)) = found else { return };
+    let (volume, place) = place_of(&bytes);
+    if let Some(oracle) = set.oracles.get((volume as usize).wrapping_sub(1)) {
+        oracle.borrow_mut().harm(place);
+    }
+    disk.borrow_mut().rot(sector, &set.chance);
+}
+
+/// Where metadata is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zone {
+    Superblock,
+    Gens,
+    Uuids,
+    Journal,
+    Node,
+}
+
+/// Turns a bit of metadata in a copy and opens that: it ends, with one error or with a set. Where a checksum covers everything,
+/// nothing reads wrong.
+fn open_rotten(set: &mut Set) {
+    let Some(Ok(loaded)) = set.load() else { return };
+    let mut fork = set.fork(set.chance.next(), None);
+    let zones = [
+        Zone::Superblock,
+        Zone::Gens,
+        Zone::Uuids,
+        Zone::Journal,
+        Zone::Node,
+    ];
+    let zone = set.chance.pick(&zones);
+    let bucket = set.bucket_sectors;
+    let chance = &set.chance;
+    let first = match zone {
+        Zone::Superblock => 8,
+        Zone::Gens => loaded.prio_buckets[0] * bucket,
+        Zone::Uuids => loaded.newest.uuid_bucket.ptr(0).expect("a place").sector(),
+        Zone::Journal => chance.pick(&set.superblock().journal) * bucket,
+        Zone::Node => {
+            let node = &loaded.nodes[chance.below(loaded.nodes.len() as u64) as usize];
+            node.key.ptr(0).expect("a place").sector()
+        }
+    };
+    let sector = match zone {
+        Zone::Superblock => first,
+        // The entries of some small sets end in the first sectors.
+        Zone::Gens | Zone::Uuids => first + chance.below(4),
+        Zone::Journal | Zone::Node => first + chance.below(bucket),
+    };
+    fork.cache.borrow_mut().rot(sector, &set.chance);
+    set.tally.faults[Kind::Rot as usize] += 1;
+    set.trace
+        .note(set.now, &format!("{zone:?}"), "rots", [sector, 0]);
+    let (world, ledger) = (fork.world(), Rc::new(Ledger::default()));
+    ledger.faulty.set(true);
+    let given: Vec<usize> = (0..fork.backings.len()).collect();
+    let opening = fork.open(&world, &Options::default(), &given);
+    let opened = drive(
+        &mut fork,
+        &world,
+        "open rotten",
+        opening,
+        None,
+        &ledger,
+        None,
+    );
+    let server = match opened.expect("it ends") {
+        Ok(server) => server,
+        Err(error) => {
+            set.tally.rotten[0] += 1;
+            let text = error.to_string();
+            assert!(!text.is_empty() && !text.contains('\n'), "one line: {text}");
+            world.kill();
+            return;
+        }
+    };
+    set.tally.rotten[1] += 1;
+    if std::env::var("BRIGADE_VERBOSE").is_ok() {
+        eprintln!(
+            "opened with a bit turned in {zone:?} {sector}: {:?}",
+            server.warnings()
+        );
+    }
+    if matches!(zone, Zone::Superblock | Zone::Gens | Zone::Uuids) {
+        check_warnings(set.seed, &server);
+        let clients = fork.clients(&world, &server, &ledger);
+        let reads = async move { clients.read_everything().await };
+        drive(
+            &mut fork,
+            &world,
+            "reads",
+            reads,
+            None,
+            &ledger,
+            Some(&server),
+        );
+    }
+    world.kill();
+}
+
+/// A cache device that became shorter is refused, and nothing is written.
+fn open_short(set: &mut Set) {
+    let mut fork = set.fork(set.chance.next(), None);
+    let bucket_bytes = set.bucket_sectors * 512;
+    let size = fork.cache.borrow().geometry.size_bytes;
+    fork.cache.borrow_mut().geometry.size_bytes =
+        size - bucket_bytes * set.chance.pick(&[1, 100, 500]);
+    set.tally.faults[Kind::Short as usize] += 1;
+    let before: Vec<_> = fork.disks().map(|disk| disk.borrow().image()).collect();
+    let (world, ledger) = (fork.world(), Rc::new(Ledger::default()));
+    let given: Vec<usize> = (0..fork.backings.len()).collect();
+    let opening = fork.open(&world, &Options::default(), &given);
+    let opened = drive(
+        &mut fork,
+        &world,
+        "open short",
+        opening,
+        None,
+        &ledger,
+        None,
+    );
+    assert!(
+        opened.expect("it ends").is_err(),
+        "seed {}: a short cache device is served",
+        set.seed
+    );
+    world.kill();
+    let is_same = fork
+        .disks()
+        .zip(&before)
+        .all(|(disk, before)| disk.borrow().image().is_same(before));
+    assert!(is_same, "what is refused is not written");
+}

@@ -1,0 +1,394 @@
+//! A cache set at rest: its devices, the record in memory, and what its volumes have to hold. It can be forked, so that many
+//! futures are tried from one past.
+
+use crate::disk::{DiskState, End, Faults, Harm};
+use crate::exec::{Chance, Store, Trace, World};
+use crate::oracle::{Oracle, place_of};
+use crate::plan::Plan;
+use crate::tally::Tally;
+use crate::work::{Clients, Ledger};
+use brigade_engine::recovery::{self, How, Loaded};
+use brigade_engine::{Options, Server};
+use brigade_env::Geometry;
+use brigade_format::{BackingState, CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Findings that images of our own may show (docs/format.md 11).
+pub const FINDINGS: [&str; 3] = ["F18", "F51", "F54"];
+const SET_UUID: [u8; 16] = [9; 16];
+/// Identity of the flash volume.
+pub const FLASH_UUID: [u8; 16] = [0x77; 16];
+
+/// A backing device at rest.
+#[derive(Clone)]
+pub struct Backing {
+    /// The device.
+    pub disk: Rc<RefCell<DiskState>>,
+    /// First sector of its volume.
+    pub data_offset: u64,
+    /// Its identity.
+    pub uuid: [u8; 16],
+}
+
+/// See the module documentation.
+pub struct Set {
+    /// For messages.
+    pub seed: u64,
+    /// Chance of what happens at rest.
+    pub chance: Chance,
+    /// Where events are noted.
+    pub trace: Trace,
+    /// The cache device.
+    pub cache: Rc<RefCell<DiskState>>,
+    /// Backing devices.
+    pub backings: Vec<Backing>,
+    /// The record in memory.
+    pub store: Store,
+    /// What each volume may read as: those of the backing devices, and then the flash volume.
+    pub oracles: Rc<Vec<RefCell<Oracle>>>,
+    /// Virtual time.
+    pub now: Duration,
+    /// Sectors of a block.
+    pub block_sectors: u64,
+    /// Sectors of a bucket.
+    pub bucket_sectors: u64,
+    /// The flash volume has been made.
+    pub has_flash: bool,
+    /// What happened.
+    pub tally: Tally,
+}
+
+fn geometry(sectors: u64, chance: &Chance) -> Geometry {
+    let (logical, physical) = chance.pick(&[(512, 512), (512, 512), (512, 4096), (4096, 4096)]);
+    Geometry {
+        size_bytes: sectors * 512,
+        logical_block_bytes: logical,
+        physical_block_bytes: physical,
+        can_discard: chance.percent(60),
+        is_read_only: false,
+    }
+}
+
+impl Set {
+    /// As a formatter leaves it.
+    pub fn new(seed: u64, plan: &Plan, trace: Trace) -> Set {
+        let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
+        // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
+        let mut bucket_sectors = chance.pick(&[8, 8, 16, 16, 32, 64]);
+        let buckets = chance.between(513, 640);
+        let mut cache_geometry = geometry(0, &chance);
+        if cache_geometry.logical_block_bytes == 4096 {
+            bucket_sectors = bucket_sectors.max(16);
+        }
+        let block_sectors = match cache_geometry.logical_block_bytes {
+            4096 => 8,
+            _ if bucket_sectors == 8 => chance.pick(&[1, 2, 4]),
+            _ => chance.pick(&[1, 8, 8]),
+        };
+        cache_geometry.size_bytes = buckets * bucket_sectors * 512;
+        let cache = DiskState::new("cache", cache_geometry);
+        let new = NewCache {
+            device_sectors: buckets * bucket_sectors,
+            bucket_sectors: bucket_sectors as u32,
+            block_sectors: block_sectors as u16,
+            uuid: [1; 16],
+            set_uuid: SET_UUID,
+            discard: chance.percent(30),
+            replacement: chance.pick(&[
+                Replacement::Lru,
+                Replacement::Lru,
+                Replacement::Fifo,
+                Replacement::Random,
+            ]),
+        };
+        cache.borrow_mut().poke(
+            4096,
+            &Superblock::new_cache(&new).expect("a sound cache").encode(),
+        );
+        let count = chance.between(1, 3);
+        let sizes = (0..count)
+            .map(|_| buckets * bucket_sectors * chance.between(4, 25) / 10 / count)
+            .map(|sectors| sectors.next_multiple_of(8) + 16);
+        let sizes: Vec<u64> = sizes.collect();
+        let new = |(number, sectors): (usize, &u64)| {
+            new_backing(number as u8, *sectors, block_sectors as u16, &chance)
+        };
+        let backings = sizes.iter().enumerate().map(new).collect();
+        let flash = plan.flash.then_some(300 * bucket_sectors / 8 * 8);
+        let sizes = sizes.iter().copied().chain(flash);
+        let oracles = sizes
+            .enumerate()
+            .map(|(number, sectors)| RefCell::new(Oracle::new(number as u64 + 1, sectors)));
+        let set = Set {
+            seed,
+            trace,
+            cache,
+            backings,
+            store: Store::default(),
+            oracles: Rc::new(oracles.collect()),
+            now: Duration::from_secs(1),
+            block_sectors,
+            bucket_sectors,
+            has_flash: false,
+            tally: Tally::default(),
+            chance,
+        };
+        set.tell_oracles_of_harm();
+        set
+    }
+
+    fn tell_oracles_of_harm(&self) {
+        let oracles = self.oracles.clone();
+        let harm: Harm = Rc::new(move |sector: &[u8]| {
+            let (volume, sector) = place_of(sector);
+            if let Some(oracle) = oracles.get((volume as usize).wrapping_sub(1)) {
+                oracle.borrow_mut().harm(sector);
+            }
+        });
+        for disk in self.disks() {
+            disk.borrow_mut().harm = Some(harm.clone());
+        }
+    }
+
+    /// All devices, the cache first.
+    pub fn disks(&self) -> impl Iterator<Item = &Rc<RefCell<DiskState>>> {
+        std::iter::once(&self.cache).chain(self.backings.iter().map(|backing| &backing.disk))
+    }
+
+    /// Another set with the same past. What `ledger` has under way was cut off there.
+    pub fn fork(&self, seed: u64, ledger: Option<&Ledger>) -> Set {
+        let fork_backing = |backing: &Backing| Backing {
+            disk: backing.disk.borrow().fork(),
+            ..backing.clone()
+        };
+        let oracles = self.oracles.iter().cloned().collect::<Vec<_>>();
+        let fork = Set {
+            seed: self.seed,
+            chance: Chance::new(seed),
+            trace: Trace::default(),
+            cache: self.cache.borrow().fork(),
+            backings: self.backings.iter().map(fork_backing).collect(),
+            store: self.store.fork(),
+            oracles: Rc::new(oracles),
+            now: self.now,
+            block_sectors: self.block_sectors,
+            bucket_sectors: self.bucket_sectors,
+            has_flash: self.has_flash,
+            tally: Tally::default(),
+        };
+        fork.tell_oracles_of_harm();
+        if let Some(ledger) = ledger {
+            fork.cut_off(ledger);
+        }
+        fork
+    }
+
+    fn cut_off(&self, ledger: &Ledger) {
+        for (volume, writing) in ledger.writing.borrow().values() {
+            self.oracles[*volume].borrow_mut().abandon(*writing);
+        }
+        for oracle in self.oracles.iter() {
+            oracle.borrow_mut().forget_reads();
+        }
+    }
+
+    /// A new process.
+    pub fn world(&self) -> World {
+        World::traced(
+            Chance::new(self.chance.next()),
+            self.now,
+            self.trace.clone(),
+        )
+    }
+
+    /// Opens the set with some of its backing devices.
+    pub fn open(
+        &self,
+        world: &World,
+        options: &Options,
+        given: &[usize],
+    ) -> impl Future<Output = Result<Rc<Server<World>>, brigade_engine::Error>> + 'static + use<>
+    {
+        let caches = vec![world.device(&self.cache)];
+        let backings = given
+            .iter()
+            .map(|at| world.device(&self.backings[*at].disk))
+            .collect();
+        let store = self.store.clone();
+        Server::open(
+            world.clone(),
+            caches,
+            backings,
+            move |_| Some(store.clone()),
+            options.clone(),
+        )
+    }
+
+    /// Serves backing devices without their cache.
+    pub fn open_alone(
+        &self,
+        world: &World,
+        options: &Options,
+        at: usize,
+    ) -> impl Future<Output = Result<Rc<Server<World>>, brigade_engine::Error>> + 'static + use<>
+    {
+        let backings = vec![world.device(&self.backings[at].disk)];
+        Server::open(
+            world.clone(),
+            Vec::new(),
+            backings,
+            |_| None,
+            options.clone(),
+        )
+    }
+
+    /// Clients of what is served.
+    pub fn clients(
+        &self,
+        world: &World,
+        server: &Rc<Server<World>>,
+        ledger: &Rc<Ledger>,
+    ) -> Clients {
+        let mut volumes = vec![None; self.oracles.len()];
+        for volume in server.volumes() {
+            let text = volume.uuid.replace('-', "");
+            let is_this = |uuid: &[u8; 16]| uuid.map(|byte| format!("{byte:02x}")).concat() == text;
+            let at = self
+                .backings
+                .iter()
+                .position(|backing| is_this(&backing.uuid))
+                .or_else(|| is_this(&FLASH_UUID).then_some(self.backings.len()));
+            volumes[at.expect("a volume of this set")] = Some(volume);
+        }
+        Clients {
+            world: world.clone(),
+            server: server.clone(),
+            volumes,
+            oracles: self.oracles.clone(),
+            ledger: ledger.clone(),
+        }
+    }
+
+    /// The process, or everything, ends.
+    pub fn end(&mut self, world: &World, end: End, ledger: Option<&Ledger>) {
+        use brigade_env::Env;
+        self.now = world.now();
+        world.note(
+            "world",
+            if end == End::Kill {
+                "kill"
+            } else {
+                "power loss"
+            },
+            [0; 2],
+        );
+        world.kill();
+        self.end_devices(end);
+        if let Some(ledger) = ledger {
+            self.cut_off(ledger);
+            ledger.writing.borrow_mut().clear();
+            self.tally.requests += ledger.done.get();
+        }
+        self.after_end(end);
+    }
+
+    /// What an end does to the devices.
+    pub fn end_devices(&mut self, end: End) {
+        for disk in self.disks() {
+            let mut disk = disk.borrow_mut();
+            disk.end(end, &self.chance);
+            disk.faults = Faults::default();
+        }
+    }
+
+    /// What an end does to everything else.
+    pub fn after_end(&mut self, end: End) {
+        for oracle in self.oracles.iter() {
+            oracle.borrow_mut().forget_reads();
+        }
+        if end == End::PowerLoss {
+            self.store.0.borrow_mut().clear();
+            self.oracles
+                .iter()
+                .for_each(|oracle| oracle.borrow_mut().power_loss());
+        }
+    }
+
+    /// The cache device's superblock.
+    pub fn superblock(&self) -> Superblock {
+        let mut bytes = vec![0; 4096];
+        self.cache.borrow().peek(4096, &mut bytes);
+        Superblock::parse(&bytes).expect("a superblock")
+    }
+
+    /// A backing device's superblock.
+    pub fn backing_superblock(&self, at: usize) -> Superblock {
+        let mut bytes = vec![0; 4096];
+        self.backings[at].disk.borrow().peek(4096, &mut bytes);
+        Superblock::parse(&bytes).expect("a superblock")
+    }
+
+    /// Reads the cache device as an opening would.
+    pub fn load(&self) -> Option<Result<Loaded, String>> {
+        let world = self.world();
+        let superblock = self.superblock();
+        if !superblock.is_sync() {
+            return None;
+        }
+        let geometry = self.cache.borrow().geometry;
+        let layout = superblock
+            .cache_geometry(geometry.size_bytes / 512, geometry.logical_block_bytes)
+            .expect("sizes");
+        let device = world.device(&self.cache);
+        let env = world.clone();
+        let load = async move {
+            recovery::load(&env, &device, superblock, layout, &[], How::default()).await
+        };
+        let loaded = world.run(load, || false).expect("loading ends");
+        Some(loaded.map_err(|error| error.to_string()))
+    }
+
+    /// Reads the cache device, which nothing is wrong with.
+    pub fn inspect(&self) -> Option<Loaded> {
+        let loaded = self
+            .load()?
+            .unwrap_or_else(|error| panic!("seed {}: image does not load: {error}", self.seed));
+        for finding in &loaded.findings {
+            assert!(
+                FINDINGS.contains(&finding.id),
+                "seed {}: {finding:?}",
+                self.seed
+            );
+        }
+        Some(loaded)
+    }
+}
+
+fn new_backing(number: u8, sectors: u64, block_sectors: u16, chance: &Chance) -> Backing {
+    let data_offset = chance.pick(&[16, 16, 24, 64]);
+    let mut geometry = geometry(sectors + data_offset, chance);
+    geometry.logical_block_bytes = geometry
+        .logical_block_bytes
+        .min(u32::from(block_sectors) * 512);
+    let disk = DiskState::new(&format!("backing{number}"), geometry);
+    let uuid = [number + 2; 16];
+    let new = NewBacking {
+        device_sectors: sectors + data_offset,
+        data_offset,
+        block_sectors,
+        uuid,
+        set_uuid: SET_UUID,
+        mode: CacheMode::Writeback,
+        label: format!("data{number}"),
+    };
+    let superblock = Superblock::new_backing(&new).expect("a sound backing device");
+    assert_eq!(superblock.state(), BackingState::None);
+    disk.borrow_mut().poke(4096, &superblock.encode());
+    Backing {
+        disk,
+        data_offset,
+        uuid,
+    }
+}

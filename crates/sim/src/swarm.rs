@@ -1,0 +1,164 @@
+//! Many lives, on all processors: each is one seed on one thread.
+
+use crate::disk::KINDS;
+use crate::exec::Trace;
+use crate::life::{Choice, Life};
+use crate::plan::Plan;
+use crate::tally::Tally;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+thread_local! {
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// A run that does not come back within this time of the real clock never will: a step of the world does not end.
+const HANGS_AFTER: Duration = Duration::from_secs(180);
+
+/// Keeps what panics say instead of printing it.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        LAST_PANIC.with(|last| *last.borrow_mut() = info.to_string());
+    }));
+}
+
+/// Runs something that may find a violation.
+pub fn attempt<T>(what: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|_| LAST_PANIC.with(|last| last.take()))
+}
+
+/// A violation.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Of the run.
+    pub seed: u64,
+    /// What did not hold.
+    pub message: String,
+}
+
+/// How long, how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// First seed.
+    pub seed: u64,
+    /// Runs at most.
+    pub runs: u64,
+    /// Time at most.
+    pub time: Duration,
+    /// Threads.
+    pub jobs: usize,
+    /// Go on after a violation.
+    pub keep_going: bool,
+}
+
+/// What a swarm found.
+#[derive(Default)]
+pub struct Outcome {
+    /// What happened.
+    pub tally: Tally,
+    /// Violations.
+    pub found: Vec<Found>,
+    /// Real time.
+    pub took: Duration,
+}
+
+/// Runs `one` for seed after seed, within the bounds.
+pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
+    let started = Instant::now();
+    let next = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let outcome = Mutex::new(Outcome::default());
+    let under_way: Vec<Mutex<Option<(u64, Instant)>>> =
+        (0..bounds.jobs).map(|_| Mutex::new(None)).collect();
+    let left = AtomicU64::new(bounds.jobs as u64);
+    std::thread::scope(|scope| {
+        for mine in &under_way {
+            let (next, stop, outcome, one, left) = (&next, &stop, &outcome, &one, &left);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) && started.elapsed() < bounds.time {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= bounds.runs {
+                        break;
+                    }
+                    let seed = bounds.seed.wrapping_add(number);
+                    *mine.lock().expect("no panic here") = Some((seed, Instant::now()));
+                    let result = attempt(|| one(seed));
+                    let mut outcome = outcome.lock().expect("no panic here");
+                    match result {
+                        Ok(tally) => outcome.tally.add(&tally),
+                        Err(message) => {
+                            outcome.found.push(Found { seed, message });
+                            stop.store(!bounds.keep_going, Ordering::Relaxed);
+                        }
+                    }
+                }
+                *mine.lock().expect("no panic here") = None;
+                left.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        while left.load(Ordering::Relaxed) > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+            for slot in &under_way {
+                let slot = *slot.lock().expect("no panic here");
+                if let Some((seed, since)) = slot.filter(|(_, at)| at.elapsed() > HANGS_AFTER) {
+                    println!("seed {seed}: does not come back since {since:?}");
+                    std::process::abort();
+                }
+            }
+        }
+    });
+    let mut outcome = outcome.into_inner().expect("no panic here");
+    outcome.found.sort_by_key(|found| found.seed);
+    outcome.took = started.elapsed();
+    outcome
+}
+
+/// One life of the swarm.
+pub fn one(seed: u64) -> Tally {
+    Life::new(seed, Plan::swarm(seed)).run()
+}
+
+/// One life of the swarm, and all its events.
+pub fn traced(seed: u64, choice: Choice) -> (Result<Tally, String>, Trace) {
+    let trace = Trace::with_text();
+    let handed = trace.clone();
+    let result = attempt(move || Life::traced(seed, Plan::swarm(seed), choice, handed).run());
+    (result, trace)
+}
+
+impl Outcome {
+    /// The table.
+    pub fn print(&self) {
+        let tally = &self.tally;
+        let seconds = self.took.as_secs_f64().max(0.001);
+        let runs = tally.runs.max(1) as f64;
+        let row = |name: &str, count: u64| {
+            println!("{name:28} {count:>12} {:>12.2}", count as f64 / runs)
+        };
+        println!("{:28} {:>12} {:>12}", "", "total", "a run");
+        println!(
+            "{:28} {:>12} {:>10.1}/s",
+            "runs",
+            tally.runs,
+            tally.runs as f64 / seconds
+        );
+        row("requests", tally.requests);
+        row("crashes", tally.crashes());
+        row("  kills", tally.kills);
+        row("  losses of power", tally.power_losses);
+        row("  of these while opening", tally.cut_openings);
+        row("clean stops", tally.stops);
+        row("faults", tally.faults.iter().sum());
+        for (name, count) in KINDS.iter().zip(tally.faults) {
+            row(&format!("  {name}"), count);
+        }
+        println!(
+            "rotten metadata: {} openings refused, {} not",
+            tally.rotten[0], tally.rotten[1]
+        );
+        println!("violations: {}", self.found.len());
+    }
+}
