@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod bench_open;
 pub mod golden;
+pub mod golden_fsck;
 pub mod interop;
 pub mod kernel;
 pub mod model;

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use xtask::{bench, bench_open, golden, interop, kernel, process, sectors, test, tidy};
+use xtask::{bench, bench_open, golden, golden_fsck, interop, kernel, process, sectors, test, tidy};
 
 const USAGE: &str = "\
 cargo x test [--fast] [--seed N] everything that must pass; --fast leaves the virtual machine out
@@ -13,6 +13,7 @@ cargo x bench open [--extents N] opening a set with a million extents
 cargo x golden list              the kernel-made images in fixtures/
 cargo x golden unpack NAME DIR   one of them, ready to open
 cargo x golden check DIR [--rw]  every case of a folder against Brigade; --rw: and then against a kernel
+cargo x golden fsck DIR          every case of a folder through `brigade check`
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
 cargo x interop NAME|all         one interop test, or all; --long with many rounds (without NAME: the list)
 cargo x sectors ...              patterned sectors, as in the guest";
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
             bench_open::main(&arguments[3..])
         }
         (_, "bench") => bench::main(&arguments[2..]),
+        (_, "golden") if arguments.get(2).is_some_and(|name| name == "fsck") => {
+            golden_fsck::main(&arguments[3..])
+        }
         (_, "golden") => golden::main(&arguments[2..]),
         (_, "kernel") => kernel::main(&arguments[2..]),
         (_, "interop") => interop::main(&arguments[2..]),

@@ -5,6 +5,7 @@
 //! repeats what a printed seed did.
 
 mod alternation;
+mod check_kernel;
 mod filesystem;
 mod golden_images;
 mod kill;
@@ -112,6 +113,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: true,
         rounds: [2, 20],
         run: alternation::run,
+    },
+    Test {
+        name: "check-kernel",
+        shows: "brigade check finds nothing on sets that the kernel made, used, and stopped or was killed over",
+        needs_kernel: true,
+        rounds: [6, 120],
+        run: check_kernel::run,
     },
     Test {
         name: "ext4",
