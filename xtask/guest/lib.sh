@@ -94,10 +94,11 @@ stop_everything() {
 }
 _nothing_at() { for _p in $1; do [ -e "$_p" ] && return 1; done; return 0; }
 
-# hash_volumes SHA256...: a line per volume to /out/volumes, "VOLUME BACKING SHA256" ("none" for a flash volume); of content
-# with no hash that is given, a map to /out/VOLUME.map
+# hash_volumes FOLDER SHA256...: a line per volume to /out/FOLDER/volumes, "VOLUME BACKING SHA256" ("none" for a flash
+# volume); of content with no hash that is given, a map to /out/FOLDER/VOLUME.map
 hash_volumes() {
-	sync; : > /out/volumes
+	_to=/out/$1; shift
+	mkdir -p "$_to"; : > "$_to/volumes"; sync
 	for _v in /sys/block/bcache*; do
 		[ -e "$_v" ] || continue
 		_n=$(basename "$_v"); _by=none
@@ -105,8 +106,8 @@ hash_volumes() {
 			[ "$(basename "$(readlink -f "$_b")")" = "$_n" ] && _by=$(echo "$_b" | cut -d/ -f4)
 		done
 		_hash=$(sectors hash "/dev/$_n") || _hash=unreadable
-		echo "$_n $_by $_hash" >> /out/volumes
-		case " $* " in *" $_hash "*) ;; *) sectors map "/dev/$_n" > "/out/$_n.map" ;; esac
+		echo "$_n $_by $_hash" >> "$_to/volumes"
+		case " $* " in *" $_hash "*) ;; *) sectors map "/dev/$_n" > "$_to/$_n.map" ;; esac
 	done
 }
 # facts: telling sysfs values, FACT name.key=value; kernel_log: what the kernel said about bcache

@@ -246,7 +246,7 @@ pub fn read_write(place: Place, cases: &[Case], results: &mut Results) {
             Err(error) => results.add(case, &Verdict::wrong(error)),
         }
     }
-    kernel_reads(place, ready, results);
+    kernel_reads(place, &ready, results);
 }
 
 fn open_for_writing(place: Place, case: &Case) -> Result<(Verdict, PathBuf)> {

@@ -1,7 +1,8 @@
-//! The kernel's turn: several cases' images in one boot, every volume hashed in the guest.
+//! The kernel's turn: many cases' images in one boot, every volume hashed in the guest.
 //!
-//! Cases patched from the same base have the same set in them, which one kernel takes once; they go to different
-//! boots. A boot that goes wrong as a whole is tried again case by case, so that the blame falls on one.
+//! Cases patched from the same base have the same set in them, which one kernel takes once; they are opened in different
+//! rounds, with everything stopped in between. A boot that goes wrong as a whole is tried again case by case, so that
+//! the blame falls on one.
 
 use super::case::{Case, Volume};
 use super::check::{Place, Results};
@@ -9,21 +10,23 @@ use super::extents::{Extent, parse_map};
 use super::judge::Verdict;
 use crate::kernel::{self, Boot, drive_name};
 use crate::process::{Context, Result};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const CASES_PER_BOOT: usize = 8;
+const CASES_PER_BOOT: usize = 16;
+const CASES_PER_ROUND: usize = 8;
 const MEMORY_MIB: u32 = 1536;
 
 /// A case and the folder with its images.
 type Ready = (Case, PathBuf);
 
 /// Lets the kernel read the cases and compares each with its manifest; the images are removed as they are done with.
-pub fn kernel_reads(place: Place, cases: Vec<Ready>, results: &mut Results) {
-    for batch in batches(cases) {
-        let verdicts = one_boot(place, &batch);
+pub fn kernel_reads(place: Place, cases: &[Ready], results: &mut Results) {
+    for batch in cases.chunks(CASES_PER_BOOT) {
+        let verdicts = one_boot(place, batch);
         for (i, ready) in batch.iter().enumerate() {
             let verdict = match &verdicts {
                 Ok(all) => all[i].clone(),
@@ -37,13 +40,13 @@ pub fn kernel_reads(place: Place, cases: Vec<Ready>, results: &mut Results) {
     }
 }
 
-/// Groups for one boot each: not too many, and no base twice.
-fn batches(cases: Vec<Ready>) -> Vec<Vec<Ready>> {
-    let mut groups: Vec<Vec<Ready>> = Vec::new();
+/// Groups that are opened together: not too many, and no base twice.
+fn rounds(cases: &[Ready]) -> Vec<Vec<&Ready>> {
+    let mut groups: Vec<Vec<&Ready>> = Vec::new();
     for ready in cases {
         let base = ready.0.base();
         let room = groups.iter_mut().find(|group| {
-            group.len() < CASES_PER_BOOT && group.iter().all(|(other, _)| other.base() != base)
+            group.len() < CASES_PER_ROUND && group.iter().all(|(other, _)| other.base() != base)
         });
         match room {
             Some(group) => group.push(ready),
@@ -53,34 +56,42 @@ fn batches(cases: Vec<Ready>) -> Vec<Vec<Ready>> {
     groups
 }
 
+/// Verdicts in the order of the cases.
 fn one_boot(place: Place, batch: &[Ready]) -> Result<Vec<Verdict>> {
     let out = place.fresh("out")?;
     let mut boot = Boot {
         snapshot: true,
-        timeout: Duration::from_secs(900),
+        timeout: Duration::from_secs(1200),
         out: Some(out.clone()),
         memory_mib: MEMORY_MIB,
         ..Boot::default()
     };
-    let (mut opening, mut hashes) = (String::new(), Vec::new());
-    let mut drives = Vec::new();
-    for (case, images) in batch {
-        let mut mine = Vec::new();
-        for image in case.images() {
-            let drive = drive_name(boot.images.len());
-            boot.images.push(images.join(&image.file));
-            opening.push_str(&open_line(&drive, case, &image.file, image.is_cache));
-            mine.push((image.file, drive));
+    let mut drives = BTreeMap::new();
+    for (number, round) in rounds(batch).iter().enumerate() {
+        let mut hashes = Vec::new();
+        for (case, images) in round {
+            let mut mine = Vec::new();
+            for image in case.images() {
+                let drive = drive_name(boot.images.len());
+                boot.images.push(images.join(&image.file));
+                let line = open_line(&drive, case, &image.file, image.is_cache);
+                boot.script.push_str(&line);
+                mine.push((image.file, drive));
+            }
+            hashes.extend(case.volumes().into_iter().map(|volume| volume.sha256));
+            drives.insert(case.name.clone(), (number, mine));
         }
-        hashes.extend(case.volumes().into_iter().map(|volume| volume.sha256));
-        drives.push(mine);
+        let hashes = hashes.join(" ");
+        let line = format!("hash_volumes {number} {hashes}\nstop_everything\n");
+        boot.script.push_str(&line);
     }
-    let hashes = hashes.join(" ");
-    boot.script = format!("{opening}hash_volumes {hashes}\nkernel_log\nexit 0\n");
+    boot.script.push_str("kernel_log\nexit 0\n");
     kernel::run(&boot)?.ok()?;
-    let seen = Seen::read(&out)?;
-    let verdict = |((case, _), drives): (&Ready, &Drives)| judge(case, drives, &seen);
-    batch.iter().zip(&drives).map(verdict).collect()
+    let verdict = |(case, _): &Ready| {
+        let (round, drives) = drives.get(&case.name).ok_or("a case without a round")?;
+        judge(case, drives, &Seen::read(&out, *round)?)
+    };
+    batch.iter().map(verdict).collect()
 }
 
 /// Registers an image and waits for what the kernel is to make of it; what does not work is noted.
@@ -97,7 +108,7 @@ fn open_line(drive: &str, case: &Case, file: &str, is_cache: bool) -> String {
 /// Images of a case and the drives they are in the guest.
 type Drives = Vec<(String, String)>;
 
-/// What the guest left.
+/// What the guest left of a round.
 struct Seen {
     /// Drives that were not taken.
     refused: Vec<String>,
@@ -107,8 +118,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn read(folder: &Path) -> Result<Seen> {
-        let refused = fs::read_to_string(folder.join("refused")).unwrap_or_default();
+    fn read(out: &Path, round: usize) -> Result<Seen> {
+        let refused = fs::read_to_string(out.join("refused")).unwrap_or_default();
+        let folder = out.join(round.to_string());
         let volumes = folder.join("volumes");
         let volumes = fs::read_to_string(&volumes).context("nothing came out of the guest")?;
         let parse = |line: &str| {
@@ -118,7 +130,7 @@ impl Seen {
         Ok(Seen {
             refused: refused.lines().map(str::to_string).collect(),
             volumes: volumes.lines().map(parse).collect::<Result<_>>()?,
-            folder: folder.to_path_buf(),
+            folder,
         })
     }
 
@@ -174,10 +186,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_boot_has_a_set_twice_or_too_many_cases() {
+    fn no_round_has_a_set_twice_or_too_many_cases() {
         let names = ["wb-dirty", "check-over-dirty", "fresh", "flip-past-keys"];
         let cases = names.map(|name| (load(&fixtures(), name).expect("there"), PathBuf::new()));
-        let groups = batches(cases.into());
+        let groups = rounds(&cases);
         for group in &groups {
             let mut bases: Vec<String> = group.iter().map(|(case, _)| case.base()).collect();
             bases.sort();
@@ -185,9 +197,8 @@ mod tests {
             assert_eq!(bases.len(), group.len());
         }
         assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), names.len());
-        let many = vec![load(&fixtures(), "fresh").expect("there"); 3];
-        let many = many.into_iter().map(|case| (case, PathBuf::new()));
-        assert_eq!(batches(many.collect()).len(), 3);
+        let many = vec![cases[0].clone(); 3];
+        assert_eq!(rounds(&many).len(), 3);
     }
 
     #[test]
@@ -201,9 +212,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let verdict = |refused: &str, volumes: String| {
             fs::write(folder.path().join("refused"), refused).expect("written");
-            fs::write(folder.path().join("volumes"), volumes).expect("written");
-            fs::write(folder.path().join("bcache0.map"), "P 0 1 7\n").expect("written");
-            let seen = Seen::read(folder.path()).expect("parsed");
+            let round = folder.path().join("2");
+            fs::create_dir_all(&round).expect("made");
+            fs::write(round.join("volumes"), volumes).expect("written");
+            fs::write(round.join("bcache0.map"), "P 0 1 7\n").expect("written");
+            let seen = Seen::read(folder.path(), 2).expect("parsed");
             judge(&case, &drives, &seen).expect("judged").wrong
         };
         let right = format!("bcache0 vdd {}\n", volume.sha256);

@@ -58,6 +58,6 @@ pub fn kernel_alone(setting: &Setting) -> Result<Passed> {
         cases.push((case, images));
     }
     passed(setting, |place, results| {
-        kernel_reads(place, cases, results)
+        kernel_reads(place, &cases, results)
     })
 }
