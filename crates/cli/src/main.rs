@@ -42,7 +42,9 @@ fn main() -> ExitCode {
 /// Prints help, or what is wrong with the call. `check` has a status of its own for that.
 fn refuse(error: &clap::Error) -> ExitCode {
     let _ = error.print();
-    let is_check = std::env::args_os().nth(1).is_some_and(|verb| verb == "check");
+    let is_check = std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == "check");
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if is_check => ExitCode::from(verbs::check::STATUS_USAGE),

@@ -5,10 +5,11 @@ mod common;
 use common::Bench;
 use std::process::Stdio;
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 10] = [
     "format",
     "show",
     "serve",
+    "check",
     "dump",
     "demo",
     "status",

@@ -108,7 +108,10 @@ impl Scan {
                         last_seq: view.last_seq,
                         version: view.version,
                         bytes: view.disk_bytes(block) as u64,
-                        csum: view.bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b)),
+                        csum: view
+                            .bytes()
+                            .first_chunk()
+                            .map_or(0, |b| u64::from_le_bytes(*b)),
                         is_behind_bad,
                     });
                     at += view.disk_bytes(block) as u64;
@@ -212,7 +215,9 @@ impl Scan {
 /// The seq of an entry that would be valid with the right magic, which its checksum covers.
 fn without_magic(bytes: &[u8], set_magic: u64) -> Option<u64> {
     let mut patched = bytes.get(..bytes.len().min(jset::MAX_BYTES))?.to_vec();
-    patched.get_mut(8..16)?.copy_from_slice(&magic_of(set_magic));
+    patched
+        .get_mut(8..16)?
+        .copy_from_slice(&magic_of(set_magic));
     match jset::probe(&patched, set_magic) {
         Probe::Valid(view) => Some(view.seq),
         _ => None,

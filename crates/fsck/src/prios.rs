@@ -1,9 +1,9 @@
 //! The chain of prio buckets (docs/format.md 6.1, 6.2): counted, never followed to an end mark.
 
 use crate::source::{ReadAt, read};
+use brigade_format::FormatError;
 use brigade_format::prio::{self, PrioBucket};
 use brigade_format::superblock::CacheGeometry;
-use brigade_format::FormatError;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -58,13 +58,18 @@ fn read_link(
     is_new: bool,
 ) -> Result<PrioBucket, LinkError> {
     if !(geometry.first_bucket..geometry.nbuckets).contains(&bucket) {
-        return Err(LinkError::Link(format!("bucket {bucket} is not on the device")));
+        return Err(LinkError::Link(format!(
+            "bucket {bucket} is not on the device"
+        )));
     }
     if !is_new {
-        return Err(LinkError::Link(format!("bucket {bucket} is in the chain twice")));
+        return Err(LinkError::Link(format!(
+            "bucket {bucket} is in the chain twice"
+        )));
     }
     let offset = bucket * geometry.bucket_bytes();
-    let bytes = read(source, offset, geometry.meta_bytes()).map_err(|e| LinkError::Io(e.to_string()))?;
+    let bytes =
+        read(source, offset, geometry.meta_bytes()).map_err(|e| LinkError::Io(e.to_string()))?;
     let entries = usize::try_from(entries).unwrap_or(usize::MAX);
     prio::parse_prio_bucket(&bytes, geometry.set_magic, entries)
         .map_err(|e| LinkError::Content(e.shifted(offset)))

@@ -58,7 +58,12 @@ pub(super) fn check(
                 named_by = (place, next_at);
             }
             Err(LinkError::Link(what)) => {
-                findings.error("F20", &named_by.0, named_by.1, format_args!("next prio bucket: {what}"));
+                findings.error(
+                    "F20",
+                    &named_by.0,
+                    named_by.1,
+                    format_args!("next prio bucket: {what}"),
+                );
             }
             Err(LinkError::Io(what)) => {
                 findings.unchecked(format!("{}: {}: {what}", cache.name, place.structure));

@@ -91,12 +91,7 @@ pub(super) fn read<'a>(devices: &[Device<'a>], findings: &mut Findings) -> Known
     known
 }
 
-fn read_one<'a>(
-    index: usize,
-    device: &Device<'a>,
-    findings: &mut Findings,
-    known: &mut Known<'a>,
-) {
+fn read_one<'a>(index: usize, device: &Device<'a>, findings: &mut Findings, known: &mut Known<'a>) {
     let place = superblock_place(&device.name, Role::Cache);
     if device.size_bytes < superblock::DEVICE_OFFSET + superblock::BYTES as u64 {
         let text = format!("{} bytes are too few for one", device.size_bytes);

@@ -178,7 +178,9 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
         };
         let consequence = match severity {
             Severity::Error => "the data is lost",
-            Severity::Warning => "a kernel's gc leaves such keys in a root that is a leaf; as a rule the data was written back",
+            Severity::Warning => {
+                "a kernel's gc leaves such keys in a root that is a leaf; as a rule the data was written back"
+            }
             Severity::Note => "nobody's data",
         };
         let staleness = chain.staleness(extent.ptr);
@@ -259,9 +261,7 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
         } else {
             Class::Clean
         };
-        let bucket: BucketNr = extent
-            .ptr
-            .bucket(self.scene.cache.geometry.bucket_sectors);
+        let bucket: BucketNr = extent.ptr.bucket(self.scene.cache.geometry.bucket_sectors);
         if let Err(owner) = self.owners.claim(bucket, class) {
             self.say(
                 Severity::Error,
@@ -375,6 +375,10 @@ impl std::fmt::Display for Shown<'_> {
         let Extent {
             inode, start, ptr, ..
         } = self.0;
-        write!(f, "sectors {start} to {} of slot {inode} -> {ptr}", self.0.end())
+        write!(
+            f,
+            "sectors {start} to {} of slot {inode} -> {ptr}",
+            self.0.end()
+        )
     }
 }

@@ -214,12 +214,7 @@ pub(super) fn check(
     Some(first.nodes)
 }
 
-fn check_root(
-    cache: &Cache<'_>,
-    ring: &Ring,
-    root: &Spot,
-    findings: &mut Findings,
-) -> Option<()> {
+fn check_root(cache: &Cache<'_>, ring: &Ring, root: &Spot, findings: &mut Findings) -> Option<()> {
     let (place, at) = (&ring.place, root.named_at);
     if let Err(error) = cache.geometry.key_rules().check_node(&root.key) {
         findings.error("F36", place, at, format_args!("root {error}"));
@@ -399,9 +394,8 @@ impl First<'_, '_> {
             expected,
         } = &failed.error;
         let at = place.start.saturating_add(*offset);
-        let in_set = offset.saturating_sub(
-            (failed.intact.blocks_used * self.cache.geometry.block_bytes()) as u64,
-        );
+        let in_set = offset
+            .saturating_sub((failed.intact.blocks_used * self.cache.geometry.block_bytes()) as u64);
         let is_tiling = *structure == "bset keys" && in_set >= HEADER_BYTES as u64;
         let id = if is_tiling { "F45" } else { "F46" };
         let mut text = format!(
@@ -424,7 +418,9 @@ impl First<'_, '_> {
                 spot.ptr().bucket(self.cache.geometry.bucket_sectors),
                 spot.ptr().r#gen()
             );
-            let holder = self.cache.place("pointer to a btree node", spot.named_at, 24);
+            let holder = self
+                .cache
+                .place("pointer to a btree node", spot.named_at, 24);
             self.findings.error("F46", &holder, spot.named_at, text);
         }
         self.findings.error(id, place, at, text);

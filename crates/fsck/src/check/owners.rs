@@ -147,7 +147,7 @@ mod tests {
             }
             twice.sort_unstable();
             twice.dedup();
-            let mut expected = vec![20, CHUNK_SECTORS - 1, CHUNK_SECTORS + 99];
+            let mut expected = vec![19, CHUNK_SECTORS - 1, CHUNK_SECTORS + 99];
             if memory < CHUNK_SECTORS {
                 // The last range begins in one window and ends in the next: each names its part.
                 expected.insert(2, CHUNK_SECTORS);

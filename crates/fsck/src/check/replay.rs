@@ -70,7 +70,12 @@ pub(super) fn location(key: &Key, start: u64) -> Option<Ptr> {
 type Diagonal = (u32, u64, u16, u8);
 
 fn diagonal(inode: u32, start: u64, ptr: Ptr) -> Diagonal {
-    (inode, ptr.sector().wrapping_sub(start), ptr.dev(), ptr.r#gen().0)
+    (
+        inode,
+        ptr.sector().wrapping_sub(start),
+        ptr.dev(),
+        ptr.r#gen().0,
+    )
 }
 
 /// Ranges that replayed keys place, by location; ascending and apart.

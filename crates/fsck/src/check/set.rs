@@ -57,7 +57,10 @@ fn initialised(
     let head = ring.head.prio_bucket;
     let chain = chain::check(cache, head, &ring.place, watch, findings);
     let Some(mut chain) = chain else {
-        leave_out(findings, "the tree: without the generations nobody knows which pointers hold");
+        leave_out(
+            findings,
+            "the tree: without the generations nobody knows which pointers hold",
+        );
         if let Some(slots) = slots {
             view.volumes = volumes::check(cache, &slots, None, backings, findings);
         }
@@ -88,10 +91,19 @@ fn initialised(
                 options,
             };
             view.has_extents = true;
-            Some(extents::check(&scene, &mut chain, &mut owners, watch, findings))
+            Some(extents::check(
+                &scene,
+                &mut chain,
+                &mut owners,
+                watch,
+                findings,
+            ))
         }
         _ => {
-            leave_out(findings, "extents: not everything that says where they are could be read");
+            leave_out(
+                findings,
+                "extents: not everything that says where they are could be read",
+            );
             None
         }
     };
@@ -137,7 +149,11 @@ fn claimed_twice(
     let length = cache.geometry.bucket_bytes();
     let start = bucket.saturating_mul(length);
     let place = cache.place(format!("bucket {bucket}"), start, length);
-    let text = format!("it is that of {} and of {} as well", owner.name(), class.name());
+    let text = format!(
+        "it is that of {} and of {} as well",
+        owner.name(),
+        class.name()
+    );
     findings.error("F40", &place, start, text);
 }
 
@@ -200,4 +216,3 @@ fn nodes_are_current(
     }
     are_current
 }
-

@@ -82,7 +82,8 @@ pub(super) fn check(cache: &Cache<'_>, ring: &Ring, findings: &mut Findings) -> 
     let entries = if is_old {
         let (entries, has_more) = uuid_table::parse_old(&bytes, count);
         if has_more {
-            let text = "slots in the second half of a table of the old format, which nobody can convert";
+            let text =
+                "slots in the second half of a table of the old format, which nobody can convert";
             findings.error("F50", &place, start + length as u64 / 2, text);
         }
         entries
@@ -132,7 +133,12 @@ pub(super) fn rule<'a, 'b>(
             let backing = backings.iter().find(|b| b.superblock.uuid == uuid);
             match backing {
                 // Run without the set, or let go of: its extents are obsolete, and the next attachment gives it a new slot.
-                Some(b) if matches!(b.superblock.state(), BackingState::None | BackingState::Stale) => {
+                Some(b)
+                    if matches!(
+                        b.superblock.state(),
+                        BackingState::None | BackingState::Stale
+                    ) =>
+                {
                     Rule::Void
                 }
                 Some(b) if b.set_uuid() == *set_uuid => Rule::Cached(Some(b)),

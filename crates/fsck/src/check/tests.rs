@@ -1,1 +1,38 @@
-//! The checker against sets made here.
+//! The checker against sets made here, one broken rule at a time, against a naive reading of section 8.5, and against
+//! content that means it harm.
+
+mod hostile;
+mod made;
+mod naive;
+mod rules;
+
+use super::{Options, Report, Severity, Verdict, run};
+use crate::source::Device;
+
+/// A device in memory.
+pub(super) fn device<'a>(name: &str, image: &'a Vec<u8>) -> Device<'a> {
+    Device {
+        name: name.into(),
+        source: image,
+        size_bytes: image.len() as u64,
+        logical_block_bytes: 512,
+    }
+}
+
+/// Checks a cache device alone.
+pub(super) fn check(image: &Vec<u8>) -> Report {
+    run(&[device("c", image)], &Options::default(), &mut |_| {})
+}
+
+/// Rules and severities that were met, each once.
+pub(super) fn met(report: &Report) -> Vec<(&'static str, Severity)> {
+    report.counts.keys().copied().collect()
+}
+
+/// The verdict goes with what was met.
+pub(super) fn assert_consistent(report: &Report) {
+    let is_error = report.count(Severity::Error) > 0;
+    assert_eq!(report.verdict() == Verdict::Errors, is_error);
+    let kept = report.findings.len() as u64;
+    assert!(kept <= report.counts.values().sum());
+}

@@ -27,7 +27,9 @@ pub(super) fn check(
 }
 
 fn volumes(slots: &Slots, usage: Option<&BTreeMap<u32, Usage>>) -> Vec<VolumeView> {
-    let used = (0..).zip(&slots.entries).filter(|(_, entry)| !entry.is_empty());
+    let used = (0..)
+        .zip(&slots.entries)
+        .filter(|(_, entry)| !entry.is_empty());
     let mut inodes: BTreeSet<u32> = used.map(|(slot, _)| slot).collect();
     inodes.extend(usage.into_iter().flat_map(|usage| usage.keys().copied()));
     let view = |slot: u32| {
@@ -113,11 +115,15 @@ fn attached(
             findings.error("F61", &place, place.start, text);
         }
         (BackingState::Clean, None) => {
-            let text = format!("clean, and set {set} ({}) has no slot for it yet", cache.name);
+            let text = format!(
+                "clean, and set {set} ({}) has no slot for it yet",
+                cache.name
+            );
             findings.note("F61", &place, place.start, text);
         }
         (BackingState::Clean, Some(slot)) if has_extents && dirty_sectors > 0 => {
-            let text = format!("clean, and the cache has {dirty_sectors} dirty sectors in slot {slot}");
+            let text =
+                format!("clean, and the cache has {dirty_sectors} dirty sectors in slot {slot}");
             findings.note("F62", &place, place.start + 104, text);
         }
         _ => {}
