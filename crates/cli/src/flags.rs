@@ -14,7 +14,7 @@ use std::path::PathBuf;
     about = "A block cache in user space, compatible on disk with Linux bcache",
     long_about = "A block cache in user space, compatible on disk with Linux bcache.\n\n\
         DEV is a block device or a regular file, used as it is. SIZE takes 4096, 4k, 512K, 1M, 10G (powers of 1024). \
-        Exit status: 0 fine, 1 could not do it, 2 usage.",
+        Exit status: 0 fine, 1 could not do it, 2 usage; `check` has its own.",
     after_help = "Try it with nothing prepared:\n  brigade demo",
     subcommand_required = true,
     arg_required_else_help = true,

@@ -52,7 +52,8 @@ pub fn reference() -> String {
         DEV is a block device or a regular file, used as it is. SIZE takes `4096`, `4k`, `512K`, `1M`, `10G` (powers of \
         1024). A *volume* is what is served: a cached backing device or a flash volume.\n\n\
         ## Exit status\n\n\
-        0 fine. 1 could not do it: one line on standard error says what, where, and what was done about it. 2 usage.\n\n\
+        0 fine. 1 could not do it: one line on standard error says what, where, and what was done about it. 2 usage. \
+        `brigade check` has those of fsck(8): 0 clean, 4 errors, 8 could not check, 16 usage.\n\n\
         ## Control socket\n\n\
         HTTP/1.1 and JSON on a unix socket: `GET /v1/status` gives the status, `POST /v1/stop` stops the server and \
         answers once it has stopped.\n",

@@ -84,7 +84,7 @@ impl Dice {
 }
 
 fn chance(seed: u64) -> Vec<u8> {
-    let mut dice = Dice(seed, seed % 3 == 0);
+    let mut dice = Dice(seed, seed.is_multiple_of(3));
     let mut made = Made::new();
     for bucket in ROOT..ROOT + 20 {
         if [UUIDS, PRIOS].contains(&bucket) && dice.roll(4) > 0 {
