@@ -18,6 +18,7 @@ pub mod pattern;
 pub mod process;
 pub mod sectors;
 pub mod server;
+pub mod sim;
 pub mod test;
 pub mod tidy;
 pub mod trace;

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use xtask::{bench, bench_open, golden, golden_fsck, interop, kernel, process, sectors, test, tidy};
+use xtask::{
+    bench, bench_open, golden, golden_fsck, interop, kernel, process, sectors, sim, test, tidy,
+};
 
 const USAGE: &str = "\
 cargo x test [--fast] [--seed N] everything that must pass; --fast leaves the virtual machine out
@@ -16,6 +18,7 @@ cargo x golden check DIR [--rw]  every case of a folder against Brigade; --rw: a
 cargo x golden fsck DIR          every case of a folder through `brigade check`
 cargo x kernel setup|info|run    a real Linux with bcache, in QEMU
 cargo x interop NAME|all         one interop test, or all; --long with many rounds (without NAME: the list)
+cargo x sim [--seed N] [--runs N] [--minutes M] ...  the world on a seed (without a violation: the table)
 cargo x sectors ...              patterned sectors, as in the guest";
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         (_, "golden") => golden::main(&arguments[2..]),
         (_, "kernel") => kernel::main(&arguments[2..]),
         (_, "interop") => interop::main(&arguments[2..]),
+        (_, "sim") => sim::main(&arguments[2..]),
         (_, "sectors") => sectors::main(&arguments[2..]),
         _ => {
             println!("{USAGE}");

@@ -12,7 +12,16 @@ use std::path::Path;
 
 /// Engine modules, lowest layer first; a module uses its own line and the ones above it.
 const LAYERS: &[&[&str]] = &[
-    &["error", "extents", "limits", "options", "stats", "wait"],
+    &[
+        "error",
+        "extents",
+        "limits",
+        "marks",
+        "mutations",
+        "options",
+        "stats",
+        "wait",
+    ],
     &["alloc", "buckets", "device"],
     &["journal"],
     &["btree", "meta"],

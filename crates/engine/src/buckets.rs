@@ -5,6 +5,7 @@
 
 use crate::alloc::{Allocator, MetadataBucket, Reserve};
 use crate::error::Poison;
+use crate::marks::{self, Mark};
 use brigade_env::sync::Notify;
 use brigade_format::{BucketNr, Ptr};
 use std::cell::{Cell, Ref, RefCell, RefMut};
@@ -86,6 +87,7 @@ impl Buckets {
                     return Ok(taken);
                 }
             }
+            marks::hit(Mark::AllocMetadataWaits);
             self.metadata_wanted
                 .set(count.max(self.metadata_wanted.get()));
             self.demand.notify_all();

@@ -6,6 +6,8 @@
 //! failed journal or metadata write ─────────────► Poison ──► every later write and flush fails
 //! ```
 
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
@@ -89,7 +91,11 @@ pub struct Poison {
 impl Poison {
     /// Throws it; the first reason stays.
     pub fn throw(&self, reason: impl fmt::Display) {
+        if mutations::is(Mutation::PoisonForgotten) {
+            return;
+        }
         if !self.thrown.replace(true) {
+            marks::hit(Mark::PoisonThrown);
             tracing::error!(%reason, "poisoned: no later write is acknowledged");
             *self.reason.borrow_mut() = Some(reason.to_string());
             self.alarms.borrow().iter().for_each(|alarm| alarm());

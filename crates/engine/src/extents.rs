@@ -14,6 +14,7 @@
 //! * EXT-3: a map made by [`ExtentMap::new`] holds no hole.
 //! * EXT-4: a hole is never dirty.
 
+use crate::mutations::{self, Mutation};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -356,10 +357,13 @@ impl ExtentMap {
             }
             removed(old.slice(start, end));
             if old.start < start {
-                left_rest = Some(old.slice(old.start, start));
+                let short =
+                    u64::from(mutations::is(Mutation::CutOneShort) && start - old.start > 1);
+                left_rest = Some(old.slice(old.start, start - short));
             }
             if old.end > end {
-                let right_rest = old.slice(end, old.end);
+                let long = u64::from(mutations::is(Mutation::CutOneLong) && start + 1 < end);
+                let right_rest = old.slice(old.start.max(end - long), old.end);
                 *value = Packed::new(&right_rest);
                 around.right = Some(right_rest);
                 break;

@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `limits`, `options`, `stats`, `wait` |
+//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `stats`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -27,7 +27,9 @@ mod error;
 pub mod extents;
 mod journal;
 mod limits;
+pub mod marks;
 mod meta;
+pub mod mutations;
 mod options;
 pub mod recovery;
 mod request;

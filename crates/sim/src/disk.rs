@@ -22,8 +22,8 @@
 //! | write lost, or lands elsewhere, and reported as done | data | only sectors of that write, and those it landed on, may read wrong |
 //! | | metadata | no panic, no hang; not injected into lives that go on (no checksum can tell an older node from the newest) |
 //! | bit rot at rest | data | only that sector may read wrong, as bcache has no checksums of data |
-//! | | superblock, gen table, UUID table | noticed: refused with one error, or repaired from elsewhere; nothing reads wrong |
-//! | | journal, nodes | no panic, no hang; one error or an opening. (The newest entry and the last set of a node cannot be told from torn ones.) |
+//! | | superblock, gen table | noticed: refused with one error, or repaired from elsewhere; nothing reads wrong |
+//! | | UUID table, journal, nodes | no panic, no hang; one error or an opening. (The table has no checksum; the newest entry and the last set of a node cannot be told from torn ones.) |
 //! | device shorter than it was | whole | refused, nothing written; at full length everything is there |
 
 use crate::exec::{Chance, World};
@@ -280,16 +280,17 @@ impl DiskState {
         let block = u64::from(self.geometry.physical_block_bytes);
         self.stamp += 1;
         let share = chance.pick(&[0, 0, 100, 30, 50, 90]);
-        let mut last = (u64::MAX, false);
-        for (i, chunk) in write.data.chunks(SECTOR).enumerate() {
-            let sector = write.offset / SECTOR as u64 + i as u64;
-            let number = sector * SECTOR as u64 / block;
-            if last.0 != number {
-                last = (number, chance.percent(share));
+        let first = write.offset / SECTOR as u64;
+        let end = first + (write.data.len() / SECTOR) as u64;
+        let block_sectors = block / SECTOR as u64;
+        let mut at = first;
+        while at < end {
+            let next = end.min((at / block_sectors + 1) * block_sectors);
+            if chance.percent(share) {
+                let bytes = (at - first) as usize * SECTOR..(next - first) as usize * SECTOR;
+                self.store(at, Rc::new(write.data[bytes].to_vec()), false);
             }
-            if last.1 {
-                self.store(sector, Rc::new(chunk.to_vec()), false);
-            }
+            at = next;
         }
     }
 

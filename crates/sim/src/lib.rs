@@ -1,21 +1,30 @@
 //! The world on a seed: everything the engine may ask of a machine, played by one number.
 //!
-//! - [`exec`]: tasks in any order, a clock that jumps.
-//! - [`disk`]: devices with a volatile write cache, and what may go wrong with them, written down first.
-//! - [`oracle`]: what every sector may read as.
-//! - [`work`], [`life`]: clients; rounds of opening, working and ending.
+//! - [`exec`]: tasks in any order, a clock that jumps. [`image`], [`disk`]: devices with a volatile write cache, and what may go
+//!   wrong with them, written down first.
+//! - [`oracle`]: what every sector may read as. [`judge`]: the independent reader on every image.
+//! - [`set`]: a cache set at rest, which can be forked. [`work`]: clients. [`life`]: rounds of opening, working and ending;
+//!   [`rest`]: what happens in between. [`plan`]: which features a seed uses.
+//! - [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
+//!   [`mutants`]: mistakes that must be found.
 //! - [`small`]: one small set, for tests that tell one story.
+//!
+//! `BRIGADE_VERBOSE=1` makes a life tell its story.
 #![forbid(unsafe_code)]
 
 pub mod disk;
 pub mod exec;
 pub mod image;
+pub mod judge;
 pub mod life;
+pub mod mutants;
 pub mod oracle;
 pub mod plan;
 pub mod rest;
 pub mod set;
+pub mod shrink;
 pub mod small;
 pub mod swarm;
+pub mod sweep;
 pub mod tally;
 pub mod work;

@@ -11,7 +11,7 @@ use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ const STEPS_MAX: u64 = 4_000_000;
 /// Which requests of a life are made; the rest is left out.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
-    /// Round and number of each request that is left out.
-    pub without: BTreeSet<(u64, u64)>,
+    /// Round and number of each request that is made; all of them if absent.
+    pub only: Option<BTreeSet<(u64, u64)>>,
     /// Rounds from here on do not happen.
     pub rounds: Option<u64>,
 }
@@ -49,12 +49,14 @@ pub struct Life {
     plan: Plan,
     choice: Choice,
     /// Requests that were asked for, by round.
-    pub scripts: Vec<Vec<Request>>,
+    pub scripts: Rc<RefCell<Vec<Vec<Request>>>>,
     verbose: bool,
     /// Called after every device operation of the clients' work.
     pub observer: Option<Observer>,
-    /// The k-th I/O of a device fails.
+    /// The k-th I/O of a device fails, counted in every round from where clients begin.
     pub fail: Option<(usize, u64)>,
+    /// I/Os of each device in the round that took most, counted from there.
+    pub ios: Vec<u64>,
 }
 
 impl Life {
@@ -74,10 +76,11 @@ impl Life {
             set,
             plan,
             choice,
-            scripts: Vec::new(),
+            scripts: Rc::default(),
             verbose,
             observer: None,
             fail: None,
+            ios: Vec::new(),
         }
     }
 
@@ -306,8 +309,10 @@ impl Life {
             .collect();
         let chance = Chance::new(self.set.chance.next());
         let mut script = mix.script(&chance, &served);
-        script.retain(|request| !self.choice.without.contains(&(number, request.number)));
-        self.scripts.push(script.clone());
+        if let Some(only) = &self.choice.only {
+            script.retain(|request| only.contains(&(number, request.number)));
+        }
+        self.scripts.borrow_mut().push(script.clone());
         script
     }
 
@@ -338,6 +343,7 @@ impl Life {
             let disk = self.set.disks().nth(disk).expect("a disk").clone();
             disk.borrow_mut().faults.any_in = Some(io);
         }
+        let ios_before: Vec<u64> = self.set.disks().map(|disk| disk.borrow().ios).collect();
         let most = self.plan.requests_max;
         let mix = self.mix(self.set.chance.between(most / 4, most));
         self.say(|| format!("{mix:?}"));
@@ -359,6 +365,10 @@ impl Life {
         });
         if soft {
             self.faults_stop();
+        }
+        self.ios.resize(ios_before.len(), 0);
+        for ((most, before), disk) in self.ios.iter_mut().zip(ios_before).zip(self.set.disks()) {
+            *most = (*most).max(disk.borrow().ios - before);
         }
         let may_stop = done.is_some() && !faulty && self.fail.is_none();
         if may_stop && self.set.chance.percent(30) {

@@ -2,13 +2,21 @@
 #![forbid(unsafe_code)]
 
 use brigade_sim::life::Choice;
+#[cfg(feature = "instrumented")]
+use brigade_sim::mutants;
 use brigade_sim::swarm::{self, Bounds};
+use brigade_sim::{shrink, sweep};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "\
 cargo x sim [--seed N] [--runs N] [--minutes M] [--jobs N] [--keep-going]   the swarm
-cargo x sim --seed N --trace                             one run, every event";
+cargo x sim --seed N --trace [--rounds N] [--only R:N,...]                  one run, every event
+cargo x sim --seed N --shrink                                               fewer requests that still fail
+cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
+cargo x sim --sweep prefixes|faults [--seed N] [--runs N]                   N short workloads, everything that can happen
+cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found";
 
 struct Arguments(Vec<String>);
 
@@ -66,6 +74,18 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     if arguments.has("--trace") {
         return trace(arguments);
     }
+    if arguments.has("--shrink") {
+        return shrink(arguments);
+    }
+    if arguments.has("--twice") {
+        return twice(arguments);
+    }
+    if arguments.has("--mutations") {
+        return mutants(arguments);
+    }
+    if let Some(what) = arguments.text("--sweep") {
+        return swept(arguments, what);
+    }
     let outcome = swarm::run(arguments.bounds()?, swarm::one);
     outcome.print();
     report(&outcome.found, "");
@@ -81,9 +101,27 @@ fn report(found: &[swarm::Found], how: &str) {
     }
 }
 
+fn choice(arguments: &Arguments) -> Result<Choice, String> {
+    let pair = |text: &str| {
+        let (round, number) = text.split_once(':')?;
+        Some((round.parse().ok()?, number.parse().ok()?))
+    };
+    let only = match arguments.text("--only") {
+        None => None,
+        Some("none") => Some(BTreeSet::new()),
+        Some(text) => Some(
+            text.split(',')
+                .map(|text| pair(text).ok_or(format!("--only: {text:?}")))
+                .collect::<Result<BTreeSet<_>, _>>()?,
+        ),
+    };
+    let rounds = arguments.number("--rounds")?;
+    Ok(Choice { only, rounds })
+}
+
 fn trace(arguments: &Arguments) -> Result<bool, String> {
     let seed = arguments.number("--seed")?.unwrap_or(1);
-    let (result, trace) = swarm::traced(seed, Choice::default());
+    let (result, trace) = swarm::traced(seed, choice(arguments)?);
     print!("{}", trace.take_text());
     let (events, digest) = trace.digest();
     println!("{events} events, digest {digest:016x}");
@@ -91,4 +129,63 @@ fn trace(arguments: &Arguments) -> Result<bool, String> {
         println!("VIOLATION {message}");
     }
     Ok(result.is_ok())
+}
+
+fn shrink(arguments: &Arguments) -> Result<bool, String> {
+    let seed = arguments.number("--seed")?.unwrap_or(1);
+    match shrink::shrink(seed) {
+        Some(shrunk) => shrunk.print(seed),
+        None => println!("seed {seed} does not fail"),
+    }
+    Ok(true)
+}
+
+/// Every event of the same seed is the same twice.
+fn twice(arguments: &Arguments) -> Result<bool, String> {
+    let outcome = swarm::run(arguments.bounds()?, |seed| {
+        let texts = [(); 2].map(|()| {
+            let (result, trace) = swarm::traced(seed, Choice::default());
+            (trace.take_text(), result)
+        });
+        assert!(texts[0].0 == texts[1].0, "two runs of one seed differ");
+        texts[0].1.clone().unwrap_or_default()
+    });
+    println!(
+        "{} seeds ran twice, byte for byte alike",
+        outcome.tally.runs
+    );
+    report(&outcome.found, " --twice");
+    Ok(outcome.found.is_empty())
+}
+
+fn swept(arguments: &Arguments, what: &str) -> Result<bool, String> {
+    let mut bounds = arguments.bounds()?;
+    if arguments.text("--runs").is_none() && arguments.text("--seed").is_none() {
+        bounds.runs = 200;
+    }
+    let workloads = bounds.runs;
+    let outcome = match what {
+        "prefixes" => swarm::run(bounds, sweep::prefixes),
+        "faults" => swarm::run(bounds, sweep::faults),
+        _ => return Err(format!("--sweep: {what:?}")),
+    };
+    println!("{workloads} workloads at most; a run is one crash or one failure");
+    outcome.print();
+    report(&outcome.found, &format!(" --sweep {what}"));
+    Ok(outcome.found.is_empty())
+}
+
+#[cfg(feature = "instrumented")]
+fn mutants(arguments: &Arguments) -> Result<bool, String> {
+    let mut bounds = arguments.bounds()?;
+    bounds.runs = u64::MAX;
+    if arguments.text("--minutes").is_none() {
+        bounds.time = Duration::from_secs(300);
+    }
+    Ok(mutants::run(bounds, arguments.text("--only").unwrap_or("")))
+}
+
+#[cfg(not(feature = "instrumented"))]
+fn mutants(_: &Arguments) -> Result<bool, String> {
+    Err("--mutations needs the feature `instrumented`".into())
 }

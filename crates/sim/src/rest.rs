@@ -280,7 +280,7 @@ fn open_rotten(set: &mut Set) {
             server.warnings()
         );
     }
-    if matches!(zone, Zone::Superblock | Zone::Gens | Zone::Uuids) {
+    if matches!(zone, Zone::Superblock | Zone::Gens) {
         check_warnings(set.seed, &server);
         let clients = fork.clients(&world, &server, &ledger);
         let reads = async move { clients.read_everything().await };

@@ -3,6 +3,7 @@
 
 use crate::disk::{DiskState, End, Faults, Harm};
 use crate::exec::{Chance, Store, Trace, World};
+use crate::judge;
 use crate::oracle::{Oracle, place_of};
 use crate::plan::Plan;
 use crate::tally::Tally;
@@ -362,6 +363,7 @@ impl Set {
                 self.seed
             );
         }
+        judge::check(self, &loaded);
         Some(loaded)
     }
 }

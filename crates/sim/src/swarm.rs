@@ -5,6 +5,7 @@ use crate::exec::Trace;
 use crate::life::{Choice, Life};
 use crate::plan::Plan;
 use crate::tally::Tally;
+use brigade_engine::marks;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -118,7 +119,10 @@ pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
 
 /// One life of the swarm.
 pub fn one(seed: u64) -> Tally {
-    Life::new(seed, Plan::swarm(seed)).run()
+    marks::take();
+    let mut tally = Life::new(seed, Plan::swarm(seed)).run();
+    tally.marks = marks::take();
+    tally
 }
 
 /// One life of the swarm, and all its events.
@@ -160,5 +164,22 @@ impl Outcome {
             tally.rotten[0], tally.rotten[1]
         );
         println!("violations: {}", self.found.len());
+        self.print_marks();
+    }
+
+    fn print_marks(&self) {
+        let hits = &self.tally.marks;
+        if hits.is_empty() {
+            return;
+        }
+        let reached = hits.iter().filter(|count| **count > 0).count();
+        println!("coverage marks: {reached} of {} hit", hits.len());
+        for ((name, what), _) in marks::ALL
+            .iter()
+            .zip(hits)
+            .filter(|(_, count)| **count == 0)
+        {
+            println!("  never hit: {name}: {what}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Recycling: a batch of victims, one write of the gen table, and only then reuse.
 
+use crate::marks::{self, Mark};
 use brigade_format::{BucketNr, Gen};
 
 use super::bucket::{Bucket, Class, Place};
@@ -44,6 +45,9 @@ impl Allocator {
         let is_idle = victims.is_empty() && self.lists.abandoned.is_empty();
         if is_idle && self.table_lag < TABLE_LAG_WANTS_WRITE {
             return None;
+        }
+        if is_idle {
+            marks::hit(Mark::AllocBatchOfNothing);
         }
         Some(self.begin(victims))
     }

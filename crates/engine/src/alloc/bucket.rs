@@ -1,5 +1,7 @@
 //! What is known of one bucket, in 24 bytes, because a large device has tens of millions.
 
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use std::ops::Index;
 
 use brigade_format::Gen;
@@ -107,10 +109,13 @@ impl Bucket {
 
     /// May this bucket be recycled (ALLOC-5)?
     pub fn is_eligible(&self) -> bool {
-        self.place == Place::Idle
-            && self.dirty_sectors == 0
-            && self.pin == 0
-            && self.may_increment()
+        let is_let_go = self.place == Place::Idle
+            && (self.dirty_sectors == 0 || mutations::is(Mutation::AllocTakesDirty))
+            && (self.pin == 0 || mutations::is(Mutation::AllocTakesPinned));
+        if is_let_go && !self.may_increment() {
+            marks::hit(Mark::AllocGenAtLimit);
+        }
+        is_let_go && self.may_increment()
     }
 
     pub fn class(&self) -> Class {

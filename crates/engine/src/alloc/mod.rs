@@ -62,6 +62,8 @@ mod tests;
 #[cfg(test)]
 mod twin;
 
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
 use bucket::{Bucket, Class, Counts, Place};
@@ -491,7 +493,12 @@ impl Allocator {
             "ALLOC-5: gen too far ahead"
         );
         self.update(nr, |bucket| {
-            bucket.r#gen = bucket.r#gen.next();
+            if bucket.r#gen.0 == u8::MAX {
+                marks::hit(Mark::AllocGenWraps);
+            }
+            if !mutations::is(Mutation::AllocForgetsGen) {
+                bucket.r#gen = bucket.r#gen.next();
+            }
             bucket.forget_data();
             bucket.is_referenced = false;
         });

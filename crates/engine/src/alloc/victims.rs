@@ -3,6 +3,7 @@
 //! LRU weighs recency with live sectors: the oldest data is worth an eighth of fresh data per sector, and a bucket
 //! without live sectors is worth nothing and goes first. It looks at all buckets once per batch.
 
+use crate::marks::{self, Mark};
 use std::collections::BinaryHeap;
 
 use brigade_format::BucketNr;
@@ -31,8 +32,14 @@ impl Allocator {
     pub(super) fn victims(&mut self, count: usize, random: impl FnMut() -> u64) -> Vec<BucketNr> {
         match self.config.replacement {
             Replacement::Lru => self.lru(count),
-            Replacement::Fifo => self.fifo(count),
-            Replacement::Random => self.random(count, random),
+            Replacement::Fifo => {
+                marks::hit(Mark::AllocPolicyFifo);
+                self.fifo(count)
+            }
+            Replacement::Random => {
+                marks::hit(Mark::AllocPolicyRandom);
+                self.random(count, random)
+            }
         }
     }
 

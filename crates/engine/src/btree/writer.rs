@@ -21,6 +21,8 @@ use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::limits::{LEAF_BATCH, LEAF_DELAY, LEAF_PENDING_WORDS, SECTOR};
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, Key, Pos, Ptr, key_words, node};
@@ -145,7 +147,13 @@ impl<E: Env> Tree<E> {
             }
         }
         if !writes.is_empty() {
-            self.disk.flush().await?;
+            marks::hit(Mark::BtreeAppend);
+            if mutations::is(Mutation::LeafUnpinsEarly) {
+                self.unpin(std::mem::take(&mut pins));
+            }
+            if !mutations::is(Mutation::LeafForgetsFlush) {
+                self.disk.flush().await?;
+            }
             self.append(writes).await?;
             self.unpin(pins);
         }
@@ -228,8 +236,11 @@ impl<E: Env> Tree<E> {
                     .write_metadata(sector + unit as u64 / SECTOR, &bytes, Durability::Volatile)
                     .await
             };
+            marks::hit(Mark::BtreeFirstUnitApart);
             all_ok(join_all(tails.into_iter().map(write)).await)?;
-            self.disk.flush().await?;
+            if !mutations::is(Mutation::AppendTailVolatile) {
+                self.disk.flush().await?;
+            }
         }
         let head = |write: Write| async move {
             let head = &write.bytes[..unit.min(write.bytes.len())];
@@ -262,11 +273,18 @@ impl<E: Env> Tree<E> {
             for &id in now {
                 let content = self.leaf_content(id);
                 let (some, news, pin) = self.plan_rewrite(id, content, &mut spare);
+                if news.len() == 1 {
+                    marks::hit(Mark::BtreeLeafRewrite);
+                } else {
+                    marks::hit(Mark::BtreeLeafSplit);
+                }
                 writes.extend(some);
                 replaced.push((id, news));
                 pins.extend(pin);
             }
-            self.disk.flush().await?;
+            if !mutations::is(Mutation::LeafForgetsFlush) {
+                self.disk.flush().await?;
+            }
             self.write_new(writes).await?;
             self.replace(replaced, &mut spare, pins).await?;
             self.buckets
@@ -283,6 +301,7 @@ impl<E: Env> Tree<E> {
             let there = self.buckets.get().metadata_available();
             let mut count = ids.len();
             while count > 1 && self.buckets_needed(&ids[..count], &sizes[..count]) > there {
+                marks::hit(Mark::BtreeFewerAtOnce);
                 count = count.div_ceil(2);
             }
             let needed = self.buckets_needed(&ids[..count], &sizes[..count]);
@@ -456,9 +475,10 @@ impl<E: Env> Tree<E> {
     /// Frees buckets of replaced nodes, as soon as the root that does not lead to them is named durably (TREE-5).
     fn retire(&self, buckets: impl Iterator<Item = BucketNr>) {
         let root_seq = self.root_seq.get();
-        if self.journal.durable_seq() >= root_seq {
+        if self.journal.durable_seq() >= root_seq || mutations::is(Mutation::NodeFreedEarly) {
             self.buckets.free_metadata(buckets);
         } else {
+            marks::hit(Mark::BtreeRetired);
             self.retired
                 .borrow_mut()
                 .entry(root_seq)
@@ -494,6 +514,7 @@ impl<E: Env> Tree<E> {
     ) -> io::Result<()> {
         let mut top = news;
         while top.len() > 1 {
+            marks::hit(Mark::BtreeNewLevel);
             let (writes, above) = self.plan_level(&top, spare);
             self.write_new(writes).await?;
             top = above;
@@ -505,10 +526,12 @@ impl<E: Env> Tree<E> {
             index.nodes.remove(old);
             (index.nodes.get(root).key, index.nodes.get(root).level)
         };
-        self.journal.set_roots(|roots| {
-            roots.root = key;
-            roots.root_level = level;
-        });
+        if !mutations::is(Mutation::RootForgotten) {
+            self.journal.set_roots(|roots| {
+                roots.root = key;
+                roots.root_level = level;
+            });
+        }
         // The entry that names the new root needs no entry whose keys the new root has: it makes room by itself.
         self.unpin(pins);
         self.name_root();
@@ -538,8 +561,15 @@ impl<E: Env> Tree<E> {
         let (mut appends, mut writes, mut above) = (Vec::new(), Vec::new(), Vec::new());
         for (parent, keys) in self.move_in(replaced) {
             match self.plan_interior(&mut self.index.borrow_mut(), parent, &keys, spare) {
-                InteriorPlan::Append(write) => appends.push(write),
+                InteriorPlan::Append(write) => {
+                    marks::hit(Mark::BtreeInteriorAppend);
+                    appends.push(write);
+                }
                 InteriorPlan::Rewrite(some, parents) => {
+                    marks::hit(Mark::BtreeInteriorRewrite);
+                    if parents.len() > 1 {
+                        marks::hit(Mark::BtreeInteriorSplit);
+                    }
                     writes.extend(some);
                     above.push((parent, parents));
                 }
@@ -652,6 +682,7 @@ impl<E: Env> Tree<E> {
     }
 
     async fn relieve_journal(&self) -> io::Result<bool> {
+        marks::hit(Mark::JournalPressed);
         let oldest: Vec<_> = self.index.borrow().nodes.dirty().take(LEAF_BATCH).collect();
         self.write_leaves(&oldest).await?;
         let frees = self.journal.would_free();
@@ -708,6 +739,7 @@ impl<E: Env> Tree<E> {
         }
         self.settle_root().await?;
         self.buckets.get_mut().gc_finished(&gens);
+        marks::hit(Mark::BtreeGcPass);
         self.gc_passes.set(self.gc_passes.get() + 1);
         self.buckets.demand.notify_all();
         Ok(())

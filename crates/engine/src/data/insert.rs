@@ -8,6 +8,7 @@ use crate::btree::{Change, Index};
 use crate::buckets::Buckets;
 use crate::extents::Extent;
 use crate::journal::Journal;
+use crate::marks::{self, Mark};
 use brigade_env::Env;
 use brigade_env::sync::Notify;
 use std::cell::{Cell, RefCell};
@@ -70,6 +71,9 @@ impl<E: Env> Inserter<E> {
         let mut left: VecDeque<Extent> = extents.iter().copied().collect();
         while !left.is_empty() {
             let count = left.len().min(at_once);
+            if count < left.len() {
+                marks::hit(Mark::InsertInPieces);
+            }
             self.journal.room(count * 3).await?;
             let wanted: Vec<Extent> = {
                 let index = self.index.borrow();

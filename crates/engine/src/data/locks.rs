@@ -3,6 +3,7 @@
 //! Everything that writes to a backing device holds its range: overlapping writes go there one after the other, so the
 //! device and the index end with the same one, and in the order in which they came. Writes that only go to the cache do not take part.
 
+use crate::marks::{self, Mark};
 use brigade_env::sync::Notify;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ impl RangeLocks {
         if !self.is_held(start, end) && !self.is_waited_for(start, end, u64::MAX) {
             return self.hold(start, end);
         }
+        marks::hit(Mark::LocksWait);
         let ticket = self.queue(start, end);
         while self.is_held(start, end) || self.is_waited_for(start, end, ticket.number) {
             self.released.wait().await;

@@ -18,7 +18,9 @@ use crate::device::Disk;
 use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::limits::{WRITEBACK_BYTES, WRITEBACK_EXTENTS, WRITEBACK_IN_USE_PERCENT};
+use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
+use crate::mutations::{self, Mutation};
 use crate::stats::VolumeCounters;
 use brigade_env::sync::{Notify, join_all};
 use brigade_env::{Durability, Env};
@@ -125,6 +127,7 @@ impl<E: Env> Writeback<E> {
                 continue;
             };
             if let Err(error) = outcome {
+                marks::hit(Mark::WritebackFailed);
                 tracing::warn!(device = self.parts.backing.name(), %error, "write-back failed; the data stays dirty");
                 self.pause(PAUSE).await;
             }
@@ -182,7 +185,9 @@ impl<E: Env> Writeback<E> {
         if copied.is_empty() {
             return Ok(0);
         }
-        self.parts.backing.flush().await?;
+        if !mutations::is(Mutation::CleanWithoutFlush) {
+            self.parts.backing.flush().await?;
+        }
         let clean: Vec<_> = copied
             .iter()
             .map(|extent| Extent {
@@ -196,8 +201,14 @@ impl<E: Env> Writeback<E> {
             .insert(&clean, |index, extent| {
                 // What was written directly since is not what was copied, although the index may not know yet.
                 let candidate = candidates.range(..=extent.start).next_back();
-                if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled()) {
+                if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled())
+                    && !mutations::is(Mutation::WritebackIgnoresDirect)
+                {
+                    marks::hit(Mark::WritebackChanged);
                     return Vec::new();
+                }
+                if mutations::is(Mutation::WritebackIgnoresChange) {
+                    return vec![*extent];
                 }
                 let still = same(
                     index,
@@ -276,7 +287,10 @@ impl<E: Env> Writeback<E> {
                     self.cursor.set(low);
                     return batch;
                 }
-                None => (wrapped, at) = (true, low),
+                None => {
+                    marks::hit(Mark::WritebackWraps);
+                    (wrapped, at) = (true, low);
+                }
             }
             brigade_env::sync::yield_now().await;
         }

@@ -1,5 +1,8 @@
 //! Where the next entry goes.
 
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
+
 /// Ring buckets kept back at least for entries that make room, where the ring has so many.
 const RESERVE: usize = 3;
 /// Entries without keys that must find room behind a full stage: a new table and the entry that lets `last_seq` advance.
@@ -88,6 +91,7 @@ impl Ring {
             used_sectors: bucket_sectors,
         };
         if ring.free(durable_last_seq) <= 1 {
+            marks::hit(Mark::JournalStartsBehindNewest);
             ring.used_sectors = start.newest_end_sector.min(bucket_sectors);
         }
         ring
@@ -123,10 +127,17 @@ impl Ring {
         assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
         if self.used_sectors + sectors > self.bucket_sectors {
             let free = self.free(durable_last_seq);
-            if free == 0 || (free == 1 && self.free(last_seq) == 1) {
+            let is_kept = free == 1 && self.free(last_seq) == 1;
+            if (free == 0 || is_kept) && !mutations::is(Mutation::JournalOverwrites) {
+                if is_kept {
+                    marks::hit(Mark::JournalLastBucket);
+                }
                 return None;
             }
             self.index = (self.index + 1) % self.buckets.len();
+            if self.index == 0 {
+                marks::hit(Mark::JournalWraps);
+            }
             self.used_sectors = 0;
         }
         let sector = self.buckets[self.index] * self.bucket_sectors + self.used_sectors;

@@ -7,6 +7,8 @@ use crate::error::Poison;
 use crate::limits::{
     JOURNAL_DELAY_MIN, JOURNAL_STUCK_MAX, OPEN_ENTRIES_HIGH, OPEN_ENTRIES_MAX, SECTOR,
 };
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::Notify;
 use brigade_env::{Durability, Env};
 use brigade_format::{Key, jset};
@@ -172,6 +174,7 @@ impl<E: Env> Journal<E> {
                 return Ok(());
             }
             let progress = self.progress.wait();
+            marks::hit(Mark::InsertWaitsForRoom);
             let full = self.state.borrow().words.len() + words > self.words_max;
             if full {
                 self.want();
@@ -195,7 +198,7 @@ impl<E: Env> Journal<E> {
             survivor, words, ..
         } = &mut *state;
         if let Some(log) = survivor
-            && let Err(error) = log.append(seq, &words[first..])
+            && let Err(error) = log.append(seq, recorded(&words[first..]))
         {
             tracing::warn!(%error, "record in memory failed; writes are acknowledged by the journal from now on");
             *survivor = None;
@@ -222,9 +225,10 @@ impl<E: Env> Journal<E> {
 
     /// Waits until keys appended to stage `seq` survive this process.
     pub async fn survives(&self, seq: u64) -> io::Result<()> {
-        if self.state.borrow().survivor.is_some() {
+        if self.state.borrow().survivor.is_some() || mutations::is(Mutation::AckBeforeJournal) {
             return self.poison.check();
         }
+        marks::hit(Mark::RecordAbsent);
         self.flush_through(seq).await
     }
 
@@ -405,6 +409,7 @@ impl<E: Env> Journal<E> {
                 continue;
             }
             let Some((sector, entry, seq, last_seq)) = self.take_stage() else {
+                marks::hit(Mark::JournalFull);
                 self.pressure.notify_all();
                 crate::wait::either(work, self.watch()).await;
                 continue;
@@ -444,10 +449,15 @@ impl<E: Env> Journal<E> {
     }
 
     async fn write_entry(&self, sector: u64, entry: &[u8]) -> io::Result<()> {
-        self.disk.flush().await?;
-        self.disk
-            .write_metadata(sector, entry, Durability::Durable)
-            .await
+        if !mutations::is(Mutation::JournalForgetsFlush) {
+            self.disk.flush().await?;
+        }
+        let durability = if mutations::is(Mutation::JournalForgetsFua) {
+            Durability::Volatile
+        } else {
+            Durability::Durable
+        };
+        self.disk.write_metadata(sector, entry, durability).await
     }
 
     /// Closes the stage and opens the next: what is to be written where. `None` if the ring has no room.
@@ -462,6 +472,9 @@ impl<E: Env> Journal<E> {
         let sectors = (bytes as u64).div_ceil(block_bytes) * self.block_sectors;
         let durable_last = state.durable_last_seq;
         let sector = state.ring.take(sectors, seq, last, durable_last)?;
+        if state.words.is_empty() {
+            marks::hit(Mark::JournalEmptyEntry);
+        }
         let header = jset::JsetHeader {
             seq,
             version: 1,
@@ -484,6 +497,15 @@ impl<E: Env> Journal<E> {
     }
 }
 
+/// The keys that go into the record in memory.
+fn recorded(words: &[u64]) -> &[u64] {
+    let is_hole = words.len() == 2;
+    if is_hole && mutations::is(Mutation::RecordWithoutHoles) {
+        return &[];
+    }
+    words
+}
+
 /// How the ring is shared; `None` if it is too small.
 pub fn plan(count: usize, bucket_sectors: u64, block_sectors: u64) -> Option<RingPlan> {
     RingPlan::new(
@@ -495,6 +517,9 @@ pub fn plan(count: usize, bucket_sectors: u64, block_sectors: u64) -> Option<Rin
 }
 
 fn last_seq<S: brigade_env::Survivor>(state: &State<S>) -> u64 {
+    if mutations::is(Mutation::JournalForgetsPins) {
+        return state.seq;
+    }
     state
         .pins
         .keys()

@@ -1,6 +1,8 @@
 //! Writing superblocks, always durably (docs/format.md 10.12, 10.13).
 
 use crate::device::Disk;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::Lock;
 use brigade_env::{Durability, Env};
 use brigade_format::{BackingState, Superblock};
@@ -71,7 +73,7 @@ impl<E: Env> BackingSuper<E> {
     pub async fn dirty_intent(&self) -> io::Result<DirtyIntent<'_, E>> {
         self.intents.set(self.intents.get() + 1);
         let intent = DirtyIntent(self);
-        if self.state() != BackingState::Dirty {
+        if self.state() != BackingState::Dirty && !mutations::is(Mutation::DirtyStateLate) {
             let _turn = self.turn.lock().await;
             if self.state() != BackingState::Dirty {
                 self.change_in_turn(|superblock| superblock.set_state(BackingState::Dirty))
@@ -84,9 +86,16 @@ impl<E: Env> BackingSuper<E> {
     /// Lets the device say clean, if `is_clean` holds and nobody is about to make something dirty.
     pub async fn become_clean(&self, is_clean: impl Fn() -> bool) -> io::Result<bool> {
         let _turn = self.turn.lock().await;
-        if self.state() != BackingState::Dirty || self.intents.get() > 0 || !is_clean() {
+        let is_wanted = self.intents.get() > 0 || !is_clean();
+        if self.state() == BackingState::Dirty && is_wanted {
+            marks::hit(Mark::SuperblockStaysDirty);
+        }
+        if self.state() != BackingState::Dirty
+            || (is_wanted && !mutations::is(Mutation::CleanStateEarly))
+        {
             return Ok(false);
         }
+        marks::hit(Mark::SuperblockBecomesClean);
         // Whoever comes from here on waits for the turn and writes dirty again before going on.
         self.superblock.borrow_mut().set_state(BackingState::Clean);
         let superblock = self.get();

@@ -12,6 +12,8 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Notify, join_all};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, Gen, prio};
@@ -125,7 +127,9 @@ impl<E: Env> GenTable<E> {
     pub async fn write(&self, journal: &Journal<E>, batch: Batch) -> io::Result<()> {
         let head = self.write_links(&batch).await?;
         journal.set_roots(|roots| roots.prio_head = head.0);
-        journal.write_now().await?;
+        if !mutations::is(Mutation::AllocReleasesEarly) {
+            journal.write_now().await?;
+        }
         if self.setup.discard {
             for nr in batch.buckets() {
                 let sector = nr.0 * self.setup.bucket_sectors;
@@ -155,6 +159,7 @@ impl<E: Env> GenTable<E> {
             let batch = self.begin();
             let Some(batch) = batch else {
                 if self.buckets.is_dry.get() {
+                    marks::hit(Mark::AllocDry);
                     drop(demand);
                     self.env.sleep(DRY_PAUSE).await;
                     self.buckets.released.notify_all();

@@ -8,6 +8,7 @@ use super::findings::{Findings, LoadError, Severity};
 use super::reads::ReadWindow;
 use super::search::kernel_search;
 use super::{Newest, Ring, SurvivorEntry};
+use crate::mutations::{self, Mutation};
 use brigade_env::{Device, Env};
 use brigade_format::jset::{self, JsetView, Probe};
 use brigade_format::superblock::CacheGeometry;
@@ -285,7 +286,8 @@ pub(super) async fn read<E: Env>(
             .collect(),
     };
     let mut replay = Vec::with_capacity(range.len());
-    for seq in range {
+    let later = usize::from(mutations::is(Mutation::ReplayFromLater) && range.len() > 1);
+    for seq in range.into_iter().skip(later) {
         let Some(kept) = scan.kept.remove(&seq) else {
             continue;
         };

@@ -38,6 +38,8 @@ pub use crate::journal::survivor::SurvivorEntry;
 pub use findings::{Finding, LoadError, Severity};
 
 use crate::extents::{Extent, ExtentMap};
+use crate::marks::{Mark, hit};
+use crate::mutations::{self, Mutation};
 use brigade_env::{Env, SECTOR_BYTES};
 use brigade_format::superblock::{CacheGeometry, Superblock};
 use brigade_format::uuid_table::UuidEntry;
@@ -332,12 +334,19 @@ fn raise_by_journal(
             .filter(|ptr| ptr.is_available())
             .for_each(|ptr| marks.see_data(ptr));
     }
-    journal
+    let mut extents: Vec<Extent> = journal
         .replay
         .iter()
         .flat_map(|entry| &entry.keys)
         .filter_map(Extent::from_key)
-        .collect()
+        .collect();
+    if !extents.is_empty() {
+        hit(Mark::ReplayKeys);
+    }
+    if mutations::is(Mutation::ReplayBackwards) {
+        extents.reverse();
+    }
+    extents
 }
 
 fn byte_of(e: &Extent) -> u64 {

@@ -6,6 +6,7 @@
 
 use super::layers::Layers;
 use crate::extents::{Extent, ExtentMap};
+use crate::marks::{self, Mark};
 use brigade_format::{Pos, Ptr};
 use std::collections::BTreeMap;
 
@@ -221,6 +222,9 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
         let Some(ptr) = k.ptr else {
             return self.push(decided, hole);
         };
+        if t.is_some_and(|t| t.ptr != k.ptr) {
+            marks::hit(Mark::ReplayOverTree);
+        }
         if !(self.is_stale)(ptr) {
             let is_revived = k.dirty && t.is_some_and(|t| t.ptr == k.ptr && !t.dirty);
             return self.push(
@@ -231,6 +235,7 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
                 },
             );
         }
+        marks::hit(Mark::ReplayDropsStale);
         if !k.dirty {
             return self.push(decided, hole);
         }

@@ -11,6 +11,8 @@ use super::{Backing, Cache, Core, Fill, Placed};
 use crate::data::Candidate;
 use crate::extents::Extent;
 use crate::limits::HOLE_SECTORS_MAX;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::join;
 use brigade_env::{Buffer, Durability, Env, StreamId};
 use std::cell::Cell;
@@ -56,7 +58,10 @@ pub async fn write<E: Env>(
     let dirty = let_go_of_clean(core, &cache, start, end).await?;
     let what = match what {
         // A device may ignore a discard, or a part of it; under dirty data that is dropped old content would come to light.
-        DirectWrite::Clear(Clear::Discard) if !dirty.is_empty() => {
+        DirectWrite::Clear(Clear::Discard)
+            if !dirty.is_empty() && !mutations::is(Mutation::DiscardOverDirty) =>
+        {
+            marks::hit(Mark::ClearBecomesZeroes);
             DirectWrite::Clear(Clear::Zeroes { may_unmap: true })
         }
         what => what,
@@ -111,6 +116,7 @@ fn place_copy<E: Env>(
         return None;
     }
     let Some(placed) = core.place(cache, stream, start, end - start, false) else {
+        marks::hit(Mark::CopyDropped);
         core.counters.fill_dropped.add(1);
         return None;
     };
@@ -163,7 +169,7 @@ async fn to_backing<E: Env>(
     let _unflushed = Unflushed(&backing.unflushed);
     match what {
         DirectWrite::Data(buffer) => {
-            let durability = if fua {
+            let durability = if fua && !mutations::is(Mutation::FuaForgottenDirect) {
                 Durability::Durable
             } else {
                 Durability::Volatile
@@ -195,6 +201,9 @@ async fn let_go_of_clean<E: Env>(
     end: u64,
 ) -> io::Result<Vec<Extent>> {
     let writer = cache.writer.as_ref().expect("checked to be writable");
+    if mutations::is(Mutation::DirectForgetsClean) {
+        return Ok(Vec::new());
+    }
     let live = cache
         .index
         .borrow()
@@ -215,10 +224,15 @@ async fn let_go_of_clean<E: Env>(
             holes(&now.into_iter().filter(is_clean).collect::<Vec<_>>())
         })
         .await?;
+    marks::hit(Mark::DirectHidesClean);
     match inserted {
+        _ if mutations::is(Mutation::DirectHoleVolatile) => (),
         Some(seq) => writer.journal.flush_through(seq).await?,
         // Somebody else covered it meanwhile, with a key that need not be durable yet.
-        None => writer.journal.flush().await?,
+        None => {
+            marks::hit(Mark::DirectHiddenMeanwhile);
+            writer.journal.flush().await?;
+        }
     }
     Ok(dirty)
 }
@@ -234,7 +248,10 @@ async fn let_go_of_dirty<E: Env>(
         return Ok(());
     }
     let writer = cache.writer.as_ref().expect("checked to be writable");
-    backing.disk.flush().await?;
+    marks::hit(Mark::DirectHidesDirty);
+    if !mutations::is(Mutation::DirectHidesEarly) {
+        backing.disk.flush().await?;
+    }
     let mut last = None;
     for old in dirty {
         let seq = writer

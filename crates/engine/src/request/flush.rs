@@ -1,6 +1,8 @@
 //! Making acknowledged writes durable.
 
 use super::Core;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::Env;
 use brigade_env::sync::join;
 use std::io;
@@ -15,11 +17,20 @@ pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
     }
     let journal = async {
         match core.cache.as_ref().and_then(|cache| cache.writer.as_ref()) {
-            Some(writer) => writer.journal.flush().await,
+            Some(writer) if !mutations::is(Mutation::FlushForgetsJournal) => {
+                writer.journal.flush().await
+            }
+            Some(_) => Ok(()),
             None => Ok(()),
         }
     };
-    let (journal, backing) = join(journal, core.flush_backing()).await;
+    let backing = async {
+        if mutations::is(Mutation::FlushForgetsBacking) {
+            return Ok(());
+        }
+        core.flush_backing().await
+    };
+    let (journal, backing) = join(journal, backing).await;
     journal?;
     backing?;
     match &core.cache {
@@ -42,6 +53,7 @@ impl<E: Env> Core<E> {
             backing.disk.flush_settled().await
         };
         if result.is_err() {
+            marks::hit(Mark::BackingFlushFailed);
             backing.unflushed.set(true);
         }
         for fill in waiting {

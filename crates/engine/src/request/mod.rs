@@ -32,7 +32,9 @@ use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::limits::{CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
+use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
+use crate::mutations::{self, Mutation};
 use crate::options::Options;
 use crate::stats::VolumeCounters;
 use brigade_env::sync::Notify;
@@ -168,6 +170,7 @@ impl Drop for Admitted {
 impl Admission {
     fn enter(self: &Rc<Self>) -> io::Result<Admitted> {
         if self.is_closed.get() {
+            marks::hit(Mark::StopRefusesLate);
             return Err(io::Error::other("the volume is being stopped"));
         }
         self.under_way.set(self.under_way.get() + 1);
@@ -233,6 +236,9 @@ impl<E: Env> Core<E> {
     ) -> bool {
         let mode = self.mode.get();
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
+        if in_use > CUTOFF_ALL_PERCENT {
+            marks::hit(Mark::RouteBypassFull);
+        }
         if in_use > CUTOFF_ALL_PERCENT
             || mode == CacheMode::None
             || (is_write && mode == CacheMode::Writearound)
@@ -242,9 +248,11 @@ impl<E: Env> Core<E> {
         if !start.is_multiple_of(cache.block_sectors)
             || !sectors.is_multiple_of(cache.block_sectors)
         {
+            marks::hit(Mark::RouteBypassAlignment);
             return true;
         }
         if cache.index.borrow().memory_bytes() > self.options.memory_bytes {
+            marks::hit(Mark::RouteBypassMemory);
             return true;
         }
         let cutoff = self.options.sequential_cutoff;
@@ -254,6 +262,7 @@ impl<E: Env> Core<E> {
             .borrow_mut()
             .note(stream, start, sectors, self.last_request.get());
         if cutoff != 0 && run >= cutoff {
+            marks::hit(Mark::RouteBypassSequential);
             return true;
         }
         cache.buckets.get_mut().account_traffic(sectors);
@@ -262,6 +271,9 @@ impl<E: Env> Core<E> {
 
     fn may_become_dirty(&self, cache: &Cache<E>) -> bool {
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
+        if self.mode.get() == CacheMode::Writeback && in_use > CUTOFF_SYNC_PERCENT {
+            marks::hit(Mark::RouteNotDirty);
+        }
         self.mode.get() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
     }
 
@@ -321,6 +333,9 @@ impl<E: Env> Core<E> {
         if alloc.wants_batch() {
             cache.buckets.demand.notify_all();
         }
+        if placed.extents.len() > 1 {
+            marks::hit(Mark::PlaceSeveral);
+        }
         Some(placed)
     }
 
@@ -371,7 +386,10 @@ impl<E: Env> Core<E> {
     fn finish_fill(&self, cache: &Cache<E>, fill: Fill) {
         let Some(writer) = &cache.writer else { return };
         for extent in &fill.extents {
-            if fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end) {
+            let is_written =
+                fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end);
+            if is_written && !mutations::is(Mutation::CopyIgnoresWrites) {
+                marks::hit(Mark::CopyLostRace);
                 self.counters.fill_collisions.add(1);
                 break;
             }
@@ -386,10 +404,11 @@ impl<E: Env> Core<E> {
         let is_unflushed =
             |backing: &Rc<Backing<E>>| backing.unflushed.get() || backing.disk.is_flushing();
         let unflushed = self.backing.as_ref().is_some_and(is_unflushed);
-        if !unflushed {
+        if !unflushed || mutations::is(Mutation::CopyBeforeFlush) {
             self.finish_fill(cache, fill);
             return;
         }
+        marks::hit(Mark::CopyWaitsForFlush);
         self.unflushed_fills.borrow_mut().push(fill);
         if !self.fill_flush_set.replace(true) {
             let core = self.clone();
@@ -450,7 +469,10 @@ async fn route<E: Env>(
                 counters.writeback.add(1);
                 return Ok(());
             }
-            writeback::Outcome::NoRoom(back) => buffer = back,
+            writeback::Outcome::NoRoom(back) => {
+                marks::hit(Mark::PlaceNoRoom);
+                buffer = back;
+            }
         }
     }
     let Some(backing) = &core.backing else {
@@ -545,6 +567,7 @@ async fn clear_flash<E: Env>(
         .borrow()
         .live(&cache.buckets.get(), core.inode, start, end);
     if cache.hole_splits(core.inode, start, end) && !cache.has_room_for_keys() {
+        marks::hit(Mark::ClearSplitRefused);
         return Err(io::ErrorKind::StorageFull.into());
     }
     let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;

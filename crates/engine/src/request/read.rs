@@ -6,6 +6,8 @@
 
 use super::{Backing, Cache, Core, Fill};
 use crate::limits::{FILL_BYTES_MAX, FILL_SECTORS_MAX};
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::join_all;
 use brigade_env::{Buffer, Env, StreamId};
 use brigade_format::Ptr;
@@ -80,7 +82,9 @@ async fn cached<E: Env>(
             .iter()
             .filter_map(|piece| piece.ptr)
             .any(|ptr| cache.buckets.is_stale(ptr))
+            && !mutations::is(Mutation::ReadIgnoresReuse)
         {
+            marks::hit(Mark::ReadStale);
             core.counters.read_races.add(1);
             continue;
         }
@@ -89,6 +93,7 @@ async fn cached<E: Env>(
             Err(error) => return retry_from_backing(core, &pieces, start, sectors, error).await,
         };
         if let (Some(seq), Some(writer)) = (unwritten, writer) {
+            marks::hit(Mark::ReadUnwritten);
             writer.journal.survives(seq).await?;
         }
         let counters = &core.counters;
@@ -120,6 +125,7 @@ async fn retry_from_backing<E: Env>(
             if pieces.iter().all(|piece| !piece.dirty)
                 && pieces.iter().any(|piece| piece.ptr.is_some()) =>
         {
+            marks::hit(Mark::ReadFallsBack);
             tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
             backing.disk.read_bytes(start, sectors as usize * 512).await
         }

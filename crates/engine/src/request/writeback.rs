@@ -6,6 +6,8 @@
 //! ```
 
 use super::{Cache, Core, Placed};
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::{Buffer, Env, StreamId};
 use std::io;
 use std::rc::Rc;
@@ -65,7 +67,13 @@ async fn write_piece<E: Env>(
     let Some(placed) = place(core, cache, stream, start, sectors).await? else {
         return Ok(Outcome::NoRoom(buffer));
     };
-    if let Err(error) = core.write_placed(cache, &placed, buffer).await {
+    let mut placed = placed;
+    if mutations::is(Mutation::PinLost) {
+        core.unpin(cache, std::mem::take(&mut placed.pinned));
+    }
+    if let Err(error) = core.write_placed(cache, &placed, buffer).await
+        && !mutations::is(Mutation::AckWithFailedData)
+    {
         core.unpin(cache, placed.pinned);
         return Err(error);
     }
@@ -73,7 +81,7 @@ async fn write_piece<E: Env>(
     core.candidates.cancel(start, start + sectors);
     core.unpin(cache, placed.pinned);
     if let Some(seq) = inserted? {
-        if fua {
+        if fua && !mutations::is(Mutation::FuaForgottenCached) {
             writer.journal.flush_through(seq).await?;
         } else {
             writer.journal.survives(seq).await?;
@@ -101,6 +109,7 @@ async fn place<E: Env>(
         if cache.buckets.is_dry.get() || sectors > most || !cache.has_room_for_keys() {
             return Ok(None);
         }
+        marks::hit(Mark::PlaceWaits);
         cache.buckets.demand.notify_all();
         released.await;
     }

@@ -1,5 +1,6 @@
 //! Which slot a backing device gets, and what is written where for it (docs/format.md 9.3). The deciding part is pure.
 
+use crate::marks::{self, Mark};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, Superblock};
 use std::collections::BTreeSet;
@@ -49,6 +50,7 @@ pub fn plan(
         |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only() && entry.uuid == backing.uuid;
     if let Some(slot) = entries.iter().position(is_mine) {
         if matches!(state, BackingState::Clean | BackingState::Dirty) {
+            marks::hit(Mark::AttachKnownSlot);
             entries[slot].last_reg = now;
             return Ok(Attach {
                 slot: slot as u32,
@@ -56,6 +58,7 @@ pub fn plan(
                 is_new: false,
             });
         }
+        marks::hit(Mark::AttachSlotGivenUp);
         entries[slot].invalidate(now);
     }
     if state == BackingState::Dirty {
@@ -68,6 +71,7 @@ pub fn plan(
     let Some((slot, _)) = entries.iter().enumerate().find(is_free) else {
         return Err(refuse("the set's UUID table has no free slot".into()));
     };
+    marks::hit(Mark::AttachNewSlot);
     entries[slot] = UuidEntry::cached(backing.uuid, backing.label, now);
     Ok(Attach {
         slot: slot as u32,

@@ -20,7 +20,9 @@ use crate::error::{Error, Poison};
 use crate::extents::Extent;
 use crate::journal::{self, Journal, JournalSetup, RingStart, Roots, survivor};
 use crate::limits::SECTOR;
+use crate::marks::{self, Mark};
 use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
+use crate::mutations::{self, Mutation};
 use crate::options::{AckPolicy, Options};
 use crate::recovery::{self, How, Loaded, SurvivorEntry};
 use crate::request::{Cache, CacheWriter};
@@ -510,6 +512,10 @@ async fn journal_again<E: Env>(
     kept: &[Extent],
 ) -> io::Result<()> {
     for entry in survivors {
+        marks::hit(Mark::RecordReplayed);
+        if mutations::is(Mutation::RecordForgotten) {
+            continue;
+        }
         for keys in entry.keys.chunks(journal.words_max() / KEY_WORDS_MAX) {
             journal.append(keys.iter().copied());
             journal.flush().await?;
@@ -530,6 +536,9 @@ fn lay_overlay<E: Env>(
     journal: &Journal<E>,
     last_seq: u64,
 ) {
+    if mutations::is(Mutation::ReplayNotInLeaves) {
+        return;
+    }
     let change = Change {
         seq: Some(last_seq),
         now: env.now(),

@@ -1,0 +1,106 @@
+//! Coverage marks: each names a branch that is rarely taken, and simulation prints which were never reached.
+//!
+//! Without the feature `instrumented` a mark is nothing. A mark that no run hits is either a hole in the tests or code that
+//! cannot be reached; both want looking at.
+
+macro_rules! marks {
+    ($($name:ident: $what:literal,)*) => {
+        /// A branch.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mark {
+            $(#[doc = $what] $name,)*
+        }
+
+        /// Every mark's name and what it stands for, in order.
+        pub const ALL: &[(&str, &str)] = &[$((stringify!($name), $what),)*];
+    };
+}
+
+marks! {
+    AllocBatchOfNothing: "a gen table is written only since gens run ahead of it",
+    AllocGenAtLimit: "a bucket is not recycled, as its generation is too far from the oldest pointer",
+    AllocGenWraps: "a generation goes from 255 to 0",
+    AllocDry: "buckets run low and nothing can be recycled",
+    AllocMetadataWaits: "somebody waits for buckets for nodes",
+    AllocPolicyFifo: "victims by bucket number",
+    AllocPolicyRandom: "victims by chance",
+    AttachKnownSlot: "a backing device keeps its slot",
+    AttachNewSlot: "a backing device gets a slot",
+    AttachSlotGivenUp: "a slot is given up, as its device was run without the set",
+    BackingFlushFailed: "a backing device that failed a flush takes no more writes",
+    BtreeAppend: "a leaf is appended to",
+    BtreeFirstUnitApart: "a set is longer than what the device writes as one",
+    BtreeGcPass: "all leaves were rewritten, as generations ran away from the oldest pointers",
+    BtreeInteriorAppend: "an interior node is appended to",
+    BtreeInteriorRewrite: "an interior node is rewritten",
+    BtreeInteriorSplit: "an interior node splits",
+    BtreeLeafRewrite: "a leaf is rewritten as one",
+    BtreeLeafSplit: "a leaf splits",
+    BtreeNewLevel: "the tree grows a level",
+    BtreeRetired: "buckets of replaced nodes wait for the entry that names the new root",
+    BtreeFewerAtOnce: "there are too few buckets to rewrite all leaves asked for at once",
+    ClearBecomesZeroes: "a discard over dirty data is done as zeroes",
+    ClearSplitRefused: "a hole that would split an extent finds no room for keys",
+    CopyDropped: "clean data is not put into the cache, as there is no room",
+    CopyLostRace: "clean data is not put into the cache, as its range was written",
+    CopyWaitsForFlush: "clean data waits for a flush of the backing device",
+    DirectHidesClean: "a direct write makes durable holes over clean extents",
+    DirectHidesDirty: "a direct write lets go of dirty extents after a flush",
+    DirectHiddenMeanwhile: "what a direct write wanted to hide was hidden by somebody else",
+    InsertInPieces: "one operation's keys take more than one entry",
+    InsertWaitsForRoom: "keys wait for room in the journal",
+    JournalEmptyEntry: "an entry without keys",
+    JournalFull: "an entry finds no place in the ring",
+    JournalLastBucket: "the last free ring bucket is kept for an entry that frees another",
+    JournalPressed: "leaves are written as the ring needs room",
+    JournalStartsBehindNewest: "after opening, the first entry goes right behind the newest",
+    JournalWraps: "the ring comes round",
+    LocksWait: "a direct write waits for another one",
+    PlaceNoRoom: "a write finds no room in the cache and goes to the backing device",
+    PlaceSeveral: "a write is placed in several buckets",
+    PlaceWaits: "a write waits for buckets",
+    PoisonThrown: "a set takes no more writes",
+    ReadFallsBack: "a cached copy cannot be read, and the backing device is read instead",
+    ReadStale: "a bucket was recycled while it was read",
+    ReadUnwritten: "a read waits until what it saw survives",
+    RecordAbsent: "writes are acknowledged by the journal",
+    RecordReplayed: "keys are only in the record in memory",
+    RecordStale: "a record of another opening is ignored",
+    ReplayDropsStale: "a replayed key points to a recycled bucket",
+    ReplayKeys: "keys are replayed",
+    ReplayOverTree: "a replayed key and the tree disagree",
+    RouteBypassAlignment: "a request bypasses the cache, as it is not aligned to its blocks",
+    RouteBypassFull: "a request bypasses the cache, as that is full",
+    RouteBypassMemory: "a request bypasses the cache, as the index may not grow",
+    RouteBypassSequential: "a request bypasses the cache, as it continues a run",
+    RouteNotDirty: "a write does not become dirty, as much of the cache is in use",
+    StopRefusesLate: "a write comes after the stop began",
+    SuperblockBecomesClean: "a backing device becomes clean",
+    SuperblockStaysDirty: "a backing device does not become clean, as somebody is about to write",
+    WritebackChanged: "an extent changed while it was written back",
+    WritebackFailed: "a round of writeback failed",
+    WritebackWraps: "writeback begins again at the start of the volume",
+}
+
+#[cfg(feature = "instrumented")]
+thread_local! {
+    static HITS: std::cell::RefCell<[u64; ALL.len()]> = const { std::cell::RefCell::new([0; ALL.len()]) };
+}
+
+/// A branch was taken.
+#[inline(always)]
+pub fn hit(mark: Mark) {
+    #[cfg(feature = "instrumented")]
+    HITS.with(|hits| hits.borrow_mut()[mark as usize] += 1);
+    let _ = mark;
+}
+
+/// Hits of this thread since the last call, by mark; empty without the feature.
+pub fn take() -> Vec<u64> {
+    #[cfg(feature = "instrumented")]
+    {
+        HITS.with(|hits| hits.replace([0; ALL.len()]).to_vec())
+    }
+    #[cfg(not(feature = "instrumented"))]
+    Vec::new()
+}
