@@ -6,6 +6,7 @@
 
 mod alternation;
 mod check_kernel;
+mod check_own;
 mod filesystem;
 mod golden_images;
 mod kill;
@@ -71,6 +72,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: false,
         rounds: [6, 20],
         run: kill::run,
+    },
+    Test {
+        name: "check-own",
+        shows: "brigade check finds nothing after kill -9 of the server, and after a stop",
+        needs_kernel: false,
+        rounds: [6, 40],
+        run: check_own::run,
     },
     Test {
         name: "fio",

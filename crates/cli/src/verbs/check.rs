@@ -14,10 +14,11 @@ use brigade_fsck::check::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::IsTerminal;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Errors are left.
@@ -74,11 +75,23 @@ fn open(flags: &CheckFlags) -> Outcome<Vec<Held>> {
             let name = target.name();
             Failure::cannot(format!("{name}: in use; nothing was checked"))
         };
-        target.file.try_lock_shared().map_err(|_| in_use())?;
+        share(&target.file).map_err(|_| in_use())?;
         let claim = claim(path).map_err(|_| in_use())?;
         Ok((target, claim))
     };
     flags.devices.iter().map(open_one).collect()
+}
+
+/// A server that has just ended may hold its devices a moment longer, while the kernel takes its ring down.
+fn share(file: &File) -> Result<(), TryLockError> {
+    const ATTEMPTS: u32 = 50;
+    for _ in 1..ATTEMPTS {
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+            other => return other,
+        }
+    }
+    file.try_lock_shared()
 }
 
 /// A block device that the kernel uses (mounted, or part of something larger) cannot be opened for oneself.

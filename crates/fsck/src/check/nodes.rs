@@ -194,7 +194,7 @@ pub(super) fn check(
             all: Vec::new(),
             is_whole: true,
         },
-        trials_left: TRIALS_MAX,
+        trial_bytes_left: TRIAL_BYTES_MAX,
         findings,
     };
     let total = chain.nodes_hint;
@@ -232,13 +232,13 @@ fn check_root(cache: &Cache<'_>, ring: &Ring, root: &Spot, findings: &mut Findin
     Some(())
 }
 
-/// How many nodes with a wrong checksum are tried with other generations.
-const TRIALS_MAX: u32 = 16;
+/// How much is summed in all to try nodes with a wrong checksum under other generations.
+const TRIAL_BYTES_MAX: u64 = 1 << 30;
 
 struct First<'a, 'b> {
     cache: &'a Cache<'b>,
     nodes: Nodes,
-    trials_left: u32,
+    trial_bytes_left: u64,
     findings: &'a mut Findings,
 }
 
@@ -428,8 +428,9 @@ impl First<'_, '_> {
 
     /// The generation under which the checksums of a node are right: they start from the pointer to it.
     fn generation_written(&mut self, spot: &Spot) -> Option<Gen> {
-        self.trials_left = self.trials_left.checked_sub(1)?;
         let bytes = read_bytes(self.cache, spot).ok()?;
+        let sum = (bytes.len() as u64).checked_mul(256)?;
+        self.trial_bytes_left = self.trial_bytes_left.checked_sub(sum)?;
         let geometry = &self.cache.geometry;
         (0..=255).map(Gen).find(|&r#gen| {
             let ptr = spot.ptr().with_gen(r#gen);

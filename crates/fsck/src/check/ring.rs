@@ -33,6 +33,9 @@ pub(super) const UUID_BUCKET_AT: u64 = 40;
 pub(super) const BTREE_ROOT_AT: u64 = 104;
 const LAST_SEQ_AT: u64 = 32;
 
+/// What a key to be replayed takes: itself, and the piece it becomes of what is laid over the tree.
+const BYTES_PER_KEY: u64 = size_of::<Replayed>() as u64 + 96;
+
 /// Reads the journal; `None` if nothing in it can be used.
 pub(super) fn check(
     cache: &Cache<'_>,
@@ -281,7 +284,7 @@ fn keys(
 ) -> (Vec<Replayed>, bool) {
     let mut replayed = Vec::new();
     let mut is_whole = true;
-    let bytes_each = size_of::<Replayed>() as u64;
+    let bytes_each = BYTES_PER_KEY;
     for entry in range {
         if replayed.len() as u64 * bytes_each > options.memory_max {
             let limit = options.memory_max;

@@ -16,27 +16,33 @@ pub(super) fn check(
     backings: &[Backing<'_>],
     findings: &mut Findings,
 ) -> Vec<VolumeView> {
-    let volumes = volumes(slots, usage);
-    for volume in &volumes {
-        owner(slots, volume, findings);
-    }
+    let volumes: Vec<VolumeView> = volumes(slots, usage, |volume| owner(slots, volume, findings));
     for backing in backings {
         attached(cache, slots, &volumes, usage.is_some(), backing, findings);
     }
     volumes
 }
 
-fn volumes(slots: &Slots, usage: Option<&BTreeMap<u32, Usage>>) -> Vec<VolumeView> {
+/// How many inodes without a slot are kept for the view.
+const STRANGERS_MAX: usize = 1000;
+
+/// The view of every slot in use and every inode with extents; all of them are shown to `look`.
+fn volumes(
+    slots: &Slots,
+    usage: Option<&BTreeMap<u32, Usage>>,
+    mut look: impl FnMut(&VolumeView),
+) -> Vec<VolumeView> {
     let used = (0..)
         .zip(&slots.entries)
         .filter(|(_, entry)| !entry.is_empty());
     let mut inodes: BTreeSet<u32> = used.map(|(slot, _)| slot).collect();
     inodes.extend(usage.into_iter().flat_map(|usage| usage.keys().copied()));
-    let view = |slot: u32| {
+    let mut views = Vec::new();
+    for slot in inodes {
         let usage = usage.and_then(|usage| usage.get(&slot)).copied();
         let usage = usage.unwrap_or_default();
         let entry = slots.get(slot);
-        VolumeView {
+        let view = VolumeView {
             slot,
             kind: slots.kind(slot),
             uuid: entry.uuid,
@@ -44,9 +50,13 @@ fn volumes(slots: &Slots, usage: Option<&BTreeMap<u32, Usage>>) -> Vec<VolumeVie
             extents: usage.extents,
             clean_sectors: usage.clean_sectors,
             dirty_sectors: usage.dirty_sectors,
+        };
+        look(&view);
+        if views.len() < slots.entries.len() + STRANGERS_MAX {
+            views.push(view);
         }
-    };
-    inodes.into_iter().map(view).collect()
+    }
+    views
 }
 
 /// F51.
