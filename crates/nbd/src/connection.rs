@@ -15,6 +15,7 @@ use crate::proto::{self, Errno, chunk, command};
 use crate::request::{Action, REQUEST_BYTES, Refusal, Request, Rules, check};
 use crate::server::{ServerOptions, Shutdown};
 use crate::wait::{Either, WaitCell, race};
+use brigade_env::sync::yield_now;
 use brigade_env::{BlockDevice, Buffer, Env, Exports, Segment, StatusExtent, Stream, StreamId};
 use std::cell::Cell;
 use std::future::Future;
@@ -240,6 +241,9 @@ async fn receive_requests<E: Env, D: BlockDevice, S: Stream>(
     mut inbox: Inbox<S>,
 ) -> io::Result<&'static str> {
     loop {
+        if connection.outbox.is_due() {
+            yield_now().await;
+        }
         let Some(header) = inbox.bytes().first_chunk::<REQUEST_BYTES>() else {
             if !inbox.fill().await? {
                 return Ok("the client left without saying so");

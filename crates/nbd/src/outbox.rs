@@ -1,7 +1,8 @@
 //! Messages to a stream: queued by whoever has one, sent many at a time by one writer task.
 //!
 //! The writer is woken by the first message of a batch and runs after the tasks that are ready already, so that
-//! everything that finished in the same turn leaves in the same call.
+//! everything that finished in the same turn leaves in the same call. But not too much at a time ([`Outbox::is_due`]): while the
+//! client works on one half of its queue depth the server should have the other half.
 
 use crate::proto::Header;
 use crate::wait::WaitCell;
@@ -13,6 +14,12 @@ use std::rc::Rc;
 /// Most messages in one send.
 const BATCH_MESSAGES: usize = 64;
 
+/// Enough to be sent before more is worked on. A batch costs some microseconds in calls and wake-ups: with 16 of 4 KiB that is
+/// little for each, and a client with 32 in flight and the server are both busy all the time.
+const DUE_MESSAGES: usize = 16;
+/// The same for large messages.
+const DUE_BYTES: usize = 128 << 10;
+
 /// A header and what follows it.
 pub(crate) struct Message {
     pub(crate) header: Header,
@@ -21,10 +28,17 @@ pub(crate) struct Message {
     pub(crate) cost_bytes: usize,
 }
 
+impl Message {
+    fn body_bytes(&self) -> usize {
+        self.body.as_ref().map_or(0, |body| body.as_slice().len())
+    }
+}
+
 /// The queue in front of a stream.
 pub(crate) struct Outbox<S> {
     stream: Rc<S>,
     queue: RefCell<VecDeque<Message>>,
+    queued_bytes: Cell<usize>,
     writer: WaitCell,
     is_closing: Cell<bool>,
     has_failed: Cell<bool>,
@@ -36,6 +50,7 @@ impl<S: Stream> Outbox<S> {
         Outbox {
             stream,
             queue: RefCell::default(),
+            queued_bytes: Cell::new(0),
             writer: WaitCell::default(),
             is_closing: Cell::new(false),
             has_failed: Cell::new(false),
@@ -44,8 +59,15 @@ impl<S: Stream> Outbox<S> {
 
     /// Queues a message.
     pub(crate) fn push(&self, message: Message) {
+        self.queued_bytes
+            .set(self.queued_bytes.get() + message.body_bytes());
         self.queue.borrow_mut().push_back(message);
         self.writer.wake();
+    }
+
+    /// Whether the writer should have its turn now.
+    pub(crate) fn is_due(&self) -> bool {
+        self.queue.borrow().len() >= DUE_MESSAGES || self.queued_bytes.get() >= DUE_BYTES
     }
 
     /// Ends the writer once the queue is empty.
@@ -86,6 +108,8 @@ impl<S: Stream> Outbox<S> {
         };
         for message in queue.drain(..count) {
             batch.cost_bytes += message.cost_bytes;
+            let left = self.queued_bytes.get() - message.body_bytes();
+            self.queued_bytes.set(left);
             batch.push(message);
         }
         batch

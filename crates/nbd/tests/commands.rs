@@ -292,7 +292,7 @@ fn replies_may_overtake_each_other() {
 }
 
 #[test]
-fn queued_replies_leave_in_few_sends() {
+fn queued_replies_leave_many_at_a_time() {
     let stand = Stand::new();
     let wire = stand.door.connect(usize::MAX, 1 << 20);
     let (watch, world) = (wire.clone(), stand.world.clone());
@@ -305,11 +305,9 @@ fn queued_replies_leave_in_few_sends() {
         for result in brigade_env::sync::join_all(reads).await {
             result.expect("read");
         }
-        assert!(
-            watch.sends_of_peer() - before <= 3,
-            "{} sends for 64 replies",
-            watch.sends_of_peer() - before
-        );
+        // Sixteen at a time, so that the client has something to do meanwhile, and some more for what arrived apart.
+        let sends = watch.sends_of_peer() - before;
+        assert!((4..=6).contains(&sends), "{sends} sends for 64 replies");
     });
 }
 

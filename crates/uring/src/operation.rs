@@ -408,7 +408,9 @@ impl Request {
                     length,
                     ..
                 } => libc::recv(fd, pointer.cast(), length as usize, 0),
-                Request::Send { fd, header } => libc::sendmsg(fd, header, libc::MSG_NOSIGNAL),
+                Request::Send { fd, header } => {
+                    libc::sendmsg(fd, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+                }
                 Request::Accept { fd } => {
                     let nobody = std::ptr::null_mut();
                     libc::accept4(

@@ -286,7 +286,7 @@ impl Core {
         left.is_some() && !self.is_closed.get()
     }
 
-    /// Does an operation that cannot wait here and now. Usually it is over then.
+    /// Does an operation that does not wait, or says so, here and now. Usually it is over then.
     pub(crate) fn submit_in_place(
         self: &Rc<Self>,
         kind: Kind,
@@ -314,6 +314,12 @@ impl Core {
         let result = unsafe { request.run() };
         self.done_in_place.borrow_mut().push((key, result));
         self.op(key)
+    }
+
+    /// Operations the engine has.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.borrow().in_flight()
     }
 
     fn abandon(&self, key: u64) {

@@ -116,9 +116,10 @@ impl Stream for HostStream {
     fn send(&self, segments: Vec<Segment>) -> impl Future<Output = io::Result<()>> + 'static {
         let message = Message::new(segments);
         let wanted = message.length();
+        // Usually the queue takes all of it at once. What does not fit goes on in the engine.
         let op = (wanted > 0).then(|| {
             self.core
-                .submit(Kind::Send, &self.fd, Payload::Message(message))
+                .submit_in_place(Kind::Send, &self.fd, Payload::Message(message))
         });
         async move {
             let Some(op) = op else { return Ok(()) };
