@@ -110,25 +110,37 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         Some(name) => vec![load(folder, name)?],
         None => list(folder)?,
     };
-    let program = brigade()?;
-    let (mut clean, mut named, mut lawful, mut wrong) = (0, 0, 0, 0);
-    for case in &cases {
-        let (outcome, line) = judge(&program, folder, case)?;
+    let (summary, wrong) = run(&brigade()?, folder, &cases, is_verbose)?;
+    println!("{summary}");
+    Ok(ExitCode::from(u8::from(!wrong.is_empty())))
+}
+
+/// Checks every case; gives a line about all of them and the names of those that are wrong.
+pub fn run(
+    program: &Path,
+    folder: &Path,
+    cases: &[Case],
+    is_verbose: bool,
+) -> Result<(String, Vec<String>)> {
+    let (mut clean, mut named, mut lawful, mut wrong) = (0, 0, 0, Vec::new());
+    for case in cases {
+        let (outcome, line) = judge(program, folder, case)?;
         match outcome {
             Outcome::Clean => clean += 1,
             Outcome::Named => named += 1,
             Outcome::Lawful => lawful += 1,
-            Outcome::Wrong => wrong += 1,
+            Outcome::Wrong => wrong.push(case.name.clone()),
         }
         if is_verbose || outcome == Outcome::Wrong {
             println!("{:24} {line}", case.name);
         }
     }
-    println!(
-        "{} cases: {clean} undamaged and clean, {named} damaged or refused and named, {lawful} damaged within the rules and clean, {wrong} wrong",
-        cases.len()
+    let summary = format!(
+        "{} cases: {clean} undamaged and clean, {named} damaged or refused and named, {lawful} damaged within the rules and clean, {} wrong",
+        cases.len(),
+        wrong.len()
     );
-    Ok(ExitCode::from(u8::from(wrong > 0)))
+    Ok((summary, wrong))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,15 +1,30 @@
-//! `brigade check` on what Brigade itself leaves: after every kill -9 in mid-write and every stop.
+//! `brigade check` on the project's golden images, and on what Brigade itself leaves: after every kill -9 in mid-write and
+//! every stop.
 
 use super::alternation::{Pair, write_load};
 use super::{Passed, Setting};
-use crate::golden_fsck;
 use crate::nbd::Client;
 use crate::pattern::mix;
 use crate::process::{Context, Result};
 use crate::server::start_ready;
+use crate::{golden, golden_fsck};
 use std::time::Duration;
 
 const OPERATIONS: u64 = 3000;
+
+/// The project's own golden images: clean where undamaged, named where damaged.
+pub fn fixtures(setting: &Setting) -> Result<Passed> {
+    let folder = golden::fixtures();
+    let mut cases = golden::list(&folder)?;
+    if let Some(only) = &setting.only {
+        cases.retain(|case| case.name == *only);
+    }
+    let (summary, wrong) = golden_fsck::run(&setting.program, &folder, &cases, false)?;
+    match wrong.is_empty() {
+        true => Ok(Passed::Ran(summary)),
+        false => Err(format!("{summary}: {}", wrong.join(", "))),
+    }
+}
 
 /// Serves, writes, ends it one way or the other, checks.
 pub fn run(setting: &Setting) -> Result<Passed> {

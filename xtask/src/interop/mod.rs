@@ -74,6 +74,13 @@ pub const TESTS: &[Test] = &[
         run: kill::run,
     },
     Test {
+        name: "fixtures-check",
+        shows: "brigade check finds nothing on the kernel's undamaged images and names what is damaged in the others",
+        needs_kernel: false,
+        rounds: [1, 1],
+        run: check_own::fixtures,
+    },
+    Test {
         name: "check-own",
         shows: "brigade check finds nothing after kill -9 of the server, and after a stop",
         needs_kernel: false,
