@@ -62,6 +62,9 @@ pub fn run(setting: &Setting) -> Result<Passed> {
             let checked = golden_fsck::check(&setting.program, &[&set.cache, &set.backing])?;
             let how = if is_killed { "killed" } else { "stopped" };
             judge(&checked).context(format!("boot {boots} ({how}), {}", set.geometry))?;
+            if !checked.of("warning").is_empty() {
+                println!("    {how}, {}: {}", set.geometry, checked.rules());
+            }
             for rule in checked.rules().split(", ").filter(|rule| !rule.is_empty()) {
                 let id = rule.split(" x").next().unwrap_or_default().to_owned();
                 *notes.entry(id).or_insert(0) += 1;
