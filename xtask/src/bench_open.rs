@@ -36,6 +36,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 struct Opening {
     seconds: f64,
     cpu_seconds: f64,
+    stop_seconds: f64,
     /// Read from the cache device, by the server's own count.
     counted: u64,
     /// Read by the process, as the kernel counts it.
@@ -175,10 +176,12 @@ fn open(program: &Path, serve: &Serve, name: &str, folder: &Path) -> Result<Open
     let kib = |key: &str| proc_number(pid, "status", key).map(|kib| kib * 1024);
     let (resident, resident_most) = (kib("VmRSS")?, kib("VmHWM")?);
     let status = server.status()?;
+    let stop = Instant::now();
     server.stop()?;
     Ok(Opening {
         seconds,
         cpu_seconds,
+        stop_seconds: stop.elapsed().as_secs_f64(),
         counted: number(&status, "read_bytes"),
         seen,
         resident,
@@ -233,11 +236,12 @@ fn report(
     let status = &middle.status;
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
     println!(
-        "opened {OPENINGS} times: {:.2} s ({:.2} to {:.2}), {:.2} s CPU",
+        "opened {OPENINGS} times: {:.2} s ({:.2} to {:.2}), {:.2} s CPU; stopped in {:.2} s",
         middle.seconds,
         openings[0].seconds,
         openings[openings.len() - 1].seconds,
-        middle.cpu_seconds
+        middle.cpu_seconds,
+        middle.stop_seconds
     );
     println!(
         "index: {} keys, {} nodes, depth {}, {:.1} MiB in memory by status; process {:.1} MiB resident, {:.1} at most",
