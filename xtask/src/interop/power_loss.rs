@@ -30,8 +30,9 @@ fn one(setting: &Setting, pair: &mut Pair, round: u64) -> Result<String> {
     let load = pair.load(mix(setting.seed ^ round));
     let tag = (round + 1) * TAG;
     let flushes = 1 + mix(setting.seed.wrapping_add(round)) % FLUSHES_MAX;
+    let brigade = setting.program.file_name().unwrap_or_default().display();
     let script = format!(
-        "brigade serve --cache /dev/vda --backing /dev/vdb --mode writeback --nbd unix:/run/nbd --control /run/control > /run/said 2>&1 &\n\
+        "{brigade} serve --cache /dev/vda --backing /dev/vdb --mode writeback --nbd unix:/run/nbd --control /run/control > /run/said 2>&1 &\n\
          until_true 60 grep -q ^ready /run/said || {{ cat /run/said; fail serve; }}\n\
          sectors rand nbd:/run/nbd {} {OPERATIONS} {} {} {} {} {tag} 1 {FLUSH_EVERY} 0 || {{ cat /run/said; fail rand; }}\n",
         load.seed, load.start, load.range, load.align, load.count_max
