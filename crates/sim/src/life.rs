@@ -147,11 +147,18 @@ impl Life {
             },
             fua_percent: chance.pick(&[0, 10, 50]),
             sectors_max: match chance.below(20) {
+                _ if self.plan.requests_max <= 40 => chance.pick(&[8, 16, 64]),
+                _ if self.plan.pressure => chance.pick(&[64, 128, 256]),
                 0 => 4096,
                 1 => 512,
                 _ => chance.pick(&[8, 16, 16, 64]),
             },
-            hot: (hot / chance.pick(&[1, 4, 16, 64])).max(64),
+            is_long: self.plan.pressure,
+            hot: if self.plan.pressure {
+                hot
+            } else {
+                (hot / chance.pick(&[1, 4, 16, 64])).max(64)
+            },
             align: chance.pick(&[1, least, 8]),
             pause_percent: chance.pick(&[0, 0, 5, 30]),
         }

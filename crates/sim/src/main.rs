@@ -80,7 +80,7 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     if arguments.has("--twice") {
         return twice(arguments);
     }
-    if arguments.has("--mutations") {
+    if arguments.has("--mutations") || arguments.has("--mutant") {
         return mutants(arguments);
     }
     if let Some(what) = arguments.text("--sweep") {
@@ -182,7 +182,13 @@ fn mutants(arguments: &Arguments) -> Result<bool, String> {
     if arguments.text("--minutes").is_none() {
         bounds.time = Duration::from_secs(300);
     }
-    Ok(mutants::run(bounds, arguments.text("--only").unwrap_or("")))
+    if let Some(seconds) = arguments.number("--seconds")? {
+        bounds.time = Duration::from_secs(seconds);
+    }
+    if let Some(name) = arguments.text("--mutant") {
+        return Ok(mutants::run_one(bounds, name));
+    }
+    mutants::run(bounds, arguments.text("--only").unwrap_or("")).map_err(|error| error.to_string())
 }
 
 #[cfg(not(feature = "instrumented"))]

@@ -3,7 +3,7 @@
 //! Only with the feature `instrumented`.
 
 #[cfg(feature = "instrumented")]
-use crate::swarm::{self, Bounds, Outcome};
+use crate::swarm::{self, Bounds};
 #[cfg(feature = "instrumented")]
 use crate::{sweep, tally::Tally};
 #[cfg(feature = "instrumented")]
@@ -19,27 +19,43 @@ fn one(mutation: Mutation, seed: u64) -> Tally {
     }
 }
 
-/// Makes every mistake whose name contains `name` until it is found; says whether all were.
+/// Makes every mistake whose name contains `name` until it is found; says whether all were. Each has a process of its own, since a
+/// mistake may also end in a step that never does.
 #[cfg(feature = "instrumented")]
-pub fn run(bounds: Bounds, name: &str) -> bool {
+pub fn run(bounds: Bounds, name: &str) -> std::io::Result<bool> {
     let chosen = mutations::ALL
         .iter()
         .filter(|(_, text, _)| text.contains(name));
     let (mut found, mut all) = (0, 0);
-    for (mutation, text, what) in chosen {
+    for (_, text, what) in chosen {
+        let seconds = bounds.time.as_secs().to_string();
+        let jobs = bounds.jobs.to_string();
+        let program = std::env::current_exe()?;
+        let started = std::time::Instant::now();
+        let out = std::process::Command::new(program)
+            .args(["--mutant", text, "--seconds", &seconds, "--jobs", &jobs])
+            .output()?;
+        let took = started.elapsed().as_secs_f64();
+        let is_found = !out.status.success();
         all += 1;
-        let outcome = swarm::run(bounds, |seed| one(*mutation, seed));
-        found += u64::from(!outcome.found.is_empty());
-        print(text, what, &outcome);
+        found += u64::from(is_found);
+        let said = String::from_utf8_lossy(&out.stdout);
+        let line = said.lines().next().unwrap_or("ended at once");
+        let word = if is_found { "FOUND " } else { "MISSED" };
+        println!("{word} {took:6.1} s {text:24} {what}\n       {line}");
     }
     println!("{found} of {all} mistakes found");
-    found == all
+    Ok(found == all)
 }
 
+/// Makes one mistake until it is found; says whether it was not.
 #[cfg(feature = "instrumented")]
-fn print(name: &str, what: &str, outcome: &Outcome) {
-    let seconds = outcome.took.as_secs_f64();
-    let runs = outcome.tally.runs;
+pub fn run_one(bounds: Bounds, name: &str) -> bool {
+    let Some((mutation, ..)) = mutations::ALL.iter().find(|(_, text, _)| *text == name) else {
+        println!("no such mistake: {name}");
+        return true;
+    };
+    let outcome = swarm::run(bounds, |seed| one(*mutation, seed));
     match outcome.found.first() {
         Some(found) => {
             let lines = found.message.lines().skip(1).chain(found.message.lines());
@@ -47,11 +63,9 @@ fn print(name: &str, what: &str, outcome: &Outcome) {
                 .take(1)
                 .flat_map(|line| line.chars().take(150))
                 .collect();
-            println!(
-                "FOUND  {seconds:6.1} s {name:24} seed {}: {line}",
-                found.seed
-            );
+            println!("seed {}: {line}", found.seed);
         }
-        None => println!("MISSED {seconds:6.1} s {name:24} {runs} runs: {what}"),
+        None => println!("{} runs", outcome.tally.runs),
     }
+    outcome.found.is_empty()
 }

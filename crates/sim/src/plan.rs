@@ -27,6 +27,8 @@ pub struct Plan {
     pub wear: bool,
     /// The index may not grow beyond some kilobytes.
     pub little_memory: bool,
+    /// Much data for a small cache: buckets are recycled all the time.
+    pub pressure: bool,
     /// Openings at most.
     pub rounds_max: u64,
     /// Requests of a round at most.
@@ -49,6 +51,7 @@ impl Plan {
             clear: chance.percent(70),
             wear: chance.percent(30),
             little_memory: chance.percent(5),
+            pressure: chance.percent(35),
             rounds_max: chance.pick(&[2, 3, 3, 4]),
             requests_max: chance.pick(&[100, 140, 180, 240]),
         }

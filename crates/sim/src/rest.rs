@@ -63,7 +63,8 @@ fn add_flash_volume(set: &mut Set, loaded: &Loaded) {
     set.has_flash = true;
 }
 
-/// Buckets that no pointer names, not even a stale one, come close to the wrap of their generations.
+/// Buckets that no pointer names, not even a stale one, come close to the wrap of their generations; those that only stale
+/// pointers name come close to where they may not be recycled any more.
 fn age_gens(set: &mut Set, loaded: &Loaded) {
     let superblock = set.superblock();
     let geometry = set.cache.borrow().geometry;
@@ -84,14 +85,19 @@ fn age_gens(set: &mut Set, loaded: &Loaded) {
     let tables = loaded.prio_buckets.iter().chain(&layout.journal_buckets);
     tables.for_each(|nr| name(BucketNr(*nr)));
     let age = set.chance.between(240, 255) as u8;
+    let distance = set.chance.between(50, 94) as u8;
     let entry = |nr: usize| {
-        // An old, stale pointer would become a new one.
-        let has_no_pointer = !is_named[nr] && loaded.oldest_gens[nr] == loaded.gens[nr];
-        let is_old = nr as u64 >= layout.first_bucket && has_no_pointer;
-        let generation = if is_old {
+        let (now, oldest) = (loaded.chain_gens[nr], loaded.oldest_gens[nr]);
+        if is_named[nr] || (nr as u64) < layout.first_bucket {
+            return (loaded.prios[nr], now);
+        }
+        // An old, stale pointer must not become a new one.
+        let generation = if oldest == loaded.gens[nr] {
             Gen(age)
+        } else if loaded.gens[nr].after(oldest) < distance {
+            Gen(oldest.0.wrapping_add(distance))
         } else {
-            loaded.chain_gens[nr]
+            now
         };
         (loaded.prios[nr], generation)
     };
@@ -167,6 +173,7 @@ fn run_alone(set: &mut Set) {
         clear: 10,
         fua_percent: 10,
         sectors_max: 64,
+        is_long: false,
         hot: 512,
         align: 1,
         pause_percent: 0,

@@ -77,7 +77,11 @@ impl Set {
     pub fn new(seed: u64, plan: &Plan, trace: Trace) -> Set {
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
-        let mut bucket_sectors = chance.pick(&[8, 8, 16, 16, 32, 64]);
+        let mut bucket_sectors = if plan.pressure {
+            chance.pick(&[8, 8, 16])
+        } else {
+            chance.pick(&[8, 8, 16, 16, 32, 64])
+        };
         let buckets = chance.between(513, 640);
         let mut cache_geometry = geometry(0, &chance);
         if cache_geometry.logical_block_bytes == 4096 {
@@ -110,7 +114,10 @@ impl Set {
         );
         let count = chance.between(1, 3);
         let sizes = (0..count)
-            .map(|_| buckets * bucket_sectors * chance.between(4, 25) / 10 / count)
+            .map(|_| {
+                let tenths = if plan.pressure { 12 } else { 4 };
+                buckets * bucket_sectors * chance.between(tenths, 25) / 10 / count
+            })
             .map(|sectors| sectors.next_multiple_of(8) + 16);
         let sizes: Vec<u64> = sizes.collect();
         let new = |(number, sectors): (usize, &u64)| {

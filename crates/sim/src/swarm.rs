@@ -16,8 +16,45 @@ thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// A run that does not come back within this time of the real clock never will: a step of the world does not end.
-const HANGS_AFTER: Duration = Duration::from_secs(180);
+/// A step of the world that takes this long never ends.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
+
+/// What a worker does, for who watches.
+struct Watched {
+    seed: Mutex<Option<u64>>,
+    heart: &'static AtomicU64,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Watched {
+            seed: Mutex::new(None),
+            // A few bytes a thread, for as long as the program runs.
+            heart: Box::leak(Box::new(AtomicU64::new(0))),
+        }
+    }
+}
+
+/// Watches until no worker is left; a hang cannot be ended, so it ends the program.
+fn watch(workers: &[Watched], left: &AtomicU64) {
+    let mut last: Vec<(u64, Instant)> = vec![(0, Instant::now()); workers.len()];
+    while left.load(Ordering::Relaxed) > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+        for (worker, last) in workers.iter().zip(&mut last) {
+            let seed = *worker.seed.lock().expect("no panic here");
+            let beats = worker.heart.load(Ordering::Relaxed);
+            if seed.is_none() || beats != last.0 {
+                *last = (beats, Instant::now());
+            }
+            if let Some(seed) = seed.filter(|_| last.1.elapsed() > HANGS_AFTER) {
+                println!(
+                    "VIOLATION seed {seed}: a step does not end\nreplay: cargo x sim --seed {seed}"
+                );
+                std::process::abort();
+            }
+        }
+    }
+}
 
 /// Keeps what panics say instead of printing it.
 pub fn catch_panics() {
@@ -72,20 +109,20 @@ pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let outcome = Mutex::new(Outcome::default());
-    let under_way: Vec<Mutex<Option<(u64, Instant)>>> =
-        (0..bounds.jobs).map(|_| Mutex::new(None)).collect();
+    let workers: Vec<Watched> = (0..bounds.jobs).map(|_| Watched::new()).collect();
     let left = AtomicU64::new(bounds.jobs as u64);
     std::thread::scope(|scope| {
-        for mine in &under_way {
+        for mine in &workers {
             let (next, stop, outcome, one, left) = (&next, &stop, &outcome, &one, &left);
             scope.spawn(move || {
+                crate::exec::beat(mine.heart);
                 while !stop.load(Ordering::Relaxed) && started.elapsed() < bounds.time {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= bounds.runs {
                         break;
                     }
                     let seed = bounds.seed.wrapping_add(number);
-                    *mine.lock().expect("no panic here") = Some((seed, Instant::now()));
+                    *mine.seed.lock().expect("no panic here") = Some(seed);
                     let result = attempt(|| one(seed));
                     let mut outcome = outcome.lock().expect("no panic here");
                     match result {
@@ -96,20 +133,11 @@ pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
                         }
                     }
                 }
-                *mine.lock().expect("no panic here") = None;
+                *mine.seed.lock().expect("no panic here") = None;
                 left.fetch_sub(1, Ordering::Relaxed);
             });
         }
-        while left.load(Ordering::Relaxed) > 0 {
-            std::thread::sleep(Duration::from_millis(20));
-            for slot in &under_way {
-                let slot = *slot.lock().expect("no panic here");
-                if let Some((seed, since)) = slot.filter(|(_, at)| at.elapsed() > HANGS_AFTER) {
-                    println!("seed {seed}: does not come back since {since:?}");
-                    std::process::abort();
-                }
-            }
-        }
+        watch(&workers, &left);
     });
     let mut outcome = outcome.into_inner().expect("no panic here");
     outcome.found.sort_by_key(|found| found.seed);

@@ -29,6 +29,7 @@ fn short(seed: u64) -> Plan {
         clear: swarm.clear,
         flash: swarm.flash,
         wear: swarm.wear,
+        pressure: swarm.pressure,
         rounds_max: 2,
         requests_max: 40,
         ..Plan::default()

@@ -26,6 +26,8 @@ pub struct Mix {
     pub fua_percent: u64,
     /// Longest request.
     pub sectors_max: u64,
+    /// Half of the requests are of any length.
+    pub is_long: bool,
     /// Sectors of each volume that are mostly used.
     pub hot: u64,
     /// All requests are multiples of this many sectors.
@@ -168,6 +170,7 @@ impl Mix {
 
     fn range(&self, chance: &Chance, size: u64) -> (u64, u64) {
         let count = match chance.below(40) {
+            20.. if self.is_long => chance.between(1, self.sectors_max),
             0 => self.sectors_max,
             1..3 => chance.between(1, self.sectors_max),
             3..12 => chance.between(1, self.sectors_max.min(64)),
