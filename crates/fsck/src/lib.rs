@@ -1,5 +1,5 @@
-//! The independent reader of cache devices: it shares the byte formats with the engine and nothing else, so that one can
-//! find the other's mistakes.
+//! The independent reader of cache sets: it shares the byte formats with the engine and nothing else, so that one can
+//! find the other's mistakes. [`dump`] tells everything that is on a cache device, [`check`] says what of it breaks a rule.
 //!
 //! # Invariants
 //! - FSCK-1: nothing is ever written.

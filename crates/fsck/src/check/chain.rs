@@ -73,6 +73,10 @@ pub(super) fn check(
                     "{}: found {}, expected {}",
                     error.structure, error.found, error.expected
                 );
+                if error.structure == "prio_set magic" {
+                    let text = format!("it leads to bucket {bucket}, which is no prio bucket");
+                    findings.error("F20", &named_by.0, named_by.1, text);
+                }
                 findings.error("F21", &place, error.offset, what);
             }
         }

@@ -184,12 +184,14 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
             Severity::Note => "nobody's data",
         };
         let staleness = chain.staleness(extent.ptr);
+        let by = chain.where_declared(self.scene.cache, extent.ptr);
+        let by = by.map_or("another pointer".into(), |(place, _)| place.structure);
         self.say(
             severity,
             "F43",
             origin,
             format_args!(
-                "{} is dirty and {staleness} generations stale: {consequence}",
+                "{} is dirty and {staleness} generations stale by {by}: {consequence}",
                 Shown(extent)
             ),
         );

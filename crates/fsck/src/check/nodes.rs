@@ -195,6 +195,8 @@ pub(super) fn check(
             is_whole: true,
         },
         trial_bytes_left: TRIAL_BYTES_MAX,
+        entry: &ring.place,
+        is_level_doubted: false,
         findings,
     };
     let total = chain.nodes_hint;
@@ -239,6 +241,9 @@ struct First<'a, 'b> {
     cache: &'a Cache<'b>,
     nodes: Nodes,
     trial_bytes_left: u64,
+    /// The journal entry that names the root.
+    entry: &'a Place,
+    is_level_doubted: bool,
     findings: &'a mut Findings,
 }
 
@@ -249,8 +254,38 @@ impl First<'_, '_> {
         self.judge(chain, spot, node);
     }
 
+    /// A leaf has no key at the highest position, and an interior node always has one at its own.
+    fn level(&mut self, spot: &Spot, node: &Node) {
+        let rules = self.cache.geometry.key_rules();
+        let keys = || node.sets.iter().flat_map(|set| &set.keys);
+        let is_wrong = match spot.level {
+            0 => keys().any(|key| key.pos() == Pos::MAX && key.size() > 0),
+            _ => {
+                let has_end = keys().any(|key| key.pos() == spot.key.pos());
+                let is_leafs = |key: &Key| rules.check_node(key).is_err();
+                !has_end && (keys().next().is_none() || keys().any(is_leafs))
+            }
+        };
+        if is_wrong && !self.is_level_doubted {
+            self.is_level_doubted = true;
+            let looks = if spot.level == 0 {
+                "an interior node"
+            } else {
+                "a leaf"
+            };
+            let bucket = spot.ptr().bucket(self.cache.geometry.bucket_sectors);
+            let text = format!(
+                "by the level of the root the node in bucket {bucket} has level {}, but it looks like {looks}",
+                spot.level
+            );
+            self.findings
+                .error("F30", self.entry, self.entry.start + 168, text);
+        }
+    }
+
     /// Keys and their order; raises.
     fn judge(&mut self, chain: &mut Chain, spot: &Spot, node: &Node) {
+        self.level(spot, node);
         let place = spot.place(self.cache);
         let block = self.cache.geometry.block_bytes();
         for set in &node.sets {
@@ -418,6 +453,14 @@ impl First<'_, '_> {
                 spot.ptr().bucket(self.cache.geometry.bucket_sectors),
                 spot.ptr().r#gen()
             );
+            let holder = self
+                .cache
+                .place("pointer to a btree node", spot.named_at, 24);
+            self.findings.error("F46", &holder, spot.named_at, text);
+        }
+        if failed.set == 0 && matches!(*structure, "bset magic" | "bset seq") {
+            let bucket = spot.ptr().bucket(self.cache.geometry.bucket_sectors);
+            let text = format!("it leads to bucket {bucket}, where no node is");
             let holder = self
                 .cache
                 .place("pointer to a btree node", spot.named_at, 24);

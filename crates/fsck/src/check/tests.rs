@@ -19,9 +19,17 @@ pub(super) fn device<'a>(name: &str, image: &'a Vec<u8>) -> Device<'a> {
     }
 }
 
-/// Checks a cache device alone.
+/// Checks a cache device alone; that its backing device is missing is expected.
 pub(super) fn check(image: &Vec<u8>) -> Report {
-    run(&[device("c", image)], &Options::default(), &mut |_| {})
+    check_with(image, &Options::default())
+}
+
+/// As [`check`], as told.
+pub(super) fn check_with(image: &Vec<u8>, options: &Options) -> Report {
+    let mut report = run(&[device("c", image)], options, &mut |_| {});
+    report.counts.remove(&("F61", Severity::Note));
+    report.findings.retain(|finding| finding.id != "F61");
+    report
 }
 
 /// Rules and severities that were met, each once.

@@ -17,6 +17,7 @@ pub(super) fn check(
     findings: &mut Findings,
 ) -> Vec<VolumeView> {
     let volumes: Vec<VolumeView> = volumes(slots, usage, |volume| owner(slots, volume, findings));
+    strangers(slots, &volumes, backings, findings);
     for backing in backings {
         attached(cache, slots, &volumes, usage.is_some(), backing, findings);
     }
@@ -87,6 +88,28 @@ fn owner(slots: &Slots, volume: &VolumeView, findings: &mut Findings) {
     }
 }
 
+/// Slots whose backing device is not here: what they hold cannot be compared with it.
+fn strangers(
+    slots: &Slots,
+    volumes: &[VolumeView],
+    backings: &[Backing<'_>],
+    findings: &mut Findings,
+) {
+    let is_here = |uuid: &[u8; 16]| backings.iter().any(|b| b.superblock.uuid == *uuid);
+    let cached = volumes
+        .iter()
+        .filter(|v| v.kind == SlotKind::Cached && v.extents > 0);
+    for volume in cached.filter(|volume| !is_here(&volume.uuid)) {
+        let text = format!(
+            "slot {}: backing device {} with {} dirty sectors is not among the devices given, or not usable",
+            volume.slot,
+            Uuid::from_bytes(volume.uuid),
+            volume.dirty_sectors
+        );
+        findings.note("F61", &slots.place, slots.offset(volume.slot), text);
+    }
+}
+
 /// F61, F62.
 fn attached(
     cache: &Cache<'_>,
@@ -118,6 +141,16 @@ fn attached(
         };
     }
     findings.report.backings[backing.view].slot = slot;
+    let (ours, theirs) = (backing.superblock.block_size, cache.superblock.block_size);
+    if ours < theirs {
+        let text = format!(
+            "blocks of {ours} sectors, smaller than the set's of {theirs}: it cannot be attached"
+        );
+        match backing.is_attached() {
+            true => findings.error("F60", &place, place.start + 192, text),
+            false => findings.warn("F60", &place, place.start + 192, text),
+        }
+    }
     let state = backing.superblock.state();
     match (state, slot) {
         (BackingState::Dirty, None) => {
@@ -135,6 +168,12 @@ fn attached(
             let text =
                 format!("clean, and the cache has {dirty_sectors} dirty sectors in slot {slot}");
             findings.note("F62", &place, place.start + 104, text);
+        }
+        (BackingState::None | BackingState::Stale, Some(slot)) if dirty_sectors > 0 => {
+            let text = format!(
+                "{state}: the {dirty_sectors} dirty sectors that the cache has in slot {slot} are void"
+            );
+            findings.note("F61", &place, place.start + 104, text);
         }
         _ => {}
     }

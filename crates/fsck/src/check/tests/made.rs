@@ -46,11 +46,16 @@ pub struct Made {
 impl Made {
     /// An empty root, one slot, no keys; generation 1 everywhere.
     pub fn new() -> Made {
+        Made::with_blocks(1)
+    }
+
+    /// As [`Made::new`], with blocks of so many sectors.
+    pub fn with_blocks(block_sectors: u16) -> Made {
         let sectors = BUCKETS * u64::from(BUCKET_SECTORS);
         let mut superblock = Superblock::new_cache(&NewCache {
             device_sectors: sectors,
             bucket_sectors: BUCKET_SECTORS,
-            block_sectors: 1,
+            block_sectors,
             uuid: [1; 16],
             set_uuid: SET_UUID,
             discard: false,
@@ -101,7 +106,7 @@ impl Made {
                 7000 + bucket,
                 pointer(bucket, 1),
                 magic,
-                512,
+                self.geometry.block_bytes(),
             );
             assert!(at + set.len() as u64 <= BUCKET, "the node is full");
             self.put(start + at, &set);
@@ -132,7 +137,8 @@ impl Made {
             last_seq,
             ..self.head
         };
-        jset::encode(&head, &key_words(keys), self.geometry.set_magic, 512)
+        let block = self.geometry.block_bytes();
+        jset::encode(&head, &key_words(keys), self.geometry.set_magic, block)
     }
 
     /// Where entry `nr` stands in the image; they follow each other from ring index 1 on.

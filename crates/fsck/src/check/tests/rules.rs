@@ -3,7 +3,7 @@
 use super::made::{
     BUCKET, BUCKET_SECTORS, DATA, Made, PRIOS, ROOT, UUIDS, backing, extent, pointer,
 };
-use super::{check, device, met};
+use super::{check, check_with, device, met};
 use crate::check::{Options, Report, Severity, Verdict, run};
 use Severity::{Error, Note, Warning};
 use brigade_format::{BackingState, Gen, Key, Pos, Ptr, UuidEntry};
@@ -284,6 +284,39 @@ fn a_pointer_of_another_generation_than_its_node_is_told_from_a_damaged_node() {
 }
 
 #[test]
+fn a_level_that_the_root_does_not_have_is_met_in_the_journal() {
+    let mut made = Made::new();
+    made.node(50, &[vec![extent(100, 8, DATA, true)]]);
+    made.root_over(&[(50, Pos::MAX)]);
+    for level in [0, 2] {
+        let mut made = Made {
+            image: made.image.clone(),
+            ..Made::new()
+        };
+        made.head.btree_level = level;
+        let report = check(&made.finish());
+        let met = report
+            .findings
+            .iter()
+            .any(|finding| finding.id == "F30" && finding.structure == "journal entry 1");
+        assert!(met, "{level}: {:?}", report.findings);
+    }
+}
+
+#[test]
+fn pointers_that_lead_to_something_else_are_met_as_well_as_what_they_lead_to() {
+    let mut made = Made::new();
+    made.head.btree_root = made.child(70, Pos::MAX, 1);
+    let report = check(&made.finish());
+    assert_eq!(report.findings[0].structure, "pointer to a btree node");
+    let mut made = Made::new();
+    made.head.prio_bucket = 70;
+    let report = check(&made.finish());
+    assert_eq!(met(&report), [("F20", Error), ("F21", Error)]);
+    assert_eq!(report.findings[0].structure, "journal entry 1");
+}
+
+#[test]
 fn a_bucket_with_two_owners_is_met() {
     for bucket in [1, 3, PRIOS, UUIDS, ROOT] {
         let report = check(&leaf(&[vec![extent(100, 8, bucket, true)]]).finish());
@@ -397,7 +430,7 @@ fn a_backing_device_is_compared_with_its_slot() {
     none(beside(dirty(), BackingState::Dirty, 4096));
     only(&beside(dirty(), BackingState::Clean, 4096), "F62", Note);
     only(&beside(dirty(), BackingState::Dirty, 104), "F64", Error);
-    none(beside(dirty(), BackingState::Stale, 104));
+    only(&beside(dirty(), BackingState::Stale, 104), "F61", Note);
     let without_slot = || {
         let mut made = Made::new();
         made.table[0] = UuidEntry::EMPTY;
@@ -414,6 +447,15 @@ fn a_backing_device_is_compared_with_its_slot() {
         Note,
     );
     none(beside(without_slot(), BackingState::None, 4096));
+    // A set on blocks of 4 KiB takes no device with smaller ones.
+    let cache = Made::with_blocks(8).finish();
+    let attached = |state| {
+        let back = backing(state, 4096);
+        let devices = [device("c", &cache), device("b", &back)];
+        run(&devices, &Options::default(), &mut |_| {})
+    };
+    only(&attached(BackingState::Clean), "F60", Error);
+    only(&attached(BackingState::None), "F60", Warning);
     let blank = || {
         let mut made = Made::new();
         made.superblock.set_sync(false);
@@ -468,11 +510,11 @@ fn a_limit_of_memory_leaves_nothing_unsaid() {
         memory_max: 1,
         ..Options::default()
     };
-    let report = run(&[device("c", &image)], &options, &mut |_| {});
+    let report = check_with(&image, &options);
     only(&report, "F41", Error);
     let mut made = Made::new();
     made.entries = vec![vec![extent(100, 8, DATA, true)], vec![]];
-    let report = run(&[device("c", &made.finish())], &options, &mut |_| {});
+    let report = check_with(&made.finish(), &options);
     assert_eq!(
         report.verdict(),
         Verdict::Unchecked,
