@@ -32,7 +32,7 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     let (mut kills, mut keys, mut notes) = (0, 0, String::new());
     for round in 0..setting.rounds {
         let chance = mix(setting.seed ^ (round + 1));
-        let is_killed = chance % 4 > 0;
+        let is_killed = !chance.is_multiple_of(4);
         kills += u64::from(is_killed);
         let what = format!(
             "round {round} ({})",
