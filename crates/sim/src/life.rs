@@ -29,6 +29,16 @@ pub struct Choice {
     pub rounds: Option<u64>,
 }
 
+/// What may go wrong in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weather {
+    Calm,
+    /// Faults that pass.
+    Rough,
+    /// Faults that end in a restart.
+    Foul,
+}
+
 /// A process that serves a set.
 pub struct Session {
     /// Its world.
@@ -335,33 +345,10 @@ impl Life {
         if number > 0 && self.set.chance.percent(30) {
             self.read_all(&session);
         }
-        let faulty = self.plan.faults && self.set.chance.percent(30);
-        let soft = !faulty && self.plan.soft_faults && self.set.chance.percent(50);
-        if faulty {
-            self.arm_faults(&session.ledger);
-        } else if soft {
-            self.arm_soft_faults(&session.ledger);
-        }
-        if self.plan.lies && self.set.chance.percent(50) {
-            self.arm_lies();
-        }
-        if let Some((disk, io)) = self.fail {
-            self.be_blind(&session.ledger);
-            let disk = self.set.disks().nth(disk).expect("a disk").clone();
-            disk.borrow_mut().faults.any_in = Some(io);
-        }
-        let ios_before: Vec<u64> = self.set.disks().map(|disk| disk.borrow().ios).collect();
-        let most = self.plan.requests_max;
-        let mix = self.mix(self.set.chance.between(most / 4, most));
-        self.say(|| format!("{mix:?}"));
-        let clients = self.clients(&session);
-        let script = self.script(number, &mix, &clients);
-        let chance = &self.set.chance;
-        let crash_at = chance
-            .percent(75)
-            .then(|| session.world.steps() + chance.below(most * 25));
-        let work = clients.run(mix.clients, script);
-        let done = self.observed(&session, work, crash_at);
+        let weather = self.arm(&session.ledger);
+        let is_calm = weather == Weather::Calm && self.fail.is_none();
+        let stops_early = is_calm && self.observer.is_none() && self.set.chance.percent(6);
+        let done = self.work(number, &session, stops_early);
         self.say(|| {
             let ledger = &session.ledger;
             format!(
@@ -370,26 +357,23 @@ impl Life {
                 ledger.failed.get()
             )
         });
-        if soft {
+        let is_whole = done.is_some() && weather != Weather::Foul && self.fail.is_none();
+        if weather == Weather::Rough {
             self.faults_stop();
         }
-        self.ios.resize(ios_before.len(), 0);
-        for ((most, before), disk) in self.ios.iter_mut().zip(ios_before).zip(self.set.disks()) {
-            *most = (*most).max(disk.borrow().ios - before);
-        }
-        let may_stop = done.is_some() && !faulty && self.fail.is_none();
-        if may_stop && self.set.chance.percent(30) {
-            self.pause(&session);
+        if is_whole && !stops_early {
+            if options.writeback_running && self.set.chance.percent(15) {
+                self.settles(&session);
+            } else if self.set.chance.percent(30) {
+                self.pause(&session);
+            }
         }
         session.server.audit();
-        if may_stop && self.set.chance.percent(50) {
-            self.stop(&session);
-            self.set.tally.stops += 1;
-            // A clean stop of the process says nothing about power, but nothing acknowledged is only in memory.
-            let Session { world, ledger, .. } = session;
-            self.set.end(&world, End::Kill, Some(&ledger));
-            let loaded = self.check_stopped();
-            rest::after_stop(&mut self.set, &self.plan, &loaded);
+        if is_whole && (stops_early || self.set.chance.percent(50)) {
+            if !stops_early {
+                self.stop(&session);
+            }
+            self.end_stopped(session);
         } else {
             let Session { world, ledger, .. } = session;
             let end = self.which_end();
@@ -400,6 +384,97 @@ impl Life {
             oracle.borrow_mut().blind = false;
         }
         rest::after_any_end(&mut self.set, &self.plan);
+    }
+
+    /// A clean stop of the process says nothing about power, but nothing acknowledged is only in memory.
+    fn end_stopped(&mut self, session: Session) {
+        self.set.tally.stops += 1;
+        let Session { world, ledger, .. } = session;
+        self.set.end(&world, End::Kill, Some(&ledger));
+        let loaded = self.check_stopped();
+        rest::after_stop(&mut self.set, &self.plan, &loaded);
+    }
+
+    /// Faults to come in this round.
+    fn arm(&mut self, ledger: &Rc<Ledger>) -> Weather {
+        let chance = &self.set.chance;
+        let weather = if self.plan.faults && chance.percent(30) {
+            Weather::Foul
+        } else if self.plan.soft_faults && chance.percent(50) {
+            Weather::Rough
+        } else {
+            Weather::Calm
+        };
+        match weather {
+            Weather::Foul => self.arm_faults(ledger),
+            Weather::Rough => self.arm_soft_faults(ledger),
+            Weather::Calm => (),
+        }
+        if self.plan.lies && self.set.chance.percent(50) {
+            self.arm_lies();
+        }
+        if let Some((disk, io)) = self.fail {
+            self.be_blind(ledger);
+            let disk = self.set.disks().nth(disk).expect("a disk").clone();
+            disk.borrow_mut().faults.any_in = Some(io);
+        }
+        weather
+    }
+
+    /// Clients make their requests; a stop may come in between, and those that come after it fail.
+    fn work(&mut self, number: u64, session: &Session, stops_early: bool) -> Option<()> {
+        let ios_before: Vec<u64> = self.set.disks().map(|disk| disk.borrow().ios).collect();
+        let most = self.plan.requests_max;
+        let mix = self.mix(self.set.chance.between(most / 4, most));
+        self.say(|| format!("{mix:?}"));
+        let clients = self.clients(session);
+        let script = self.script(number, &mix, &clients);
+        let chance = &self.set.chance;
+        let crash_at = (!stops_early && chance.percent(75))
+            .then(|| session.world.steps() + chance.below(most * 25));
+        let stop_after = Duration::from_millis(chance.between(1, 100));
+        session
+            .ledger
+            .faulty
+            .set(session.ledger.faulty.get() || stops_early);
+        let (server, world) = (session.server.clone(), session.world.clone());
+        let stop = async move {
+            if stops_early {
+                world.sleep(stop_after).await;
+                server.stop().await.expect("a stop while clients work");
+            }
+        };
+        let work = async move {
+            brigade_env::sync::join(clients.run(mix.clients, script), stop).await;
+        };
+        let done = self.observed(session, work, crash_at);
+        self.ios.resize(ios_before.len(), 0);
+        for ((most, before), disk) in self.ios.iter_mut().zip(ios_before).zip(self.set.disks()) {
+            *most = (*most).max(disk.borrow().ios - before);
+        }
+        done
+    }
+
+    /// Nothing fails any more: dirty data drains, and there are buckets again.
+    fn settles(&mut self, session: &Session) {
+        let (server, world) = (session.server.clone(), session.world.clone());
+        let settled = async move {
+            loop {
+                let is_drained = server
+                    .volumes()
+                    .iter()
+                    .all(|volume| volume.state() == "flash" || volume.dirty_bytes() == 0);
+                let sets = server.status().cache_sets;
+                let mut devices = sets.iter().flat_map(|set| &set.devices);
+                let refilled =
+                    devices.all(|device| device.buckets.free > 0 || device.buckets.clean == 0);
+                if is_drained && refilled {
+                    return;
+                }
+                world.sleep(Duration::from_millis(100)).await;
+            }
+        };
+        self.drive(session, "dirty data drains, buckets refill", settled, None);
     }
 
     /// The clients' work, under the eyes of the observer.

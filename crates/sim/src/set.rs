@@ -124,7 +124,10 @@ impl Set {
             new_backing(number as u8, *sectors, block_sectors as u16, &chance)
         };
         let backings = sizes.iter().enumerate().map(new).collect();
-        let flash = plan.flash.then_some(300 * bucket_sectors / 8 * 8);
+        let flash = plan.flash.then(|| {
+            let in_buckets = if plan.pressure { buckets - 13 } else { 300 };
+            in_buckets * bucket_sectors / 8 * 8
+        });
         let sizes = sizes.iter().copied().chain(flash);
         let oracles = sizes
             .enumerate()
