@@ -6,7 +6,7 @@ use super::effective::{Effective, Event, Extent, Origin, STALE_MAX};
 use super::nodes::Nodes;
 use super::owners::{Class, Owners, SectorMap, windows};
 use super::replay::Overlay;
-use super::report::{Findings, Place, Severity};
+use super::report::{Findings, Place, Severity, SlotKind};
 use super::ring::Ring;
 use super::slots::{Rule, Slots, rule};
 use super::{Options, Phase, Progress, Watch};
@@ -248,7 +248,17 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
             true => usage.dirty_sectors += extent.sectors,
             false => usage.clean_sectors += extent.sectors,
         }
+        let is_first_of_inode = usage.extents == 1;
         self.bucket(extent, origin);
+        if is_first_of_inode && self.scene.slots.kind(extent.inode) == SlotKind::Free {
+            // Either the table or this key is wrong.
+            self.say(
+                Severity::Error,
+                "F51",
+                origin,
+                format_args!("{}: the slot was never given to anybody", Shown(extent)),
+            );
+        }
         match self.rule(extent.inode) {
             Rule::Void => {}
             Rule::Flash(sectors) => self.flash(extent, origin, sectors),

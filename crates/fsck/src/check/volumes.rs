@@ -17,7 +17,7 @@ pub(super) fn check(
     findings: &mut Findings,
 ) -> Vec<VolumeView> {
     let volumes: Vec<VolumeView> = volumes(slots, usage, |volume| owner(slots, volume, findings));
-    strangers(slots, &volumes, backings, findings);
+    strangers(cache, slots, &volumes, backings, findings);
     for backing in backings {
         attached(cache, slots, &volumes, usage.is_some(), backing, findings);
     }
@@ -88,14 +88,21 @@ fn owner(slots: &Slots, volume: &VolumeView, findings: &mut Findings) {
     }
 }
 
-/// Slots whose backing device is not here: what they hold cannot be compared with it.
+/// Slots whose backing device is not here: what they hold cannot be compared with it. If a dirty device of the set is
+/// without a slot at the same time, the uuid in the slot may be the one that is wrong.
 fn strangers(
+    cache: &Cache<'_>,
     slots: &Slots,
     volumes: &[VolumeView],
     backings: &[Backing<'_>],
     findings: &mut Findings,
 ) {
     let is_here = |uuid: &[u8; 16]| backings.iter().any(|b| b.superblock.uuid == *uuid);
+    let has_homeless = backings.iter().any(|b| {
+        b.set_uuid() == cache.superblock.set_uuid
+            && b.superblock.state() == BackingState::Dirty
+            && slots.slot_of(&b.superblock.uuid).is_none()
+    });
     let cached = volumes
         .iter()
         .filter(|v| v.kind == SlotKind::Cached && v.extents > 0);
@@ -106,7 +113,13 @@ fn strangers(
             Uuid::from_bytes(volume.uuid),
             volume.dirty_sectors
         );
-        findings.note("F61", &slots.place, slots.offset(volume.slot), text);
+        let at = slots.offset(volume.slot);
+        if has_homeless {
+            let text = format!("{text}, and a dirty device of the set has no slot");
+            findings.error("F61", &slots.place, at, text);
+        } else {
+            findings.note("F61", &slots.place, at, text);
+        }
     }
 }
 

@@ -441,6 +441,11 @@ fn a_backing_device_is_compared_with_its_slot() {
         "F61",
         Error,
     );
+    let mut other_uuid = dirty();
+    other_uuid.table[0].uuid[3] ^= 1;
+    let report = beside(other_uuid, BackingState::Dirty, 4096);
+    only(&report, "F61", Error);
+    assert_eq!(report.findings[0].structure, "uuid table");
     only(
         &beside(without_slot(), BackingState::Clean, 4096),
         "F61",
