@@ -4,6 +4,7 @@
 
 use super::{Passed, Setting};
 use crate::golden::{self, Case, Place, Results, fixtures, is_for_writing, kernel_reads};
+use crate::pattern::mix;
 use crate::process::Result;
 
 fn chosen(setting: &Setting) -> Result<Vec<Case>> {
@@ -39,10 +40,15 @@ pub fn read_only(setting: &Setting) -> Result<Passed> {
     })
 }
 
-/// Images opened for writing by Brigade, stopped, and read by the kernel.
+/// Images opened for writing by Brigade, stopped, and read by the kernel: as many as there are rounds, other ones with another
+/// seed.
 pub fn read_write(setting: &Setting) -> Result<Passed> {
     let mut cases = chosen(setting)?;
     cases.retain(is_for_writing);
+    let mut order: Vec<_> = (0..).zip(cases).collect();
+    order.sort_by_key(|(nr, _)| mix(setting.seed ^ mix(*nr)));
+    order.truncate(usize::try_from(setting.rounds).unwrap_or(usize::MAX));
+    let cases: Vec<_> = order.into_iter().map(|(_, case)| case).collect();
     passed(setting, |place, results| {
         golden::read_write(place, &cases, results)
     })

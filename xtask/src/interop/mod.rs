@@ -119,7 +119,7 @@ pub const TESTS: &[Test] = &[
         name: "fixtures-rw",
         shows: "images opened read-write by Brigade and stopped are still the kernel's",
         needs_kernel: true,
-        rounds: [1, 1],
+        rounds: [8, u64::MAX],
         run: golden_images::read_write,
     },
     Test {
