@@ -10,7 +10,7 @@ use super::{Phase, Progress, Watch};
 use crate::source::read;
 use crate::tree::LEVEL_MAX;
 use brigade_format::node::{self, Bset, HEADER_BYTES, Node};
-use brigade_format::{FormatError, Gen, Key, NodeError, Pos, Ptr, SECTOR_BYTES, order};
+use brigade_format::{FormatError, Gen, Key, NodeError, Pos, Ptr, SECTOR_BYTES, crc, order};
 use std::collections::BTreeSet;
 
 /// A place in the tree.
@@ -252,6 +252,61 @@ impl First<'_, '_> {
         self.nodes.count += 1;
         self.nodes.all.push((spot.ptr(), spot.named_at));
         self.judge(chain, spot, node);
+        self.behind(spot, node);
+    }
+
+    /// Behind the last set there is nothing of this node. A set whose checksum is right but for the seq was one of its sets;
+    /// one that is valid under another seq and the very pointer to this node most likely is, too, since a bucket gets a new
+    /// generation before it holds another node.
+    fn behind(&mut self, spot: &Spot, node: &Node) {
+        let place = spot.place(self.cache);
+        let block = self.cache.geometry.block_bytes();
+        let offset = place.start + (node.blocks_used * block) as u64;
+        let Some((mut set, magic)) = self.leftover(&place, offset) else {
+            return;
+        };
+        let word = |set: &[u8], at: usize| {
+            set.get(at..)
+                .and_then(|rest| rest.first_chunk())
+                .map(|word| u64::from_le_bytes(*word))
+        };
+        if word(&set, 8) != Some(magic) {
+            return;
+        }
+        let seed = match set.get(24) {
+            Some(0) => crc::SEED,
+            _ => spot.ptr().0,
+        };
+        let is_valid =
+            |set: &[u8]| word(set, 0) == set.get(8..).map(|body| crc::checksum(seed, body));
+        if is_valid(&set) && seed != crc::SEED {
+            let text = "behind the last set stands a valid one of another seq, for this very node";
+            self.findings.warn("F46", &place, offset + 16, text);
+        }
+        if let Some(seq) = set.get_mut(16..24) {
+            seq.copy_from_slice(&node.seq.to_le_bytes());
+        }
+        if is_valid(&set) {
+            let text = "behind the last set stands one of which all is right but the seq: what it says is lost";
+            self.findings.error("F46", &place, offset + 16, text);
+        }
+    }
+
+    /// What stands at `offset` as a set as long as it says, and the magic it should have.
+    fn leftover(&self, place: &Place, offset: u64) -> Option<(Vec<u8>, u64)> {
+        let rest = (place.start + place.length).checked_sub(offset)?;
+        let first = read(self.cache.source, place.start, HEADER_BYTES).ok()?;
+        let magic = u64::from_le_bytes(*first.get(8..)?.first_chunk()?);
+        if rest < HEADER_BYTES as u64 {
+            return None;
+        }
+        let head = read(self.cache.source, offset, HEADER_BYTES).ok()?;
+        let words = u32::from_le_bytes(*head.get(28..)?.first_chunk()?);
+        let length = node::bset_bytes(words as usize);
+        if words == 0 || length as u64 > rest {
+            return None;
+        }
+        Some((read(self.cache.source, offset, length).ok()?, magic))
     }
 
     /// A leaf has no key at the highest position, and an interior node always has one at its own.

@@ -137,6 +137,11 @@ fn numbers(cache: &Cache<'_>, entries: &[Found], newest: &Found, findings: &mut 
                 let text = format!("other content than the entry at byte {}", before.offset);
                 findings.add(severity(entry.seq), "F14", &place, entry.offset, text);
             }
+            if before.version > entry.version {
+                let (ours, theirs) = (entry.version, before.version);
+                let text = format!("version {ours} after an entry of version {theirs}");
+                findings.warn("F11", &place, entry.offset + 24, text);
+            }
             if before.last_seq > entry.last_seq {
                 let (ours, theirs, seq) = (entry.last_seq, before.last_seq, before.seq);
                 let text = format!("last_seq {ours} is less than the {theirs} of entry {seq}");

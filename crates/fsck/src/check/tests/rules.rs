@@ -276,6 +276,34 @@ fn a_damaged_last_set_names_the_range_in_doubt() {
 }
 
 #[test]
+fn a_set_that_is_only_not_found_any_more_is_met() {
+    let mut made = Made::new();
+    let sets = [
+        vec![extent(100, 8, DATA, false)],
+        vec![extent(200, 8, DATA + 1, true)],
+    ];
+    let last = made.node(ROOT, &sets);
+    let mut image = made.finish();
+    image[last as usize + 17] ^= 1;
+    only_at(&check(&image), "F46", last + 16);
+    // Of another incarnation of the bucket nothing is known.
+    let mut made = Made::new();
+    let magic = made.geometry.set_magic;
+    let words = brigade_format::key_words(&sets[1]);
+    let leftover =
+        |r#gen| brigade_format::node::encode_bset(&words, 99, pointer(ROOT, r#gen), magic, 512);
+    made.put(ROOT * BUCKET + 512, &leftover(0));
+    let image = made.image.clone();
+    assert_eq!(met(&check(&made.finish())), []);
+    let mut made = Made {
+        image,
+        ..Made::new()
+    };
+    made.put(ROOT * BUCKET + 512, &leftover(1));
+    only(&check(&made.finish()), "F46", Warning);
+}
+
+#[test]
 fn a_pointer_of_another_generation_than_its_node_is_told_from_a_damaged_node() {
     let mut made = Made::new();
     made.head.btree_root = made.child(ROOT, Pos::MAX, 2);
