@@ -147,7 +147,7 @@ pub const TESTS: &[Test] = &[
         name: "power-loss",
         shows: "what Brigade acknowledged a flush for survives a machine that stops",
         needs_kernel: true,
-        rounds: [1, 10],
+        rounds: [1, 20],
         run: power_loss::run,
     },
 ];
