@@ -85,7 +85,7 @@ fn age_gens(set: &mut Set, loaded: &Loaded) {
     let tables = loaded.prio_buckets.iter().chain(&layout.journal_buckets);
     tables.for_each(|nr| name(BucketNr(*nr)));
     let age = set.chance.between(240, 255) as u8;
-    let distance = set.chance.between(50, 95) as u8;
+    let distance = set.chance.between(60, 96) as u8;
     let entry = |nr: usize| {
         let (now, oldest) = (loaded.chain_gens[nr], loaded.oldest_gens[nr]);
         if is_named[nr] || (nr as u64) < layout.first_bucket {

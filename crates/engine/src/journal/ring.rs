@@ -108,6 +108,9 @@ impl Ring {
 
     /// Buckets after the current one that hold nothing needed, given `last_seq` of a durable entry.
     pub fn free(&self, durable_last_seq: u64) -> usize {
+        if mutations::is(Mutation::JournalOverwrites) {
+            return self.buckets.len() - 1;
+        }
         (1..self.buckets.len())
             .take_while(|ahead| {
                 self.max_seq[(self.index + ahead) % self.buckets.len()] < durable_last_seq
@@ -128,7 +131,7 @@ impl Ring {
         if self.used_sectors + sectors > self.bucket_sectors {
             let free = self.free(durable_last_seq);
             let is_kept = free == 1 && self.free(last_seq) == 1;
-            if (free == 0 || is_kept) && !mutations::is(Mutation::JournalOverwrites) {
+            if free == 0 || is_kept {
                 if is_kept {
                     marks::hit(Mark::JournalLastBucket);
                 }
