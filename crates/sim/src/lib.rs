@@ -7,6 +7,7 @@
 //!   [`rest`]: what happens in between. [`plan`]: which features a seed uses.
 //! - [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
 //!   [`mutants`]: mistakes that must be found.
+//! - [`export`]: crash images as files, for the kernel.
 //! - [`small`]: one small set, for tests that tell one story.
 //!
 //! `BRIGADE_VERBOSE=1` makes a life tell its story.
@@ -14,6 +15,7 @@
 
 pub mod disk;
 pub mod exec;
+pub mod export;
 pub mod image;
 pub mod judge;
 pub mod life;

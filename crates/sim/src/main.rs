@@ -5,8 +5,10 @@ use brigade_sim::life::Choice;
 #[cfg(feature = "instrumented")]
 use brigade_sim::mutants;
 use brigade_sim::swarm::{self, Bounds};
-use brigade_sim::{shrink, sweep};
+use brigade_sim::tally::Tally;
+use brigade_sim::{export, shrink, sweep};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ cargo x sim --seed N --trace [--rounds N] [--only R:N,...]                  one 
 cargo x sim --seed N --shrink                                               fewer requests that still fail
 cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
 cargo x sim --sweep prefixes|faults [--seed N] [--runs N]                   N short workloads, everything that can happen
+cargo x sim --export DIR [--seed N] [--runs N]                              crash images as files, for another reader
 cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found";
 
 struct Arguments(Vec<String>);
@@ -82,6 +85,9 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     }
     if arguments.has("--mutations") || arguments.has("--mutant") {
         return mutants(arguments);
+    }
+    if let Some(folder) = arguments.text("--export") {
+        return exported(arguments, Path::new(folder));
     }
     if let Some(what) = arguments.text("--sweep") {
         return swept(arguments, what);
@@ -155,6 +161,23 @@ fn twice(arguments: &Arguments) -> Result<bool, String> {
         outcome.tally.runs
     );
     report(&outcome.found, " --twice");
+    Ok(outcome.found.is_empty())
+}
+
+/// Crash images of so many seeds, each in a folder named by its seed.
+fn exported(arguments: &Arguments, folder: &Path) -> Result<bool, String> {
+    let folder = folder.to_path_buf();
+    let outcome = swarm::run(arguments.bounds()?, move |seed| {
+        if let Err(error) = export::export(seed, &folder.join(seed.to_string())) {
+            panic!("{error}");
+        }
+        Tally {
+            runs: 1,
+            ..Tally::default()
+        }
+    });
+    println!("{} images", outcome.tally.runs);
+    report(&outcome.found, " --export DIR");
     Ok(outcome.found.is_empty())
 }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 /// Anything may be there: the range was discarded.
-const ANYTHING: u64 = u64::MAX;
+pub const ANYTHING: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cand {
@@ -400,6 +400,19 @@ impl Oracle {
         if sector < self.size() {
             self.sector(sector).is_harmed = true;
         }
+    }
+
+    /// Sectors that may read as more than one value, with all of them ([`ANYTHING`] included), once all writes have ended.
+    pub fn doubts(&self) -> Vec<(u64, Vec<u64>)> {
+        let values = |sector: &Sector| -> Vec<u64> {
+            let distinct: BTreeSet<u64> = sector.live.iter().map(|cand| cand.value).collect();
+            distinct.into_iter().collect()
+        };
+        (0..)
+            .zip(&self.sectors)
+            .filter_map(|(at, sector)| Some((at, values(sector.as_deref()?))))
+            .filter(|(_, values)| values.len() > 1 || values == &[ANYTHING])
+            .collect()
     }
 
     /// Sectors ever written.
