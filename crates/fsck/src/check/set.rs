@@ -43,11 +43,8 @@ fn initialised(
     findings: &mut Findings,
     view: &mut SetView,
 ) {
-    let leave_out = |findings: &mut Findings, what: &str| {
-        findings.unchecked(format!("{}: {what}", cache.name));
-    };
     let Some(ring) = ring::check(cache, options, watch, findings) else {
-        return leave_out(findings, "everything the journal leads to");
+        return leave_out(cache, findings, "everything the journal leads to");
     };
     view.newest_seq = ring.head.seq;
     view.last_seq = ring.head.last_seq;
@@ -55,62 +52,71 @@ fn initialised(
     view.root_level = ring.head.btree_level;
     let slots = slots::check(cache, &ring, findings);
     let head = ring.head.prio_bucket;
-    let chain = chain::check(cache, head, &ring.place, watch, findings);
-    let Some(mut chain) = chain else {
-        leave_out(
-            findings,
-            "the tree: without the generations nobody knows which pointers hold",
-        );
-        if let Some(slots) = slots {
-            view.volumes = volumes::check(cache, &slots, None, backings, findings);
+    let mut usage = None;
+    match chain::check(cache, head, &ring.place, watch, findings) {
+        Some(mut chain) => {
+            let mut owners = Owners::new(chain.gens.len());
+            metadata(cache, &ring, &chain, &mut owners, findings);
+            let nodes = tree(cache, &ring, &mut chain, &mut owners, watch, findings, view);
+            if let (Some(nodes), Some(slots)) = (&nodes, &slots) {
+                let scene = Scene {
+                    cache,
+                    backings,
+                    ring: &ring,
+                    slots,
+                    nodes,
+                    options,
+                };
+                usage = Some(extents::check(
+                    &scene,
+                    &mut chain,
+                    &mut owners,
+                    watch,
+                    findings,
+                ));
+            } else {
+                let what = "extents: not everything that says where they are could be read";
+                leave_out(cache, findings, what);
+            }
+            view.buckets = owners.count();
         }
-        return;
-    };
-    let mut owners = Owners::new(chain.gens.len());
-    metadata(cache, &ring, &chain, &mut owners, findings);
-    let nodes = nodes::check(cache, &ring, &mut chain, watch, findings);
-    if let Some(nodes) = &nodes {
-        view.nodes = nodes.count;
-        view.keys = nodes.keys;
-        own_nodes(cache, nodes, &mut owners, findings);
+        None => {
+            let what = "the tree: without the generations nobody knows which pointers hold";
+            leave_out(cache, findings, what);
+        }
     }
-    raise_by_replay(&ring, &mut chain);
-    chain.check_lead(cache, findings);
-    replayed_staleness(cache, &ring, &chain, findings);
-    let are_current = nodes
-        .as_ref()
-        .is_some_and(|nodes| nodes_are_current(cache, nodes, &chain, findings));
-    let usage = match (&nodes, &slots) {
-        (Some(nodes), Some(slots)) if nodes.is_whole && ring.is_whole && are_current => {
-            let scene = Scene {
-                cache,
-                backings,
-                ring: &ring,
-                slots,
-                nodes,
-                options,
-            };
-            view.has_extents = true;
-            Some(extents::check(
-                &scene,
-                &mut chain,
-                &mut owners,
-                watch,
-                findings,
-            ))
-        }
-        _ => {
-            leave_out(
-                findings,
-                "extents: not everything that says where they are could be read",
-            );
-            None
-        }
-    };
-    view.buckets = owners.count();
+    view.has_extents = usage.is_some();
     if let Some(slots) = &slots {
         view.volumes = volumes::check(cache, slots, usage.as_ref(), backings, findings);
     }
+}
+
+fn leave_out(cache: &Cache<'_>, findings: &mut Findings, what: &str) {
+    findings.unchecked(format!("{}: {what}", cache.name));
+}
+
+/// The first walk, and all that raises generations. `None` if not everything is known that the extents depend on.
+fn tree(
+    cache: &Cache<'_>,
+    ring: &Ring,
+    chain: &mut Chain,
+    owners: &mut Owners,
+    watch: &mut dyn Watch,
+    findings: &mut Findings,
+    view: &mut SetView,
+) -> Option<Nodes> {
+    let nodes = nodes::check(cache, ring, chain, watch, findings);
+    if let Some(nodes) = &nodes {
+        view.nodes = nodes.count;
+        view.keys = nodes.keys;
+        own_nodes(cache, nodes, owners, findings);
+    }
+    raise_by_replay(ring, chain);
+    chain.check_lead(cache, findings);
+    replayed_staleness(cache, ring, chain, findings);
+    let nodes = nodes?;
+    let are_current = nodes_are_current(cache, &nodes, chain, findings);
+    (nodes.is_whole && ring.is_whole && are_current).then_some(nodes)
 }
 
 /// F40 for what is named by number or by the journal.
