@@ -146,7 +146,8 @@ fn judge(checked: &Checked) -> Result<()> {
 }
 
 /// Warnings that images of an undamaged kernel may have (docs/format.md 11): a torn newest entry, the kernel's own
-/// leavings in a root that is a leaf, and clean data that a crash left unlike the backing device.
+/// leavings in a root that is a leaf (K22), and clean data unlike the backing device, from a crash (K3) or from writes that
+/// overlapped (K23).
 fn is_known(finding: &serde_json::Value) -> bool {
     finding["severity"] == "warning" && ["F18", "F43", "F70"].iter().any(|id| finding["id"] == *id)
 }
