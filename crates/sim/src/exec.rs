@@ -127,6 +127,8 @@ impl Wake for TaskWaker {
 }
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
+/// A task, while it is not being polled, and how it is woken.
+type Slot = (Option<Task>, Arc<TaskWaker>);
 
 struct Inner {
     chance: Chance,
@@ -134,7 +136,7 @@ struct Inner {
     steps: Cell<u64>,
     device_operations: Cell<u64>,
     trace: Trace,
-    tasks: RefCell<BTreeMap<usize, (Option<Task>, Arc<TaskWaker>)>>,
+    tasks: RefCell<BTreeMap<usize, Slot>>,
     next_task: Cell<usize>,
     ready: Arc<Mutex<Vec<usize>>>,
     timers: RefCell<BTreeMap<(Duration, u64), Event>>,

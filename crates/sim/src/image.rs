@@ -6,10 +6,12 @@ const SECTOR: usize = 512;
 const PAGE: usize = 4096;
 const PAGE_SECTORS: u64 = 8;
 
+type Page = Option<Rc<[u8; PAGE]>>;
+
 /// Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Image {
-    pages: Vec<Option<Rc<[u8; PAGE]>>>,
+    pages: Vec<Page>,
 }
 
 impl Image {
@@ -52,7 +54,7 @@ impl Image {
 
     /// Whether both hold the same bytes.
     pub fn is_same(&self, other: &Image) -> bool {
-        let is_same = |pair: (&Option<Rc<[u8; PAGE]>>, &Option<Rc<[u8; PAGE]>>)| match pair {
+        let is_same = |pair: (&Page, &Page)| match pair {
             (Some(a), Some(b)) => Rc::ptr_eq(a, b) || a == b,
             (Some(one), None) | (None, Some(one)) => one.iter().all(|byte| *byte == 0),
             (None, None) => true,

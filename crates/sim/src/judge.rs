@@ -3,6 +3,7 @@
 use crate::image::Image;
 use crate::set::Set;
 use brigade_engine::recovery::Loaded;
+use brigade_format::BackingState;
 use brigade_fsck::check::{self, Extent, Report, Severity, Watch};
 use brigade_fsck::{Device, ReadAt};
 use std::io;
@@ -62,6 +63,20 @@ pub fn check(set: &Set, loaded: &Loaded) {
         panic!(
             "seed {}: check: {errors:#?} {:?}",
             set.seed, report.unchecked
+        );
+    }
+    for backing in report
+        .backings
+        .iter()
+        .filter(|b| b.state == BackingState::Clean)
+    {
+        let volumes = report.sets.iter().flat_map(|view| &view.volumes);
+        let dirty = volumes.filter(|volume| Some(volume.slot) == backing.slot);
+        let dirty: u64 = dirty.map(|volume| volume.dirty_sectors).sum();
+        assert_eq!(
+            dirty, 0,
+            "seed {}: {} says clean, and the cache has dirty data of it",
+            set.seed, backing.device
         );
     }
     let mut expected = Seen::default();
