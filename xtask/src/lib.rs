@@ -19,6 +19,7 @@ pub mod process;
 pub mod sectors;
 pub mod server;
 pub mod sim;
+pub mod sim_values;
 pub mod test;
 pub mod tidy;
 pub mod trace;

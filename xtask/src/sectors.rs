@@ -21,6 +21,7 @@ sectors rand DEV SEED OPS START RANGE ALIGN MAX TAGBASE [THREADS [FLUSH [REPORT]
     operations and says `@@flushed a,b,...` (operations of each thread that this flush covers); all together
     say `@@ops N` every REPORT operations
 sectors map DEV                              runs of content: P START COUNT TAG, R START COUNT SHA256
+sectors values DEV                           what the simulator wrote: START COUNT VOLUME VALUE
 sectors hash DEV                             SHA-256 of everything
 sectors copy SOURCE TARGET                   all of it, holes stay holes";
 
@@ -37,6 +38,10 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         ["check", device, rest @ ..] => return check_range(device, rest),
         ["rand", device, rest @ ..] => random(device, rest),
         ["map", device] => map(device, &mut std::io::stdout().lock()),
+        ["values", device] => {
+            print!("{}", crate::sim_values::list(&open(device, false)?)?);
+            Ok(())
+        }
         ["hash", device] => {
             println!("{}", hash_file(Path::new(device))?);
             Ok(())

@@ -1,7 +1,8 @@
 //! `cargo x sim`: builds the simulator, fast and with all assertions, and hands everything on to it.
 
-use crate::process::{Context, Result};
+use crate::process::{Context, Result, output};
 use crate::server::cargo;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// Runs it. Coverage marks and deliberate mistakes are compiled in.
@@ -32,4 +33,21 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Crash images of so many seeds, each in a folder named by its seed. Built as the tests build it, which is quick.
+pub fn export(folder: &Path, seed: u64, count: u64) -> Result<()> {
+    let mut export = cargo();
+    export.args([
+        "run",
+        "--quiet",
+        "--package",
+        "brigade-sim",
+        "--",
+        "--export",
+    ]);
+    export.arg(folder);
+    let (seed, count) = (seed.to_string(), count.to_string());
+    export.args(["--seed", &seed, "--runs", &count]);
+    output(&mut export).map(drop)
 }

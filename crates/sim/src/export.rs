@@ -1,7 +1,8 @@
 //! Crash images for another reader: sets of a geometry that the kernel takes, as a crash left them, as files.
 //!
 //! A case is a folder: sparse images, the line-by-line `case`, and per volume what Brigade reads after recovering a copy
-//! (`N.values`: `START COUNT VALUE`, zeros left out) and where the oracle allows more than that (`N.allowed`: `START COUNT
+//! (`N.values`: `START COUNT VALUE`, zeros left out, `?` for what no
+//! client wrote there) and where the oracle allows more than that (`N.allowed`: `START COUNT
 //! VALUE...`, `*` for anything). The record in memory is gone in every one of them, as only Brigade knows of it: an image in
 //! which every completed write arrived is what a power loss may leave as well. A third of the images were opened, read and
 //! stopped by Brigade before; that recovery has the record.
@@ -11,7 +12,7 @@
 use crate::disk::{DiskState, End};
 use crate::exec::{Chance, Trace};
 use crate::image::Image;
-use crate::life::{Choice, Life, check_warnings, drive};
+use crate::life::{Choice, Life, Observer, check_warnings, drive};
 use crate::oracle::{ANYTHING, Oracle};
 use crate::plan::Plan;
 use crate::set::{Backing, Set};
@@ -102,7 +103,7 @@ pub fn export(seed: u64, folder: &Path) -> io::Result<()> {
     result.replace(Ok(()))
 }
 
-fn live(seed: u64, observer: Box<dyn FnMut(&Set, &Ledger)>) {
+fn live(seed: u64, observer: Observer) {
     let plan = plan(seed);
     let mut life = Life::traced(seed, plan, Choice::default(), Trace::default());
     life.set = kernel_set(seed, &plan);
@@ -159,7 +160,11 @@ fn take(seed: u64, set: &Set, ledger: &Ledger, point: &str, folder: &Path) -> io
             false => "none".into(),
         };
         let _ = writeln!(text, "volume {number} {image} {}", values.len());
-        let runs = runs(values, |value| (*value != 0).then(|| value.to_string()));
+        let runs = runs(values, |value| match value {
+            Some(0) => None,
+            Some(value) => Some(value.to_string()),
+            None => Some("?".into()),
+        });
         fs::write(folder.join(format!("{number}.values")), runs)?;
         let doubts = match kind {
             Kind::Recovered => String::new(),
@@ -201,7 +206,7 @@ fn options(set: &Set) -> Options {
 }
 
 /// Opens the set, reads all of every volume, perhaps stops. Values by volume and sector.
-fn recover(set: &mut Set, stops: bool) -> Vec<Option<Vec<u64>>> {
+fn recover(set: &mut Set, stops: bool) -> Vec<Option<Vec<Option<u64>>>> {
     let given: Vec<usize> = (0..set.backings.len()).collect();
     let (world, ledger) = (set.world(), Rc::new(Ledger::default()));
     let opening = set.open(&world, &options(set), &given);
@@ -226,7 +231,7 @@ fn recover(set: &mut Set, stops: bool) -> Vec<Option<Vec<u64>>> {
     values.expect("reads end")
 }
 
-async fn read_all(clients: &Clients) -> Vec<Option<Vec<u64>>> {
+async fn read_all(clients: &Clients) -> Vec<Option<Vec<Option<u64>>>> {
     let mut all = Vec::new();
     for (volume, oracle) in clients.volumes.iter().zip(clients.oracles.iter()) {
         let Some(volume) = volume else {
@@ -245,10 +250,10 @@ async fn read_all(clients: &Clients) -> Vec<Option<Vec<u64>>> {
             oracle
                 .borrow_mut()
                 .check(began, first, &bytes, "after recovery");
-            // The value comes first (see `Oracle::fill`).
-            values.extend(bytes.chunks_exact(512).map(|sector| {
-                u64::from_le_bytes(sector[..8].try_into().expect("eight of many bytes"))
-            }));
+            let oracle = oracle.borrow();
+            let sectors = (first..).zip(bytes.chunks_exact(512));
+            values.extend(sectors.map(|(at, sector)| oracle.value_of(at, sector).ok()));
+            drop(oracle);
             first += count;
         }
         all.push(Some(values));

@@ -131,7 +131,8 @@ impl Oracle {
         }
     }
 
-    fn value_of(&self, sector: u64, bytes: &[u8]) -> Result<u64, String> {
+    /// The value that these bytes of a sector are, 0 for zeros; what else they are, if no client wrote them there.
+    pub fn value_of(&self, sector: u64, bytes: &[u8]) -> Result<u64, String> {
         let is_whole = bytes[16..] == bytes[..bytes.len() - 16];
         if is_whole && bytes[..16] == [0; 16] {
             return Ok(0);

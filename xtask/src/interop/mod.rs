@@ -11,6 +11,7 @@ mod filesystem;
 mod golden_images;
 mod kill;
 mod power_loss;
+mod sim_images;
 
 use crate::kernel;
 use crate::pattern::SECTOR;
@@ -135,6 +136,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: true,
         rounds: [6, 120],
         run: check_kernel::run,
+    },
+    Test {
+        name: "sim-images",
+        shows: "crash images of the simulator read the same in the kernel as after Brigade's recovery",
+        needs_kernel: true,
+        rounds: [8, 200],
+        run: sim_images::run,
     },
     Test {
         name: "ext4",
