@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - (NBD-2) room in the budget is taken before a request's buffer is made and given back when its reply is out.
-//! - A request once started is run to its end even if the client has gone.
+//! - A request once started is run to its end even if the client has gone. Once a reply could not be sent none is started.
 
 use crate::handshake::{Contexts, Handshake, Session, Step};
 use crate::inbox::Inbox;
@@ -243,6 +243,10 @@ async fn receive_requests<E: Env, D: BlockDevice, S: Stream>(
     loop {
         if connection.outbox.is_due() {
             yield_now().await;
+        }
+        // What the client sent before it went may be hours of work, in nobody's interest.
+        if connection.outbox.has_failed() {
+            return Ok("the client left without reading its replies");
         }
         let Some(header) = inbox.bytes().first_chunk::<REQUEST_BYTES>() else {
             if !inbox.fill().await? {

@@ -70,6 +70,11 @@ impl<S: Stream> Outbox<S> {
         self.queue.borrow().len() >= DUE_MESSAGES || self.queued_bytes.get() >= DUE_BYTES
     }
 
+    /// Whether a send has failed: nobody will hear of anything any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.get()
+    }
+
     /// Ends the writer once the queue is empty.
     pub(crate) fn close(&self) {
         self.is_closing.set(true);

@@ -3,7 +3,7 @@
 
 mod support;
 
-use brigade_env::Env;
+use brigade_env::{Env, Stream};
 use brigade_nbd::proto::{self, command, request_header};
 use brigade_nbd::{ServerOptions, Shutdown, serve};
 use proptest::prelude::*;
@@ -249,6 +249,48 @@ fn session(requests: &[Vec<u8>]) -> Vec<u8> {
     bytes.extend(option(7, &hex("00000000 0003 0001 0002 0003")));
     bytes.extend(requests.concat());
     bytes
+}
+
+#[test]
+fn what_a_client_left_behind_unread_is_not_worked_off_after_it_has_gone() {
+    let world = World::new();
+    let disk = Rc::new(RamDisk::new(&world));
+    let (door, shutdown) = (Door::default(), Shutdown::new());
+    let options = ServerOptions {
+        requests_max: 16,
+        ..ServerOptions::default()
+    };
+    let exports = Rc::new(Ram(disk.clone()));
+    world.spawn(serve(
+        world.clone(),
+        door.clone(),
+        exports,
+        options,
+        shutdown.clone(),
+    ));
+    let wire = door.connect(usize::MAX, 64 << 10);
+    let reads: Vec<Vec<u8>> = (0..1000)
+        .map(|cookie| {
+            let header = request_header(0, command::READ, cookie, 0, 1 << 20);
+            header.as_slice().to_vec()
+        })
+        .collect();
+    let bytes = session(&reads);
+    let clock = world.clone();
+    world.run(async move {
+        wire.put(&bytes);
+        clock.sleep(Duration::from_secs(1)).await;
+        wire.shutdown();
+        clock.sleep(Duration::from_secs(1)).await;
+    });
+    let done = disk.log.borrow().len();
+    assert!(
+        (1..=2 * 16).contains(&done),
+        "{done} reads for nobody, though at most 16 are in flight"
+    );
+    shutdown.trigger();
+    world.settle();
+    assert_eq!(world.task_count(), 0, "a task was left behind");
 }
 
 fn any_request() -> impl Strategy<Value = Vec<u8>> {
