@@ -14,8 +14,10 @@ pub type Value = Option<u64>;
 /// Where the volume's number stands in the second word.
 const VOLUME_SHIFT: u32 = 48;
 
-/// Volume (counted from 1, 0 for zeros) and write of a sector's bytes.
-fn parse(sector: &[u8], number: u64) -> Option<(u64, u64)> {
+/// Volume (counted from 1, 0 for zeros) and write; none for foreign bytes.
+type Found = Option<(u64, u64)>;
+
+fn parse(sector: &[u8], number: u64) -> Found {
     if sector[16..] != sector[..SECTOR - 16] {
         return None;
     }
@@ -30,7 +32,7 @@ fn parse(sector: &[u8], number: u64) -> Option<(u64, u64)> {
 
 /// Everything on a device, lines `START COUNT VOLUME VALUE`; `? ?` for foreign bytes; what no line covers is zeros.
 pub fn list(device: &File) -> Result<String> {
-    let mut runs: Vec<(u64, u64, Option<(u64, u64)>)> = Vec::new();
+    let mut runs: Vec<(u64, u64, Found)> = Vec::new();
     each_piece(device, |offset, bytes| {
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
             let number = offset / SECTOR as u64 + i as u64;

@@ -1,9 +1,8 @@
 //! Crash images for another reader: sets of a geometry that the kernel takes, as a crash left them, as files.
 //!
 //! A case is a folder: sparse images, the line-by-line `case`, and per volume what Brigade reads after recovering a copy
-//! (`N.values`: `START COUNT VALUE`, zeros left out, `?` for what no
-//! client wrote there) and where the oracle allows more than that (`N.allowed`: `START COUNT
-//! VALUE...`, `*` for anything). The record in memory is gone in every one of them, as only Brigade knows of it: an image in
+//! (`N.values`: `START COUNT VALUE`, zeros left out, `?` for what no client wrote there) and where the oracle allows more than
+//! that (`N.allowed`: `START COUNT VALUE...`, `*` for anything). The record in memory is gone in every one of them, as only Brigade knows of it: an image in
 //! which every completed write arrived is what a power loss may leave as well. A third of the images were opened, read and
 //! stopped by Brigade before; that recovery has the record.
 //!

@@ -141,7 +141,7 @@ pub const TESTS: &[Test] = &[
         name: "sim-images",
         shows: "crash images of the simulator read the same in the kernel as after Brigade's recovery",
         needs_kernel: true,
-        rounds: [8, 200],
+        rounds: [6, 200],
         run: sim_images::run,
     },
     Test {

@@ -188,7 +188,7 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     for case in cases.iter_mut().filter(|case| case.kind != "recovered") {
         crashed += 1;
         if crashed % SERVED_OF == 1 {
-            serve(setting, case, &mut seen).context(&case.name())?;
+            serve(setting, case, &mut seen).context(case.name())?;
         }
     }
     for boot in cases.chunks(CASES_PER_BOOT) {
@@ -399,7 +399,8 @@ mod tests {
             ],
         };
         let same = volume.values.clone();
-        assert_eq!(volume.compare(&same), [vec![], vec![]]);
+        let nothing: [Vec<usize>; 2] = Default::default();
+        assert_eq!(volume.compare(&same), nothing);
         let other = [Some(0), Some(3), Some(2), Some(9), Some(6)];
         assert_eq!(volume.compare(&other), [vec![1, 3], vec![2]]);
         let foreign = [None, None, Some(4), None, Some(6)];
