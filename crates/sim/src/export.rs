@@ -200,6 +200,8 @@ fn options(set: &Set) -> Options {
     Options {
         ack: set.chance.pick(&[AckPolicy::Memory, AckPolicy::Journal]),
         writeback_delay: Duration::from_millis(10),
+        // Otherwise nothing is dirty any more once everything has been read.
+        writeback_running: set.chance.percent(40),
         ..Options::default()
     }
 }
