@@ -8,6 +8,7 @@ use crate::open::{self, DeviceOptions, Opened};
 use crate::operation::{Kind, Outcome, Payload};
 use crate::range_lock::RangeLock;
 use crate::reactor::{Core, Op};
+use crate::sys;
 use crate::view::{self, View};
 use brigade_env::{Buffer, Device, Durability, Geometry, SECTOR_BYTES, sync};
 use std::cell::Cell;
@@ -194,10 +195,18 @@ impl Shared {
             && buffer.len() <= view::READ_BYTES_MAX
             && self.core.take_in_place(buffer.len())
             && view.read(offset, &mut buffer)
+            && !self.may_be_cut(&buffer)
         {
             return Op::done(buffer.len(), Payload::Buffer(buffer));
         }
         self.submit(Kind::Read { offset }, Payload::Buffer(buffer))
+    }
+
+    /// Behind the end of a file that was cut within a page the rest of that page is zeros and no signal. A read that
+    /// goes there ends there.
+    fn may_be_cut(&self, bytes: &[u8]) -> bool {
+        bytes.last() == Some(&0)
+            && sys::length_bytes(&self.fd).is_none_or(|length| length < self.geometry.size_bytes)
     }
 
     fn submit_write(&self, offset: u64, buffer: Buffer, durability: Durability) -> Op {

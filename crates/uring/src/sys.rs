@@ -104,6 +104,15 @@ pub(crate) fn is_in_memory(fd: &OwnedFd) -> bool {
     result == 0 && [libc::TMPFS_MAGIC as u64, RAMFS_MAGIC].contains(&(about.f_type as u64))
 }
 
+/// Length of a file in bytes; `None` if the kernel does not say.
+pub(crate) fn length_bytes(fd: &OwnedFd) -> Option<u64> {
+    // SAFETY: an all-zero stat is a valid value.
+    let mut about: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one stat into the local.
+    let result = unsafe { libc::fstat(fd.as_raw_fd(), &raw mut about) };
+    (result == 0).then(|| about.st_size.unsigned_abs())
+}
+
 /// Size of a block device in bytes.
 pub(crate) fn block_size_bytes(fd: &OwnedFd) -> io::Result<u64> {
     let mut size = 0_u64;

@@ -1,13 +1,14 @@
 //! A file in memory, read through a mapping of it.
 //!
 //! Half of what a small `pread` from a memory file system costs is the way to the page, not the copy. A mapping saves that, with
-//! three things to see to:
+//! some things to see to:
 //!
 //! - Reading a hole through a mapping allocates it. So only regions are read this way of which the system says that every page
 //!   is there; what is punched later must be told ([`View::forget`]).
 //! - Reading behind the end of a file that somebody else truncated raises SIGBUS. The handler here puts a page of zeros under the
 //!   read and notes it; the read is thrown away then, done again plainly, and the mapping is not used any more. Signals from
 //!   elsewhere go to the handler that was there before.
+//! - Behind an end within a page that page is zeros, without a signal: whoever reads zeros at the end looks how long the file is.
 //! - Page tables take 1/512 of what is mapped: what lies behind [`VIEW_BYTES_MAX`] is read plainly.
 
 use crate::sys;

@@ -312,6 +312,27 @@ fn a_file_truncated_under_us_is_an_error_that_says_where() {
 }
 
 #[test]
+fn a_file_cut_within_a_page_has_no_zeros_behind_the_cut() {
+    on_all_devices(1 << 20, |env, device, path| {
+        env.block_on(async {
+            let all = pattern(env, 1 << 20, 1);
+            device.write(0, all, Durability::Volatile).await.unwrap();
+            let warm = env.buffers().get(4096);
+            device.read(256 << 10, warm).await.unwrap();
+        });
+        let file = std::fs::OpenOptions::new().write(true).open(path);
+        file.unwrap().set_len((256 << 10) + 1000).unwrap();
+        env.block_on(async {
+            for (offset, length) in [(256 << 10, 4096), ((256 << 10) + 1024, 512)] {
+                let buffer = env.buffers().get(length);
+                let error = device.read(offset, buffer).await.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            }
+        });
+    });
+}
+
+#[test]
 fn zeroes_and_discards_read_as_zeros_on_files_and_touch_nothing_else() {
     const LENGTH: u64 = 4 << 20;
     on_all_devices(LENGTH, |env, device, path| {
