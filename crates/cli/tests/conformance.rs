@@ -118,6 +118,25 @@ fn a_call_that_makes_no_sense_is_status_2_and_touches_nothing() {
 }
 
 #[test]
+fn a_set_with_more_buckets_than_memory_is_refused_before_anything_is_made_for_them() {
+    let bench = Bench::new();
+    // Sparse, on a file system that takes it.
+    bench.zeros("vast", 8 << 40);
+    let made = bench.run(&["format", "--cache", "vast", "--bucket-size", "4k"]);
+    assert_eq!(made.status, 0, "{}", made.stderr);
+    let line = bench.refused(&[
+        "serve",
+        "--cache",
+        "vast",
+        "--nbd",
+        "unix:sock",
+        "--control",
+        "control",
+    ]);
+    assert!(line.contains("vast") && line.contains("nbuckets"), "{line}");
+}
+
+#[test]
 fn what_cannot_be_opened_is_one_line_that_names_it() {
     let bench = Bench::new();
     std::fs::create_dir(bench.path("directory")).expect("room");

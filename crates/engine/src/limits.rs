@@ -14,6 +14,10 @@ pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
 pub const FILL_SECTORS_MAX: u64 = 2048;
 /// Bytes of fills under way at once; more misses are served without filling.
 pub const FILL_BYTES_MAX: usize = 32 << 20;
+/// Memory for the state of one bucket, lists included.
+pub const BUCKET_MEMORY_BYTES: u64 = 32;
+/// The state of buckets may take this much whatever the limit on memory is.
+pub const BUCKETS_MEMORY_BYTES_MIN: u64 = 64 << 20;
 /// Open journal entries: newest minus oldest needed (kernel 20000; docs/format.md 5.6 says 16384).
 pub const OPEN_ENTRIES_MAX: u64 = 16384;
 /// Open entries at which leaves begin to be written.
@@ -29,7 +33,7 @@ pub const LEAF_PENDING_WORDS: usize = 1536;
 /// Longest time a leaf stays unwritten (kernel: 30 s).
 pub const LEAF_DELAY: Duration = Duration::from_secs(30);
 /// Leaves written in one round.
-pub const LEAF_BATCH: usize = 64;
+const LEAF_BATCH: usize = 64;
 /// Remembered recent requests per volume for sequential detection (kernel: 128).
 pub const RECENT_REQUESTS: usize = 128;
 /// How long one is remembered (kernel: 5 s).
@@ -46,3 +50,23 @@ pub const CUTOFF_SYNC_PERCENT: u64 = 70;
 pub const CUTOFF_ALL_PERCENT: u64 = 95;
 /// Clean data of a kernel's session that is compared with the backing device at open; of more than this none is.
 pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
+
+#[cfg(feature = "instrumented")]
+thread_local! {
+    static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
+}
+
+/// Leaves written in one round. Only simulation makes it smaller, so that small trees take several rounds too.
+#[inline(always)]
+pub fn leaf_batch() -> usize {
+    #[cfg(feature = "instrumented")]
+    return LEAF_BATCH_NOW.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    LEAF_BATCH
+}
+
+/// From now on this thread writes so many leaves in one round; as many as ever if `None`.
+#[cfg(feature = "instrumented")]
+pub fn set_leaf_batch(leaves: Option<usize>) {
+    LEAF_BATCH_NOW.with(|now| now.set(leaves.unwrap_or(LEAF_BATCH).max(1)));
+}

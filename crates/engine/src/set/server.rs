@@ -11,6 +11,7 @@ use super::volume::Volume;
 use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
+use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN};
 use crate::meta::{BackingSuper, write_superblock};
 use crate::options::Options;
 use crate::recovery::Finding;
@@ -53,7 +54,7 @@ impl<E: Env> Server<E> {
         let options = Rc::new(options);
         let mut found_caches = Vec::new();
         for device in caches {
-            found_caches.push(find_cache(&env, device).await?);
+            found_caches.push(find_cache(&env, device, &options).await?);
         }
         let mut found_backings = Vec::new();
         for device in backings {
@@ -510,7 +511,11 @@ async fn read_superblock<E: Env>(disk: &Disk<E>, wanted: Role) -> Result<Superbl
     Ok(superblock)
 }
 
-async fn find_cache<E: Env>(env: &E, device: E::Device) -> Result<Found<E>, Error> {
+async fn find_cache<E: Env>(
+    env: &E,
+    device: E::Device,
+    options: &Options,
+) -> Result<Found<E>, Error> {
     let poison = Rc::new(Poison::default());
     let disk = Disk::new(env, device, poison.clone());
     let superblock = read_superblock(&disk, Role::Cache).await?;
@@ -518,6 +523,17 @@ async fn find_cache<E: Env>(env: &E, device: E::Device) -> Result<Found<E>, Erro
     let geometry = superblock
         .cache_geometry(disk.sectors(), logical)
         .map_err(|error| Error::format(disk.name(), error.shifted(4096)))?;
+    // A sparse file of some megabytes may say that it has any number of buckets.
+    let needed = geometry.nbuckets.saturating_mul(BUCKET_MEMORY_BYTES);
+    if needed > options.memory_bytes.max(BUCKETS_MEMORY_BYTES_MIN) {
+        let what = format!(
+            "superblock nbuckets: the tables of {} buckets need {} MiB of memory, the limit is {} MiB",
+            geometry.nbuckets,
+            needed >> 20,
+            options.memory_bytes >> 20
+        );
+        return Err(Error::refused(disk.name(), what));
+    }
     Ok(Found {
         disk,
         poison,

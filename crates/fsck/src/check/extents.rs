@@ -228,7 +228,8 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
 
     fn live(&mut self, extent: &Extent, origin: Origin) {
         let start = extent.ptr.sector();
-        if let Some(twice) = self.map.mark(start, start.saturating_add(extent.sectors)) {
+        let twice = self.map.mark(start, start.saturating_add(extent.sectors));
+        if let Some(twice) = twice {
             self.say(
                 Severity::Error,
                 "F41",
@@ -262,7 +263,11 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
         match self.rule(extent.inode) {
             Rule::Void => {}
             Rule::Flash(sectors) => self.flash(extent, origin, sectors),
-            Rule::Cached(Some(backing)) => self.cached(extent, origin, backing),
+            Rule::Cached(Some(backing)) => {
+                // What belongs to two is compared once: there may be any number of them.
+                let may_compare = self.scene.options.data && twice.is_none();
+                self.cached(extent, origin, backing, may_compare);
+            }
             Rule::Cached(None) => {}
         }
     }
@@ -307,7 +312,13 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
         }
     }
 
-    fn cached(&mut self, extent: &Extent, origin: Origin, backing: &Backing<'_>) {
+    fn cached(
+        &mut self,
+        extent: &Extent,
+        origin: Origin,
+        backing: &Backing<'_>,
+        may_compare: bool,
+    ) {
         let (first, end) = (backing.data_start, backing.sectors);
         if extent.start < first || extent.end() > end {
             let severity = match extent.dirty {
@@ -331,7 +342,7 @@ impl<'a, 'b> Pass<'a, 'b, '_> {
             self.findings.add(severity, "F64", &place, offset, text);
             return;
         }
-        if self.scene.options.data && !extent.dirty {
+        if may_compare && !extent.dirty {
             self.compare(extent, origin, backing);
         }
     }

@@ -12,6 +12,11 @@ use super::slots;
 use super::{Options, Watch, volumes};
 use brigade_format::BucketNr;
 
+/// Memory for each bucket: its generations, who has it, and room that lists have beyond that.
+const BYTES_PER_BUCKET: u64 = 8;
+/// Tables of buckets may take this much whatever the bound on memory is.
+const TABLES_BYTES_MIN: u64 = 16 << 20;
+
 /// Checks the set on `cache` and adds its view to the report.
 pub(super) fn check(
     cache: &Cache<'_>,
@@ -53,7 +58,11 @@ fn initialised(
     let slots = slots::check(cache, &ring, findings);
     let head = ring.head.prio_bucket;
     let mut usage = None;
-    match chain::check(cache, head, &ring.place, watch, findings) {
+    let fits = has_room(cache, options, findings);
+    match fits
+        .then(|| chain::check(cache, head, &ring.place, watch, findings))
+        .flatten()
+    {
         Some(mut chain) => {
             let mut owners = Owners::new(chain.gens.len());
             metadata(cache, &ring, &chain, &mut owners, findings);
@@ -89,6 +98,20 @@ fn initialised(
     if let Some(slots) = &slots {
         view.volumes = volumes::check(cache, slots, usage.as_ref(), backings, findings);
     }
+}
+
+/// Whether the tables of buckets fit the bound on memory: a file of some megabytes may say that it has any number of them.
+fn has_room(cache: &Cache<'_>, options: &Options, findings: &mut Findings) -> bool {
+    let nbuckets = cache.geometry.nbuckets;
+    let limit = options.memory_max.max(TABLES_BYTES_MIN);
+    let fits = nbuckets.saturating_mul(BYTES_PER_BUCKET) <= limit;
+    if !fits {
+        findings.unchecked(format!(
+            "{}: generations: the tables of {nbuckets} buckets take more than {limit} bytes",
+            cache.name
+        ));
+    }
+    fits
 }
 
 fn leave_out(cache: &Cache<'_>, findings: &mut Findings, what: &str) {

@@ -512,6 +512,17 @@ fn clean_data_is_compared_with_the_backing_device_if_asked() {
     );
 }
 
+/// A leaf of a few kilobytes can give the same sectors of the cache to extents of terabytes.
+#[test]
+fn data_that_belongs_to_two_extents_is_compared_once() {
+    let twice = [extent(100, 8, DATA, false), extent(200, 8, DATA, false)];
+    let mut made = leaf(&[twice.to_vec()]);
+    made.put(DATA * BUCKET + 513, &[1]);
+    let report = beside(made, BackingState::Clean, 4096);
+    let ids: Vec<_> = report.findings.iter().map(|found| found.id).collect();
+    assert_eq!(ids, ["F70", "F41"]);
+}
+
 #[test]
 fn two_devices_that_pass_for_one_are_an_error() {
     let (cache, back) = (Made::new().finish(), backing(BackingState::Clean, 4096));
