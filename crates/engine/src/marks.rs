@@ -95,6 +95,17 @@ pub fn hit(mark: Mark) {
     let _ = mark;
 }
 
+/// Hits of a mark in this thread since the last [`take`]; none without the feature.
+pub fn hits(mark: Mark) -> u64 {
+    #[cfg(feature = "instrumented")]
+    return HITS.with(|hits| hits.borrow()[mark as usize]);
+    #[cfg(not(feature = "instrumented"))]
+    {
+        let _ = mark;
+        0
+    }
+}
+
 /// Hits of this thread since the last call, by mark; empty without the feature.
 pub fn take() -> Vec<u64> {
     #[cfg(feature = "instrumented")]

@@ -8,6 +8,7 @@ use crate::set::{FINDINGS, Set};
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger, Mix, Request};
 use brigade_engine::recovery::Loaded;
+use brigade_engine::marks::{self, Mark};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode};
@@ -37,6 +38,51 @@ enum Weather {
     Rough,
     /// Faults that end in a restart.
     Foul,
+}
+
+/// When a crash comes, unless what is run ends before.
+struct Crash {
+    /// At this step.
+    step: Option<u64>,
+    aim: Option<Aim>,
+}
+
+/// Soon after a branch was taken.
+struct Aim {
+    mark: Mark,
+    /// Hits of the mark that it takes.
+    hits: u64,
+    /// Device operations that are completed after that.
+    after: u64,
+    /// The operation at which it comes, once the branch was taken.
+    at: Cell<Option<u64>>,
+}
+
+impl Crash {
+    fn strikes(&self, world: &World) -> bool {
+        self.step.is_some_and(|at| world.steps() >= at)
+            || self.aim.as_ref().is_some_and(|aim| aim.strikes(world))
+    }
+}
+
+impl Aim {
+    fn new(mark: Mark, chance: &Chance) -> Aim {
+        Aim {
+            mark,
+            hits: marks::hits(mark) + chance.between(1, chance.pick(&[1, 3, 12])),
+            after: chance.below(chance.pick(&[6, 20, 60])),
+            at: Cell::new(None),
+        }
+    }
+
+    fn strikes(&self, world: &World) -> bool {
+        if self.at.get().is_none() && marks::hits(self.mark) >= self.hits {
+            self.at.set(Some(world.device_operations() + self.after));
+        }
+        self.at
+            .get()
+            .is_some_and(|at| world.device_operations() >= at)
+    }
 }
 
 /// A process that serves a set.
@@ -190,6 +236,20 @@ impl Life {
         }
     }
 
+    /// A crash at a step, or with a chance of so many percent where this life aims.
+    fn crash(&self, step: Option<u64>, aimed_percent: u64) -> Crash {
+        let chance = &self.set.chance;
+        let aim = self
+            .plan
+            .aim
+            .filter(|_| chance.percent(aimed_percent))
+            .map(|mark| Aim::new(mark, chance));
+        Crash {
+            step: step.filter(|_| aim.is_none()),
+            aim,
+        }
+    }
+
     /// Opens until it succeeds; may be cut off on the way.
     fn reopen(&mut self, options: &Options, given: &[usize]) -> Session {
         loop {
@@ -198,13 +258,14 @@ impl Life {
             let ledger = Rc::new(Ledger::default());
             let chance = &self.set.chance;
             let crash_at = chance.percent(20).then(|| chance.below(400));
+            let crash = self.crash(crash_at, 50);
             let opening = self.set.open(&world, options, given);
-            match drive(
+            match drive_until(
                 &mut self.set,
                 &world,
                 "open",
                 opening,
-                crash_at,
+                &crash,
                 &ledger,
                 None,
             ) {
@@ -235,19 +296,23 @@ impl Life {
         session: &Session,
         what: &str,
         future: impl Future<Output = T> + 'static,
-        crash_at: Option<u64>,
+        crash: Option<&Crash>,
     ) -> Option<T> {
         let Session {
             world,
             server,
             ledger,
         } = session;
-        drive(
+        let never = Crash {
+            step: None,
+            aim: None,
+        };
+        drive_until(
             &mut self.set,
             world,
             what,
             future,
-            crash_at,
+            crash.unwrap_or(&never),
             ledger,
             Some(server),
         )
@@ -435,6 +500,7 @@ impl Life {
         let crash_at = (!stops_early && chance.percent(75))
             .then(|| session.world.steps() + chance.below(most * 25));
         let stop_after = Duration::from_millis(chance.between(1, 100));
+        let crash = self.crash(crash_at, if stops_early { 0 } else { 80 });
         session
             .ledger
             .faulty
@@ -449,7 +515,7 @@ impl Life {
         let work = async move {
             brigade_env::sync::join(clients.run(mix.clients, script), stop).await;
         };
-        let done = self.observed(session, work, crash_at);
+        let done = self.observed(session, work, &crash);
         self.ios.resize(ios_before.len(), 0);
         for ((most, before), disk) in self.ios.iter_mut().zip(ios_before).zip(self.set.disks()) {
             *most = (*most).max(disk.borrow().ios - before);
@@ -484,10 +550,10 @@ impl Life {
         &mut self,
         session: &Session,
         work: impl Future<Output = ()> + 'static,
-        crash_at: Option<u64>,
+        crash: &Crash,
     ) -> Option<()> {
         let Some(mut observer) = self.observer.take() else {
-            return self.drive(session, "work", work, crash_at);
+            return self.drive(session, "work", work, Some(crash));
         };
         let (world, ledger) = (&session.world, &session.ledger);
         let mut seen = world.device_operations();
@@ -730,6 +796,22 @@ pub fn drive<T: 'static>(
     ledger: &Rc<Ledger>,
     server: Option<&Rc<Server<World>>>,
 ) -> Option<T> {
+    let crash = Crash {
+        step: crash_at,
+        aim: None,
+    };
+    drive_until(set, world, what, future, &crash, ledger, server)
+}
+
+fn drive_until<T: 'static>(
+    set: &mut Set,
+    world: &World,
+    what: &str,
+    future: impl Future<Output = T> + 'static,
+    crash: &Crash,
+    ledger: &Rc<Ledger>,
+    server: Option<&Rc<Server<World>>>,
+) -> Option<T> {
     ledger.last_done.set(world.now());
     let stuck = Cell::new(false);
     let limit = world.steps() + STEPS_MAX;
@@ -737,10 +819,10 @@ pub fn drive<T: 'static>(
         stuck.set(
             world.now().saturating_sub(ledger.last_done.get()) > PATIENCE || world.steps() > limit,
         );
-        stuck.get() || crash_at.is_some_and(|at| world.steps() >= at)
+        stuck.get() || crash.strikes(world)
     });
     set.now = world.now();
-    if result.is_none() && (stuck.get() || crash_at.is_none_or(|at| world.steps() < at)) {
+    if result.is_none() && (stuck.get() || !crash.strikes(world)) {
         stalled(set, what, world, ledger, server.map(|server| &**server));
     }
     result

@@ -1,6 +1,17 @@
 //! What a life uses: whole features are switched off by seed, so that what is left happens often and in odd company.
 
 use crate::exec::Chance;
+use brigade_engine::marks::Mark;
+
+/// Branches behind which a crash is most likely to find something half done.
+const AIMS: [Mark; 6] = [
+    Mark::BtreeRetired,
+    Mark::BtreeRetired,
+    Mark::RecordReplayed,
+    Mark::RecordReplayed,
+    Mark::BtreeInteriorAppend,
+    Mark::DirectHidesDirty,
+];
 
 /// Features that a life uses; tests of one thing switch the rest off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +44,10 @@ pub struct Plan {
     pub rounds_max: u64,
     /// Requests of a round at most.
     pub requests_max: u64,
+    /// Crashes come soon after this branch was taken. Only where marks are compiled in.
+    pub aim: Option<Mark>,
+    /// Leaves that are written in one round, so that a small tree takes several. Only where marks are compiled in.
+    pub leaf_batch: Option<usize>,
 }
 
 impl Plan {
@@ -54,6 +69,8 @@ impl Plan {
             pressure: chance.percent(35),
             rounds_max: chance.pick(&[2, 3, 3, 4]),
             requests_max: chance.pick(&[100, 140, 180, 240]),
+            aim: chance.percent(25).then(|| chance.pick(&AIMS)),
+            leaf_batch: chance.percent(35).then(|| chance.pick(&[1, 1, 2, 4])),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{LEAF_BATCH, LEAF_DELAY, LEAF_PENDING_WORDS, SECTOR};
+use crate::limits::{LEAF_DELAY, LEAF_PENDING_WORDS, SECTOR, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
@@ -123,7 +123,7 @@ impl<E: Env> Tree<E> {
     /// Writes every leaf with something pending and waits until all that was pending at the call is durable.
     pub async fn write_all(&self) -> io::Result<()> {
         let ids: Vec<_> = self.index.borrow().nodes.dirty().collect();
-        for batch in ids.chunks(LEAF_BATCH) {
+        for batch in ids.chunks(leaf_batch()) {
             self.write_leaves(batch).await?;
         }
         Ok(())
@@ -475,10 +475,14 @@ impl<E: Env> Tree<E> {
     /// Frees buckets of replaced nodes, as soon as the root that does not lead to them is named durably (TREE-5).
     fn retire(&self, buckets: impl Iterator<Item = BucketNr>) {
         let root_seq = self.root_seq.get();
-        if self.journal.durable_seq() >= root_seq || mutations::is(Mutation::NodeFreedEarly) {
+        if self.journal.durable_seq() >= root_seq {
+            self.buckets.free_metadata(buckets);
+            return;
+        }
+        marks::hit(Mark::BtreeRetired);
+        if mutations::is(Mutation::NodeFreedEarly) {
             self.buckets.free_metadata(buckets);
         } else {
-            marks::hit(Mark::BtreeRetired);
             self.retired
                 .borrow_mut()
                 .entry(root_seq)
@@ -683,7 +687,7 @@ impl<E: Env> Tree<E> {
 
     async fn relieve_journal(&self) -> io::Result<bool> {
         marks::hit(Mark::JournalPressed);
-        let oldest: Vec<_> = self.index.borrow().nodes.dirty().take(LEAF_BATCH).collect();
+        let oldest: Vec<_> = self.index.borrow().nodes.dirty().take(leaf_batch()).collect();
         self.write_leaves(&oldest).await?;
         let frees = self.journal.would_free();
         if frees {
@@ -712,7 +716,7 @@ impl<E: Env> Tree<E> {
             .nodes
             .dirty()
             .filter(is_due)
-            .take(LEAF_BATCH)
+            .take(leaf_batch())
             .collect()
     }
 
@@ -727,7 +731,7 @@ impl<E: Env> Tree<E> {
                 .for_each(|id| index.nodes.get_mut(*id).rewrite_wanted = true);
             leaves
         };
-        for some in leaves.chunks(GC_LEAVES) {
+        for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
             self.write_leaves(some).await?;
             if self.is_closing.get() {
                 return Ok(());

@@ -199,6 +199,10 @@ impl<E: Env> Writeback<E> {
         self.parts
             .inserter
             .insert(&clean, |index, extent| {
+                // Each of the two looks below sees what a write to the cache changed, so both have to be missing.
+                if mutations::is(Mutation::WritebackIgnoresChange) {
+                    return vec![*extent];
+                }
                 // What was written directly since is not what was copied, although the index may not know yet.
                 let candidate = candidates.range(..=extent.start).next_back();
                 if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled())
@@ -206,9 +210,6 @@ impl<E: Env> Writeback<E> {
                 {
                     marks::hit(Mark::WritebackChanged);
                     return Vec::new();
-                }
-                if mutations::is(Mutation::WritebackIgnoresChange) {
-                    return vec![*extent];
                 }
                 let still = same(
                     index,
