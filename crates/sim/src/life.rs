@@ -7,8 +7,8 @@ use crate::rest;
 use crate::set::{FINDINGS, Set};
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger, Mix, Request};
-use brigade_engine::recovery::Loaded;
 use brigade_engine::marks::{self, Mark};
+use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode};
@@ -69,7 +69,7 @@ impl Aim {
     fn new(mark: Mark, chance: &Chance) -> Aim {
         Aim {
             mark,
-            hits: marks::hits(mark) + chance.between(1, chance.pick(&[1, 3, 12])),
+            hits: marks::hits(mark) + chance.between(1, chance.pick(&[1, 1, 3, 12])),
             after: chance.below(chance.pick(&[6, 20, 60])),
             at: Cell::new(None),
         }
@@ -194,7 +194,11 @@ impl Life {
         Mix {
             clients: chance.pick(&[1, 4, 8, 16]),
             requests,
-            read: chance.pick(&[10, 30, 60]),
+            read: if self.plan.deep {
+                10
+            } else {
+                chance.pick(&[10, 30, 60])
+            },
             flush: chance.pick(&[0, 5, 15]),
             clear: if self.plan.clear {
                 chance.pick(&[0, 5, 15])
@@ -204,13 +208,14 @@ impl Life {
             fua_percent: chance.pick(&[0, 10, 50]),
             sectors_max: match chance.below(20) {
                 _ if self.plan.requests_max <= 40 => chance.pick(&[8, 16, 64]),
+                _ if self.plan.deep => chance.pick(&[4, 16, 64]),
                 _ if self.plan.pressure => chance.pick(&[64, 128, 256]),
                 0 => 4096,
                 1 => 512,
                 _ => chance.pick(&[8, 16, 16, 64]),
             },
             is_long: self.plan.pressure,
-            hot: if self.plan.pressure {
+            hot: if self.plan.pressure || self.plan.deep {
                 hot
             } else {
                 (hot / chance.pick(&[1, 4, 16, 64])).max(64)
@@ -258,7 +263,7 @@ impl Life {
             let ledger = Rc::new(Ledger::default());
             let chance = &self.set.chance;
             let crash_at = chance.percent(20).then(|| chance.below(400));
-            let crash = self.crash(crash_at, 50);
+            let crash = self.crash(crash_at, 60);
             let opening = self.set.open(&world, options, given);
             match drive_until(
                 &mut self.set,
@@ -500,7 +505,9 @@ impl Life {
         let crash_at = (!stops_early && chance.percent(75))
             .then(|| session.world.steps() + chance.below(most * 25));
         let stop_after = Duration::from_millis(chance.between(1, 100));
-        let crash = self.crash(crash_at, if stops_early { 0 } else { 80 });
+        let is_of_opening = self.plan.aim == Some(Mark::RecordReplayed);
+        let aimed_percent = if stops_early || is_of_opening { 0 } else { 80 };
+        let crash = self.crash(crash_at, aimed_percent);
         session
             .ledger
             .faulty

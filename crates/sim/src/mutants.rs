@@ -5,17 +5,17 @@
 #[cfg(feature = "instrumented")]
 use crate::swarm::{self, Bounds};
 #[cfg(feature = "instrumented")]
-use crate::{sweep, tally::Tally};
+use crate::{life::Life, plan::Plan, sweep, tally::Tally};
 #[cfg(feature = "instrumented")]
 use brigade_engine::mutations::{self, Mutation};
 
 #[cfg(feature = "instrumented")]
 fn one(mutation: Mutation, seed: u64) -> Tally {
     mutations::choose(Some(mutation));
-    if seed.is_multiple_of(8) {
-        sweep::prefixes(seed)
-    } else {
-        swarm::one(seed)
+    match seed % 8 {
+        0 => sweep::prefixes(seed),
+        1..=3 => Life::new(seed, Plan::half_done(seed)).run(),
+        _ => swarm::one(seed),
     }
 }
 

@@ -48,13 +48,15 @@ pub struct Plan {
     pub aim: Option<Mark>,
     /// Leaves that are written in one round, so that a small tree takes several. Only where marks are compiled in.
     pub leaf_batch: Option<usize>,
+    /// Small buckets and many short writes all over: many keys for a small set.
+    pub deep: bool,
 }
 
 impl Plan {
     /// What the swarm does with a seed.
     pub fn swarm(seed: u64) -> Plan {
         let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
-        Plan {
+        let plan = Plan {
             power_loss: chance.percent(70),
             faults: chance.percent(25),
             soft_faults: chance.percent(25),
@@ -71,6 +73,43 @@ impl Plan {
             requests_max: chance.pick(&[100, 140, 180, 240]),
             aim: chance.percent(25).then(|| chance.pick(&AIMS)),
             leaf_batch: chance.percent(35).then(|| chance.pick(&[1, 1, 2, 4])),
+            deep: false,
+        };
+        if chance.percent(15) {
+            plan.aimed(&chance)
+        } else {
+            plan
+        }
+    }
+
+    /// As some seeds of the swarm, whatever the seed.
+    pub fn half_done(seed: u64) -> Plan {
+        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d))
+    }
+
+    /// The tree is deep for its size and the cache is full, and crashes come where one root or record takes the place of another.
+    fn aimed(self, chance: &Chance) -> Plan {
+        let is_of_opening = chance.percent(50);
+        Plan {
+            // The record does not outlive a loss of power.
+            power_loss: self.power_loss && !is_of_opening,
+            faults: false,
+            soft_faults: false,
+            lies: false,
+            rot: false,
+            attach: false,
+            little_memory: false,
+            pressure: chance.percent(70),
+            deep: true,
+            rounds_max: 5,
+            requests_max: chance.pick(&[240, 400, 800]),
+            aim: Some(if is_of_opening {
+                Mark::RecordReplayed
+            } else {
+                Mark::BtreeRetired
+            }),
+            leaf_batch: chance.percent(80).then(|| chance.pick(&[1, 1, 2])),
+            ..self
         }
     }
 

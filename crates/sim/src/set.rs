@@ -79,7 +79,9 @@ impl Set {
         brigade_engine::set_leaf_batch(plan.leaf_batch);
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
-        let mut bucket_sectors = if plan.pressure {
+        let mut bucket_sectors = if plan.deep {
+            8
+        } else if plan.pressure {
             chance.pick(&[8, 8, 16])
         } else {
             chance.pick(&[8, 8, 16, 16, 32, 64])

@@ -687,7 +687,13 @@ impl<E: Env> Tree<E> {
 
     async fn relieve_journal(&self) -> io::Result<bool> {
         marks::hit(Mark::JournalPressed);
-        let oldest: Vec<_> = self.index.borrow().nodes.dirty().take(leaf_batch()).collect();
+        let oldest: Vec<_> = self
+            .index
+            .borrow()
+            .nodes
+            .dirty()
+            .take(leaf_batch())
+            .collect();
         self.write_leaves(&oldest).await?;
         let frees = self.journal.would_free();
         if frees {
