@@ -70,7 +70,7 @@ impl Aim {
         Aim {
             mark,
             hits: marks::hits(mark) + chance.between(1, chance.pick(&[1, 1, 3, 12])),
-            after: chance.below(chance.pick(&[6, 20, 60])),
+            after: chance.below(chance.pick(&[4, 8, 20, 60])),
             at: Cell::new(None),
         }
     }

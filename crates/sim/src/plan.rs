@@ -99,7 +99,9 @@ impl Plan {
             rot: false,
             attach: false,
             little_memory: false,
-            pressure: chance.percent(70),
+            pressure: !is_of_opening || chance.percent(50),
+            // Passes over all leaves replace one root after the other.
+            wear: self.wear || !is_of_opening,
             deep: true,
             rounds_max: 5,
             requests_max: chance.pick(&[240, 400, 800]),
