@@ -67,10 +67,19 @@ impl Crash {
 
 impl Aim {
     fn new(mark: Mark, chance: &Chance) -> Aim {
+        // An opening takes up the record once, and then has all leaves to write.
+        let (hits, after) = if mark == Mark::RecordReplayed {
+            (1, chance.pick(&[15, 30, 60]))
+        } else {
+            (
+                chance.between(1, chance.pick(&[1, 1, 3, 12])),
+                chance.pick(&[4, 8, 20, 60]),
+            )
+        };
         Aim {
             mark,
-            hits: marks::hits(mark) + chance.between(1, chance.pick(&[1, 1, 3, 12])),
-            after: chance.below(chance.pick(&[4, 8, 20, 60])),
+            hits: marks::hits(mark) + hits,
+            after: chance.below(after),
             at: Cell::new(None),
         }
     }
@@ -263,7 +272,7 @@ impl Life {
             let ledger = Rc::new(Ledger::default());
             let chance = &self.set.chance;
             let crash_at = chance.percent(20).then(|| chance.below(400));
-            let crash = self.crash(crash_at, 60);
+            let crash = self.crash(crash_at, 85);
             let opening = self.set.open(&world, options, given);
             match drive_until(
                 &mut self.set,
