@@ -17,6 +17,8 @@ use std::time::Duration;
 const SETS: u64 = 6;
 /// How many boots a set lives through.
 const LIVES: u64 = 3;
+/// Deaths of the kernel by itself that are put up with.
+const DEATHS_MAX: u32 = 5;
 const BACKING_BYTES: u64 = 48 * MIB;
 
 /// Numbers from a seed.
@@ -48,15 +50,32 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     let (mut images, mut boots, mut kills) = (0, 0, 0);
     let mut notes: BTreeMap<String, u64> = BTreeMap::new();
     let mut used = Used::default();
+    let (mut lives, mut deaths) = (0, 0);
     while images < setting.rounds {
-        if boots % LIVES == 0 {
+        if lives % LIVES == 0 {
+            lives = 0;
             let home = folder(setting, "sets")?;
             sets = (0..SETS)
                 .map(|nr| make(setting, &home, nr, &mut dice))
                 .collect::<Result<_>>()?;
         }
         let is_killed = dice.roll(3) > 0;
-        one_boot(&sets, is_killed, &mut dice).context(format!("boot {boots}"))?;
+        let seen = one_boot(&sets, is_killed, &mut dice).context(format!("boot {boots}"))?;
+        if let Some(last_words) = seen {
+            // It used its own sets only, and nobody knows what it wrote with its memory in that state.
+            deaths += 1;
+            let shown: Vec<_> = sets.iter().map(|set| set.geometry.as_str()).collect();
+            println!(
+                "    the kernel died by itself over {}:\n{last_words}",
+                shown.join("; ")
+            );
+            if deaths > DEATHS_MAX {
+                return Err(format!("the kernel died {deaths} times"));
+            }
+            lives = 0;
+            continue;
+        }
+        lives += 1;
         kills += u64::from(is_killed);
         for set in &sets {
             let checked = golden_fsck::check(&setting.program, &[&set.cache, &set.backing])?;
@@ -78,7 +97,8 @@ pub fn run(setting: &Setting) -> Result<Passed> {
         );
     }
     Ok(Passed::Ran(format!(
-        "{images} images, {boots} boots, {kills} of them killed: {used}; images with notes: {notes:?}"
+        "{images} images, {boots} boots, {kills} of them killed: {used}; images with notes: {notes:?}; \
+         the kernel died {deaths} times by itself"
     )))
 }
 
@@ -205,8 +225,8 @@ fn make(setting: &Setting, home: &std::path::Path, nr: u64, dice: &mut Dice) -> 
     })
 }
 
-/// Boots the kernel on all sets; their scripts run side by side.
-fn one_boot(sets: &[Set], is_killed: bool, dice: &mut Dice) -> Result<()> {
+/// Boots the kernel on all sets; their scripts run side by side. Gives the kernel's last words if it died by itself.
+fn one_boot(sets: &[Set], is_killed: bool, dice: &mut Dice) -> Result<Option<String>> {
     let mut boot = Boot {
         timeout: Duration::from_secs(500),
         ..Boot::default()
@@ -232,8 +252,9 @@ fn one_boot(sets: &[Set], is_killed: bool, dice: &mut Dice) -> Result<()> {
         return Err(format!("in the guest: {line}"));
     }
     match finished.outcome {
-        Outcome::Killed if is_killed => Ok(()),
-        Outcome::Exited(0) if !is_killed => Ok(()),
+        Outcome::Killed if is_killed => Ok(None),
+        Outcome::Exited(0) if !is_killed => Ok(None),
+        Outcome::Died => Ok(Some(crate::process::last_lines(&finished.console, 5))),
         outcome => Err(format!(
             "the guest ended otherwise ({outcome:?}):\n{}",
             crate::process::last_lines(&finished.console, 20)
