@@ -55,6 +55,9 @@ pub async fn write<E: Env>(
     };
     let _held = core.locks.lock(start, end).await;
     core.candidates.cancel(start, end);
+    // Tells whether a write to the cache overtakes this one: its data is newer, and may have left the cache again by the time
+    // the copy of this one would enter.
+    let overtaken = core.candidates.open(start, end);
     let dirty = let_go_of_clean(core, &cache, start, end).await?;
     let what = match what {
         // A device may ignore a discard, or a part of it; under dirty data that is dropped old content would come to light.
@@ -93,10 +96,10 @@ pub async fn write<E: Env>(
         Ok(()) if fua => flush_journal(&cache).await,
         other => other,
     };
+    let may_enter = !overtaken.is_cancelled() && end - start <= crate::limits::FILL_SECTORS_MAX;
     core.candidates.cancel(start, end);
     // The new candidate begins after that: it has what was just written.
-    let candidate =
-        (end - start <= crate::limits::FILL_SECTORS_MAX).then(|| core.candidates.open(start, end));
+    let candidate = may_enter.then(|| core.candidates.open(start, end));
     drop(_held);
     finish_copy(core, &cache, copied, candidate, finished.is_ok());
     finished
