@@ -13,6 +13,7 @@ mod buffer;
 mod device;
 mod net;
 pub mod sync;
+pub mod waits;
 
 pub use block::{BlockDevice, BlockSizes, Exports, StatusExtent, StreamId};
 pub use buffer::{Buffer, BufferPool, PAGE_BYTES};
@@ -43,6 +44,7 @@ pub trait Env: Clone + 'static {
     fn buffers(&self) -> &BufferPool;
 
     /// Completes after `delay`.
+    #[cfg_attr(feature = "instrumented", track_caller)]
     fn sleep(&self, delay: Duration) -> impl Future<Output = ()> + 'static {
         self.sleep_until(self.now().saturating_add(delay))
     }

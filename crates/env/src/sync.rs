@@ -2,7 +2,10 @@
 //!
 //! All primitives are first come, first served, and none can lose a wake-up: a waiter is registered when its future is
 //! *made*, not when it is first polled (a [`Notify`]), or takes its place in the queue at its first poll (a [`Semaphore`]).
+//!
+//! With the feature `instrumented` waits and holders are listed in [`crate::waits`], with the place where they were asked for.
 
+use crate::waits::{Hold, Place, Wait};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -38,12 +41,18 @@ impl Notify {
     }
 
     /// A future that completes at the next notification after this call.
+    #[cfg_attr(feature = "instrumented", track_caller)]
     pub fn wait(&self) -> Notified<'_> {
+        self.wait_at(Place::here())
+    }
+
+    fn wait_at(&self, place: Place) -> Notified<'_> {
         let waiter = Rc::new(Waiter::default());
         self.waiters.borrow_mut().push_back(waiter.clone());
         Notified {
             notify: self,
             waiter,
+            wait: Wait::new("a notification", self, None, place),
         }
     }
 
@@ -69,12 +78,16 @@ impl Notify {
     }
 
     /// Waits until `condition` gives a value, re-checking at each notification.
-    pub async fn until<T>(&self, mut condition: impl FnMut() -> Option<T>) -> T {
-        loop {
-            if let Some(value) = condition() {
-                return value;
+    #[cfg_attr(feature = "instrumented", track_caller)]
+    pub fn until<T>(&self, mut condition: impl FnMut() -> Option<T>) -> impl Future<Output = T> {
+        let place = Place::here();
+        async move {
+            loop {
+                if let Some(value) = condition() {
+                    return value;
+                }
+                self.wait_at(place).await;
             }
-            self.wait().await;
         }
     }
 }
@@ -83,14 +96,17 @@ impl Notify {
 pub struct Notified<'a> {
     notify: &'a Notify,
     waiter: Rc<Waiter>,
+    wait: Wait,
 }
 
 impl Future for Notified<'_> {
     type Output = ();
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.waiter.woken.get() {
+            self.wait.end();
             return Poll::Ready(());
         }
+        self.wait.is_polled();
         *self.waiter.waker.borrow_mut() = Some(context.waker().clone());
         Poll::Pending
     }
@@ -123,7 +139,12 @@ impl Semaphore {
     }
 
     /// Takes `count` permits, waiting for them; the guard gives them back. `count` must not exceed the total.
-    pub async fn acquire(&self, count: usize) -> Permits<'_> {
+    #[cfg_attr(feature = "instrumented", track_caller)]
+    pub fn acquire(&self, count: usize) -> impl Future<Output = Permits<'_>> {
+        self.acquire_at(count, "permits", Place::here())
+    }
+
+    async fn acquire_at(&self, count: usize, kind: &'static str, place: Place) -> Permits<'_> {
         let waiter = Rc::new(Waiter::default());
         self.queue.borrow_mut().push_back((count, waiter.clone()));
         self.hand_out();
@@ -132,15 +153,18 @@ impl Semaphore {
             waiter,
             count,
             taken: false,
+            wait: Wait::new(kind, self, None, place),
         }
         .await;
         Permits {
             semaphore: self,
             count,
+            _hold: Hold::new(self, None, place),
         }
     }
 
     /// Takes `count` permits if they are there and nobody waits.
+    #[cfg_attr(feature = "instrumented", track_caller)]
     pub fn try_acquire(&self, count: usize) -> Option<Permits<'_>> {
         if !self.queue.borrow().is_empty() || self.free.get() < count {
             return None;
@@ -149,6 +173,7 @@ impl Semaphore {
         Some(Permits {
             semaphore: self,
             count,
+            _hold: Hold::new(self, None, Place::here()),
         })
     }
 
@@ -182,6 +207,7 @@ struct Acquire<'a> {
     waiter: Rc<Waiter>,
     count: usize,
     taken: bool,
+    wait: Wait,
 }
 
 impl Future for Acquire<'_> {
@@ -189,8 +215,10 @@ impl Future for Acquire<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.waiter.woken.get() {
             self.taken = true;
+            self.wait.end();
             return Poll::Ready(());
         }
+        self.wait.is_polled();
         *self.waiter.waker.borrow_mut() = Some(context.waker().clone());
         Poll::Pending
     }
@@ -219,6 +247,7 @@ impl Drop for Acquire<'_> {
 pub struct Permits<'a> {
     semaphore: &'a Semaphore,
     count: usize,
+    _hold: Hold,
 }
 
 impl Drop for Permits<'_> {
@@ -241,13 +270,17 @@ impl Default for Lock {
 
 impl Lock {
     /// Waits for its turn.
-    pub async fn lock(&self) -> Permits<'_> {
-        self.0.acquire(1).await
+    #[cfg_attr(feature = "instrumented", track_caller)]
+    pub fn lock(&self) -> impl Future<Output = Permits<'_>> {
+        self.0.acquire_at(1, "a lock", Place::here())
     }
 }
 
 /// One value, handed over once.
-pub struct Promise<T>(Rc<PromiseState<T>>);
+pub struct Promise<T> {
+    state: Rc<PromiseState<T>>,
+    wait: Wait,
+}
 
 struct PromiseState<T> {
     value: RefCell<Option<T>>,
@@ -255,12 +288,20 @@ struct PromiseState<T> {
 }
 
 /// Both ends of a [`Promise`]: the one who keeps it and the one who waits.
+#[cfg_attr(feature = "instrumented", track_caller)]
 pub fn promise<T>() -> (Keeper<T>, Promise<T>) {
+    promise_of("a promise")
+}
+
+/// The same, saying what it is that is promised.
+#[cfg_attr(feature = "instrumented", track_caller)]
+pub fn promise_of<T>(what: &'static str) -> (Keeper<T>, Promise<T>) {
     let state = Rc::new(PromiseState {
         value: RefCell::new(None),
         waker: RefCell::new(None),
     });
-    (Keeper(state.clone()), Promise(state))
+    let wait = Wait::new(what, &*state, None, Place::here());
+    (Keeper(state.clone()), Promise { state, wait })
 }
 
 /// The giving end of a [`Promise`].
@@ -279,10 +320,12 @@ impl<T> Keeper<T> {
 impl<T> Future for Promise<T> {
     type Output = T;
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        if let Some(value) = self.0.value.borrow_mut().take() {
+        if let Some(value) = self.state.value.borrow_mut().take() {
+            self.wait.end();
             return Poll::Ready(value);
         }
-        *self.0.waker.borrow_mut() = Some(context.waker().clone());
+        self.wait.is_polled();
+        *self.state.waker.borrow_mut() = Some(context.waker().clone());
         Poll::Pending
     }
 }

@@ -464,9 +464,10 @@ impl Disk {
 
     fn io<T: 'static>(
         &self,
+        what: &'static str,
         then: impl FnOnce() -> T + 'static,
     ) -> impl Future<Output = T> + 'static {
-        let (keeper, promise) = brigade_env::sync::promise();
+        let (keeper, promise) = brigade_env::sync::promise_of(what);
         self.world.after(self.delay(), move || keeper.keep(then()));
         promise
     }
@@ -524,7 +525,7 @@ impl Disk {
         drop(state);
         let state = self.state.clone();
         let world = self.world.clone();
-        Ok(self.io(move || {
+        Ok(self.io("a write of a disk", move || {
             let mut state = state.borrow_mut();
             world.count_device_operation();
             world.note(&state.name, "written", [io, 0]);
@@ -575,7 +576,7 @@ impl Device for Disk {
             .failure(Kind::Read, self.world.now(), None);
         let state = self.state.clone();
         let done = checked.map(|()| {
-            self.io(move || {
+            self.io("a read of a disk", move || {
                 if let Some(number) = fails {
                     return Err(io::Error::from_raw_os_error(number));
                 }
@@ -606,7 +607,7 @@ impl Device for Disk {
         };
         let state = self.state.clone();
         let world = self.world.clone();
-        self.io(move || {
+        self.io("a flush of a disk", move || {
             world.count_device_operation();
             world.note(&state.borrow().name, "flushed", [up_to, 0]);
             if let Some(number) = fails {

@@ -1,6 +1,9 @@
 //! One thread, one seed, no real time: tasks are polled in random order, time jumps to the next event.
 
 use crate::disk::{Disk, DiskState};
+#[cfg(feature = "instrumented")]
+use brigade_env::waits;
+use brigade_env::waits::{Place, Wait};
 use brigade_env::{BufferPool, Env, Survivor};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -128,7 +131,44 @@ impl Wake for TaskWaker {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 /// A task, while it is not being polled, and how it is woken.
-type Slot = (Option<Task>, Arc<TaskWaker>);
+type Slot = (Option<Task>, Arc<TaskWaker>, Born);
+
+/// The name of a task: where it was spawned.
+#[cfg(feature = "instrumented")]
+#[derive(Clone, Copy)]
+struct Born {
+    task: waits::Task,
+    place: &'static std::panic::Location<'static>,
+}
+
+#[cfg(not(feature = "instrumented"))]
+#[derive(Clone, Copy)]
+struct Born;
+
+impl Born {
+    #[cfg_attr(feature = "instrumented", track_caller)]
+    fn here() -> Self {
+        #[cfg(feature = "instrumented")]
+        {
+            Born {
+                task: waits::new_task(),
+                place: std::panic::Location::caller(),
+            }
+        }
+        #[cfg(not(feature = "instrumented"))]
+        Born
+    }
+
+    /// Does something as this task.
+    fn poll<T>(self, poll: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "instrumented")]
+        {
+            waits::poll_as(self.task, poll)
+        }
+        #[cfg(not(feature = "instrumented"))]
+        poll()
+    }
+}
 
 struct Inner {
     chance: Chance,
@@ -202,8 +242,21 @@ impl World {
         self.0.trace.note(self.0.now.get(), who, what, numbers);
     }
 
-    /// Tasks that have not ended, and timers that are set, for who looks at a stall.
+    /// Tasks that have not ended, and timers that are set, for who looks at a stall; with the feature `instrumented` also who waits
+    /// for whom.
     pub fn pending(&self) -> String {
+        #[cfg(feature = "instrumented")]
+        {
+            let tasks = self.0.tasks.borrow();
+            let name = |born: &Born| (born.task, format!("spawned at {}", born.place));
+            let tasks: Vec<_> = tasks.values().map(|(.., born)| name(born)).collect();
+            format!("{}\n{}", self.count(), waits::story(&tasks))
+        }
+        #[cfg(not(feature = "instrumented"))]
+        self.count()
+    }
+
+    fn count(&self) -> String {
         let timers = self.0.timers.borrow();
         let next = timers.first_key_value().map(|((at, _), _)| *at);
         format!(
@@ -274,28 +327,26 @@ impl World {
     fn poll(&self, id: usize) {
         let taken = {
             let mut tasks = self.0.tasks.borrow_mut();
-            let Some((task, waker)) = tasks.get_mut(&id) else {
+            let Some((task, waker, born)) = tasks.get_mut(&id) else {
                 return;
             };
-            (task.take(), waker.clone())
+            (task.take(), waker.clone(), *born)
         };
-        let (Some(mut task), waker) = taken else {
+        let (Some(mut task), waker, born) = taken else {
             return;
         };
         waker.is_queued.store(false, Ordering::Relaxed);
         let waker = Waker::from(waker);
-        if task
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_ready()
-        {
+        let mut context = Context::from_waker(&waker);
+        if born.poll(|| task.as_mut().poll(&mut context)).is_ready() {
             self.0.tasks.borrow_mut().remove(&id);
-        } else if let Some((slot, _)) = self.0.tasks.borrow_mut().get_mut(&id) {
+        } else if let Some((slot, ..)) = self.0.tasks.borrow_mut().get_mut(&id) {
             *slot = Some(task);
         }
     }
 
     /// Runs a future to its end as a task; `None` if `stop` says so before or nothing moves any more.
+    #[cfg_attr(feature = "instrumented", track_caller)]
     pub fn run<T: 'static>(
         &self,
         future: impl Future<Output = T> + 'static,
@@ -335,6 +386,7 @@ impl Env for World {
     type Device = Disk;
     type Survivor = Store;
 
+    #[cfg_attr(feature = "instrumented", track_caller)]
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();
         self.0.next_task.set(id + 1);
@@ -346,19 +398,24 @@ impl Env for World {
         self.0
             .tasks
             .borrow_mut()
-            .insert(id, (Some(Box::pin(task)), waker.clone()));
+            .insert(id, (Some(Box::pin(task)), waker.clone(), Born::here()));
         waker.wake();
     }
     fn now(&self) -> Duration {
         self.0.now.get()
     }
+    #[cfg_attr(feature = "instrumented", track_caller)]
     fn sleep_until(&self, deadline: Duration) -> impl Future<Output = ()> + 'static {
         let world = self.clone();
         let mut is_set = false;
+        let range = Some((0, deadline.as_micros() as u64));
+        let wait = Wait::new("the time (in us)", &*self.0, range, Place::here());
         std::future::poll_fn(move |context| {
             if world.now() >= deadline {
+                wait.end();
                 return Poll::Ready(());
             }
+            wait.is_polled();
             if !is_set {
                 is_set = true;
                 world.event(deadline, Event::Wake(context.waker().clone()));

@@ -5,7 +5,7 @@
 //! - [`oracle`]: what every sector may read as. [`judge`]: the independent reader on every image.
 //! - [`set`]: a cache set at rest, which can be forked. [`work`]: clients. [`life`]: rounds of opening, working and ending;
 //!   [`rest`]: what happens in between. [`plan`]: which features a seed uses.
-//! - [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
+//! - [`run`]: one run as the command line names it. [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
 //!   [`mutants`]: mistakes that must be found.
 //! - [`export`]: crash images as files, for the kernel.
 //! - [`small`]: one small set, for tests that tell one story.
@@ -23,6 +23,7 @@ pub mod mutants;
 pub mod oracle;
 pub mod plan;
 pub mod rest;
+pub mod run;
 pub mod set;
 pub mod shrink;
 pub mod small;

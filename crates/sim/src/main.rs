@@ -1,9 +1,11 @@
 //! `cargo x sim`: runs the world on seeds.
 #![forbid(unsafe_code)]
 
+use brigade_sim::exec::Trace;
 use brigade_sim::life::Choice;
 #[cfg(feature = "instrumented")]
 use brigade_sim::mutants;
+use brigade_sim::run::{Kind, Scripts, Spec};
 use brigade_sim::swarm::{self, Bounds};
 use brigade_sim::tally::Tally;
 use brigade_sim::{export, shrink, sweep};
@@ -14,12 +16,17 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 cargo x sim [--seed N] [--runs N] [--minutes M] [--jobs N] [--keep-going]   the swarm
-cargo x sim --seed N --trace [--rounds N] [--only R:N,...]                  one run, every event
+cargo x sim --seed N [--rounds N] [--only R:N,...]                          one run, perhaps without some of its requests
+cargo x sim --seed N --trace                                                every event of it
 cargo x sim --seed N --shrink                                               fewer requests that still fail
 cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
 cargo x sim --sweep prefixes|faults [--seed N] [--runs N]                   N short workloads, everything that can happen
 cargo x sim --export DIR [--seed N] [--runs N]                              crash images as files, for another reader
-cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found";
+cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found
+cargo x sim --mutant NAME                                                   one of them, until found
+
+Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|prefixes says what a seed does, --mutant NAME makes a mistake.
+BRIGADE_VERBOSE=1 tells the story of a run.";
 
 struct Arguments(Vec<String>);
 
@@ -56,7 +63,25 @@ impl Arguments {
             time: Duration::from_secs(60 * minutes.unwrap_or(60 * 24)),
             jobs: self.number("--jobs")?.unwrap_or(jobs as u64) as usize,
             keep_going: self.has("--keep-going"),
+            how: String::new(),
         })
+    }
+
+    /// What the runs are.
+    fn spec(&self) -> Result<Spec, String> {
+        let kind = self.text("--plan").map(|name| {
+            let all = "swarm, half-done or prefixes";
+            Kind::named(name).ok_or(format!("--plan: {name:?} is not {all}"))
+        });
+        let mutant = self.text("--mutant").map(|name| {
+            if !cfg!(feature = "instrumented") {
+                return Err("--mutant needs the feature `instrumented`".to_string());
+            }
+            Spec::of_mutant(name).ok_or(format!("--mutant: there is no {name:?}"))
+        });
+        let mut spec = mutant.transpose()?.unwrap_or_default();
+        spec.kind = kind.transpose()?;
+        Ok(spec)
     }
 }
 
@@ -83,7 +108,8 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     if arguments.has("--twice") {
         return twice(arguments);
     }
-    if arguments.has("--mutations") || arguments.has("--mutant") {
+    let is_search = arguments.has("--mutant") && arguments.text("--seed").is_none();
+    if arguments.has("--mutations") || is_search {
         return mutants(arguments);
     }
     if let Some(folder) = arguments.text("--export") {
@@ -92,9 +118,17 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     if let Some(what) = arguments.text("--sweep") {
         return swept(arguments, what);
     }
-    let outcome = swarm::run(arguments.bounds()?, swarm::one);
+    let (spec, choice) = (arguments.spec()?, choice(arguments)?);
+    let how = spec.arguments();
+    let bounds = Bounds {
+        how: how.clone(),
+        ..arguments.bounds()?
+    };
+    let outcome = swarm::run(bounds, |seed| {
+        spec.run_some(seed, choice.clone(), Trace::default(), Scripts::default())
+    });
     outcome.print();
-    report(&outcome.found, "");
+    report(&outcome.found, &how);
     Ok(outcome.found.is_empty())
 }
 
@@ -127,7 +161,7 @@ fn choice(arguments: &Arguments) -> Result<Choice, String> {
 
 fn trace(arguments: &Arguments) -> Result<bool, String> {
     let seed = arguments.number("--seed")?.unwrap_or(1);
-    let (result, trace) = swarm::traced(seed, choice(arguments)?);
+    let (result, trace) = swarm::traced(arguments.spec()?, seed, choice(arguments)?);
     print!("{}", trace.take_text());
     let (events, digest) = trace.digest();
     println!("{events} events, digest {digest:016x}");
@@ -139,8 +173,9 @@ fn trace(arguments: &Arguments) -> Result<bool, String> {
 
 fn shrink(arguments: &Arguments) -> Result<bool, String> {
     let seed = arguments.number("--seed")?.unwrap_or(1);
-    match shrink::shrink(seed) {
-        Some(shrunk) => shrunk.print(seed),
+    let spec = arguments.spec()?;
+    match shrink::shrink(spec, seed) {
+        Some(shrunk) => shrunk.print(spec, seed),
         None => println!("seed {seed} does not fail"),
     }
     Ok(true)
@@ -148,9 +183,10 @@ fn shrink(arguments: &Arguments) -> Result<bool, String> {
 
 /// Every event of the same seed is the same twice.
 fn twice(arguments: &Arguments) -> Result<bool, String> {
+    let spec = arguments.spec()?;
     let outcome = swarm::run(arguments.bounds()?, |seed| {
         let texts = [(); 2].map(|()| {
-            let (result, trace) = swarm::traced(seed, Choice::default());
+            let (result, trace) = swarm::traced(spec, seed, Choice::default());
             (trace.take_text(), result)
         });
         assert!(texts[0].0 == texts[1].0, "two runs of one seed differ");
@@ -160,7 +196,7 @@ fn twice(arguments: &Arguments) -> Result<bool, String> {
         "{} seeds ran twice, byte for byte alike",
         outcome.tally.runs
     );
-    report(&outcome.found, " --twice");
+    report(&outcome.found, &format!("{} --twice", spec.arguments()));
     Ok(outcome.found.is_empty())
 }
 
@@ -183,6 +219,7 @@ fn exported(arguments: &Arguments, folder: &Path) -> Result<bool, String> {
 
 fn swept(arguments: &Arguments, what: &str) -> Result<bool, String> {
     let mut bounds = arguments.bounds()?;
+    bounds.how = format!(" --sweep {what}");
     if arguments.text("--runs").is_none() && arguments.text("--seed").is_none() {
         bounds.runs = 200;
     }
@@ -208,8 +245,10 @@ fn mutants(arguments: &Arguments) -> Result<bool, String> {
     if let Some(seconds) = arguments.number("--seconds")? {
         bounds.time = Duration::from_secs(seconds);
     }
-    if let Some(name) = arguments.text("--mutant") {
-        return Ok(mutants::run_one(bounds, name));
+    if arguments.has("--mutant") {
+        let spec = arguments.spec()?;
+        bounds.how = spec.arguments();
+        return Ok(mutants::run_one(bounds, spec));
     }
     mutants::run(bounds, arguments.text("--only").unwrap_or("")).map_err(|error| error.to_string())
 }

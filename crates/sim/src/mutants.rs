@@ -3,21 +3,11 @@
 //! Only with the feature `instrumented`.
 
 #[cfg(feature = "instrumented")]
+use crate::run::Spec;
+#[cfg(feature = "instrumented")]
 use crate::swarm::{self, Bounds};
 #[cfg(feature = "instrumented")]
-use crate::{life::Life, plan::Plan, sweep, tally::Tally};
-#[cfg(feature = "instrumented")]
-use brigade_engine::mutations::{self, Mutation};
-
-#[cfg(feature = "instrumented")]
-fn one(mutation: Mutation, seed: u64) -> Tally {
-    mutations::choose(Some(mutation));
-    match seed % 8 {
-        0 => sweep::prefixes(seed),
-        1..=3 => Life::new(seed, Plan::half_done(seed)).run(),
-        _ => swarm::one(seed),
-    }
-}
+use brigade_engine::mutations;
 
 /// Makes every mistake whose name contains `name` until it is found; says whether all were. Each has a process of its own, since a
 /// mistake may also end in a step that never does.
@@ -40,9 +30,15 @@ pub fn run(bounds: Bounds, name: &str) -> std::io::Result<bool> {
         all += 1;
         found += u64::from(is_found);
         let said = String::from_utf8_lossy(&out.stdout);
-        let line = said.lines().next().unwrap_or("ended at once");
         let word = if is_found { "FOUND " } else { "MISSED" };
-        println!("{word} {took:6.1} s {text:24} {what}\n       {line}");
+        println!("{word} {took:6.1} s {text:24} {what}");
+        if said.is_empty() {
+            println!("       ended at once");
+        }
+        // What did not hold, and the command that runs it again.
+        said.lines()
+            .take(2)
+            .for_each(|line| println!("       {line}"));
     }
     println!("{found} of {all} mistakes found");
     Ok(found == all)
@@ -50,12 +46,8 @@ pub fn run(bounds: Bounds, name: &str) -> std::io::Result<bool> {
 
 /// Makes one mistake until it is found; says whether it was not.
 #[cfg(feature = "instrumented")]
-pub fn run_one(bounds: Bounds, name: &str) -> bool {
-    let Some((mutation, ..)) = mutations::ALL.iter().find(|(_, text, _)| *text == name) else {
-        println!("no such mistake: {name}");
-        return true;
-    };
-    let outcome = swarm::run(bounds, |seed| one(*mutation, seed));
+pub fn run_one(bounds: Bounds, spec: Spec) -> bool {
+    let outcome = swarm::run(bounds, |seed| spec.run(seed));
     match outcome.found.first() {
         Some(found) => {
             let lines = found.message.lines().skip(1).chain(found.message.lines());
@@ -64,6 +56,7 @@ pub fn run_one(bounds: Bounds, name: &str) -> bool {
                 .flat_map(|line| line.chars().take(150))
                 .collect();
             println!("seed {}: {line}", found.seed);
+            println!("replay: {}", spec.command(found.seed));
         }
         None => println!("{} runs", outcome.tally.runs),
     }

@@ -1,27 +1,20 @@
 //! Shorter scripts that still fail: first fewer rounds, then fewer and fewer requests.
 
 use crate::exec::Trace;
-use crate::life::{Choice, Life};
-use crate::plan::Plan;
+use crate::life::Choice;
+use crate::run::{Scripts, Spec};
 use crate::swarm::attempt;
 use crate::work::Request;
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::rc::Rc;
 
 /// Runs that are tried at most.
 const ATTEMPTS_MAX: u32 = 600;
 
-type Scripts = Rc<RefCell<Vec<Vec<Request>>>>;
-
-fn violates(seed: u64, choice: &Choice) -> Option<(String, Vec<Vec<Request>>)> {
-    let scripts: Scripts = Rc::default();
+/// Runs a seed with some of its requests; what does not hold, if anything, and what was asked for.
+pub fn violates(spec: Spec, seed: u64, choice: &Choice) -> Option<(String, Vec<Vec<Request>>)> {
+    let scripts = Scripts::default();
     let (kept, choice) = (scripts.clone(), choice.clone());
-    let result = attempt(move || {
-        let mut life = Life::traced(seed, Plan::swarm(seed), choice, Trace::default());
-        life.scripts = kept;
-        life.run()
-    });
+    let result = attempt(move || spec.run_some(seed, choice, Trace::default(), kept));
     let message = result.err()?;
     let scripts = scripts.borrow().clone();
     Some((message, scripts))
@@ -35,18 +28,21 @@ pub struct Shrunk {
     pub message: String,
     /// The requests, by round.
     pub scripts: Vec<Vec<Request>>,
+    /// Requests before anything was left out.
+    pub before: usize,
 }
 
-/// Shortens the run of a seed of the swarm; `None` if it does not fail.
-pub fn shrink(seed: u64) -> Option<Shrunk> {
+/// Shortens the run of a seed; `None` if it does not fail.
+pub fn shrink(spec: Spec, seed: u64) -> Option<Shrunk> {
     let mut choice = Choice::default();
-    let (mut message, mut scripts) = violates(seed, &choice)?;
+    let (mut message, mut scripts) = violates(spec, seed, &choice)?;
+    let before = requests(&scripts);
     for rounds in 0..scripts.len() as u64 {
         let fewer = Choice {
             rounds: Some(rounds),
             ..Choice::default()
         };
-        if let Some(found) = violates(seed, &fewer) {
+        if let Some(found) = violates(spec, seed, &fewer) {
             (message, scripts) = found;
             choice = fewer;
             break;
@@ -60,7 +56,7 @@ pub fn shrink(seed: u64) -> Option<Shrunk> {
     let mut size = left.len().div_ceil(2).max(1);
     loop {
         let mut at = 0;
-        let before = left.len();
+        let last = left.len();
         while at < left.len() && attempts < ATTEMPTS_MAX {
             let mut rest = left.clone();
             rest.drain(at..(at + size).min(left.len()));
@@ -69,7 +65,7 @@ pub fn shrink(seed: u64) -> Option<Shrunk> {
                 ..choice.clone()
             };
             attempts += 1;
-            match violates(seed, &fewer) {
+            match violates(spec, seed, &fewer) {
                 Some(found) => {
                     (message, scripts) = found;
                     left = rest;
@@ -78,7 +74,7 @@ pub fn shrink(seed: u64) -> Option<Shrunk> {
                 None => at += size,
             }
         }
-        if attempts >= ATTEMPTS_MAX || (size == 1 && left.len() == before) {
+        if attempts >= ATTEMPTS_MAX || (size == 1 && left.len() == last) {
             break;
         }
         size = (size / 2).max(1);
@@ -87,12 +83,39 @@ pub fn shrink(seed: u64) -> Option<Shrunk> {
         choice,
         message,
         scripts,
+        before,
     })
 }
 
+fn requests(scripts: &[Vec<Request>]) -> usize {
+    scripts.iter().map(Vec::len).sum()
+}
+
 impl Shrunk {
+    /// Requests that are left.
+    pub fn after(&self) -> usize {
+        requests(&self.scripts)
+    }
+
+    /// The command that runs what is left.
+    pub fn command(&self, spec: Spec, seed: u64) -> String {
+        let rounds = self.choice.rounds;
+        let rounds = rounds.map(|rounds| format!(" --rounds {rounds}"));
+        let only = self.choice.only.as_ref().map(|only| {
+            let only: Vec<String> = only
+                .iter()
+                .map(|(round, number)| format!("{round}:{number}"))
+                .collect();
+            match only[..] {
+                [] => " --only none".into(),
+                _ => format!(" --only {}", only.join(",")),
+            }
+        });
+        spec.command(seed) + &rounds.unwrap_or_default() + &only.unwrap_or_default()
+    }
+
     /// The script, and the command that runs it.
-    pub fn print(&self, seed: u64) {
+    pub fn print(&self, spec: Spec, seed: u64) {
         for (round, script) in self.scripts.iter().enumerate() {
             println!("round {round}: {} requests", script.len());
             for request in script {
@@ -100,22 +123,7 @@ impl Shrunk {
             }
         }
         println!("{}", self.message);
-        let only = self.choice.only.iter().flatten();
-        let only: Vec<String> = only
-            .map(|(round, number)| format!("{round}:{number}"))
-            .collect();
-        let rounds = self
-            .choice
-            .rounds
-            .map(|rounds| format!(" --rounds {rounds}"));
-        println!(
-            "replay: cargo x sim --trace --seed {seed}{} --only {}",
-            rounds.unwrap_or_default(),
-            if only.is_empty() {
-                "none".into()
-            } else {
-                only.join(",")
-            }
-        );
+        println!("{} requests, {} before", self.after(), self.before);
+        println!("replay: {}", self.command(spec, seed));
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::disk::KINDS;
 use crate::exec::Trace;
-use crate::life::{Choice, Life};
-use crate::plan::Plan;
+use crate::life::Choice;
+use crate::run::{Scripts, Spec};
 use crate::tally::Tally;
 use brigade_engine::marks;
 use std::cell::RefCell;
@@ -36,7 +36,7 @@ impl Watched {
 }
 
 /// Watches until no worker is left; a hang cannot be ended, so it ends the program.
-fn watch(workers: &[Watched], left: &AtomicU64) {
+fn watch(workers: &[Watched], left: &AtomicU64, how: &str) {
     let mut last: Vec<(u64, Instant)> = vec![(0, Instant::now()); workers.len()];
     while left.load(Ordering::Relaxed) > 0 {
         std::thread::sleep(Duration::from_millis(20));
@@ -48,7 +48,7 @@ fn watch(workers: &[Watched], left: &AtomicU64) {
             }
             if let Some(seed) = seed.filter(|_| last.1.elapsed() > HANGS_AFTER) {
                 println!(
-                    "VIOLATION seed {seed}: a step does not end\nreplay: cargo x sim --seed {seed}"
+                    "VIOLATION seed {seed}: a step does not end\nreplay: cargo x sim{how} --seed {seed}"
                 );
                 std::process::abort();
             }
@@ -78,7 +78,7 @@ pub struct Found {
 }
 
 /// How long, how many.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     /// First seed.
     pub seed: u64,
@@ -90,6 +90,8 @@ pub struct Bounds {
     pub jobs: usize,
     /// Go on after a violation.
     pub keep_going: bool,
+    /// What to say on the command line, besides the seed, to get the same run again.
+    pub how: String,
 }
 
 /// What a swarm found.
@@ -137,7 +139,7 @@ pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
                 left.fetch_sub(1, Ordering::Relaxed);
             });
         }
-        watch(&workers, &left);
+        watch(&workers, &left, &bounds.how);
     });
     let mut outcome = outcome.into_inner().expect("no panic here");
     outcome.found.sort_by_key(|found| found.seed);
@@ -145,19 +147,11 @@ pub fn run(bounds: Bounds, one: impl Fn(u64) -> Tally + Sync) -> Outcome {
     outcome
 }
 
-/// One life of the swarm.
-pub fn one(seed: u64) -> Tally {
-    marks::take();
-    let mut tally = Life::new(seed, Plan::swarm(seed)).run();
-    tally.marks = marks::take();
-    tally
-}
-
-/// One life of the swarm, and all its events.
-pub fn traced(seed: u64, choice: Choice) -> (Result<Tally, String>, Trace) {
+/// One run, and all its events.
+pub fn traced(spec: Spec, seed: u64, choice: Choice) -> (Result<Tally, String>, Trace) {
     let trace = Trace::with_text();
     let handed = trace.clone();
-    let result = attempt(move || Life::traced(seed, Plan::swarm(seed), choice, handed).run());
+    let result = attempt(move || spec.run_some(seed, choice, handed, Scripts::default()));
     (result, trace)
 }
 

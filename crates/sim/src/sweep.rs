@@ -8,6 +8,7 @@ use crate::disk::End;
 use crate::exec::Trace;
 use crate::life::{Choice, Life, check_warnings, drive};
 use crate::plan::Plan;
+use crate::run::Scripts;
 use crate::set::Set;
 use crate::tally::Tally;
 use crate::work::Ledger;
@@ -38,9 +39,20 @@ fn short(seed: u64) -> Plan {
 
 /// Crashes one short workload after every device operation. `runs` counts the crashes that were tried.
 pub fn prefixes(seed: u64) -> Tally {
+    prefixes_of(
+        seed,
+        Choice::default(),
+        Trace::default(),
+        Scripts::default(),
+    )
+}
+
+/// The same, perhaps without some requests.
+pub fn prefixes_of(seed: u64, choice: Choice, trace: Trace, scripts: Scripts) -> Tally {
     marks::take();
     let tried = Rc::new(RefCell::new(Tally::default()));
-    let mut life = Life::traced(seed, short(seed), Choice::default(), Trace::default());
+    let mut life = Life::traced(seed, short(seed), choice, trace);
+    life.scripts = scripts;
     let tally = tried.clone();
     life.observer = Some(Box::new(move |set, ledger| {
         try_ends(set, ledger, &mut tally.borrow_mut());

@@ -3,6 +3,7 @@
 use brigade_sim::exec::Trace;
 use brigade_sim::life::{Choice, Life};
 use brigade_sim::plan::Plan;
+use brigade_sim::run::Spec;
 use brigade_sim::{swarm, sweep};
 
 #[test]
@@ -45,8 +46,8 @@ fn fewer_requests_are_a_shorter_run() {
         only: Some(std::collections::BTreeSet::new()),
         rounds: Some(1),
     };
-    let (result, _) = swarm::traced(5, none);
-    let all = swarm::traced(5, Choice::default()).0;
+    let (result, _) = swarm::traced(Spec::default(), 5, none);
+    let all = swarm::traced(Spec::default(), 5, Choice::default()).0;
     let (few, many) = (result.expect("no violation"), all.expect("no violation"));
     assert!(few.requests < many.requests);
 }

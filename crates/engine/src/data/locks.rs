@@ -5,6 +5,7 @@
 
 use crate::marks::{self, Mark};
 use brigade_env::sync::Notify;
+use brigade_env::waits::{Hold, Place, Wait};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ pub struct RangeLocks {
 pub struct RangeGuard<'a> {
     locks: &'a RangeLocks,
     start: u64,
+    _hold: Hold,
 }
 
 /// A place in the queue.
@@ -33,25 +35,35 @@ struct Ticket<'a> {
 
 impl RangeLocks {
     /// Waits until nobody holds any part of the range, and nobody waits for one who came before; then holds it.
-    pub async fn lock(&self, start: u64, end: u64) -> RangeGuard<'_> {
+    #[cfg_attr(feature = "instrumented", track_caller)]
+    pub fn lock(&self, start: u64, end: u64) -> impl Future<Output = RangeGuard<'_>> {
+        self.lock_at(start, end, Place::here())
+    }
+
+    async fn lock_at(&self, start: u64, end: u64, place: Place) -> RangeGuard<'_> {
         assert!(start < end, "a range with sectors");
         if !self.is_held(start, end) && !self.is_waited_for(start, end, u64::MAX) {
-            return self.hold(start, end);
+            return self.hold(start, end, place);
         }
         marks::hit(Mark::LocksWait);
         let ticket = self.queue(start, end);
+        let _wait = Wait::new("a range", self, Some((start, end)), place);
         while self.is_held(start, end) || self.is_waited_for(start, end, ticket.number) {
             self.released.wait().await;
         }
         // The guard first: the end of the ticket wakes those behind.
-        let guard = self.hold(start, end);
+        let guard = self.hold(start, end, place);
         drop(ticket);
         guard
     }
 
-    fn hold(&self, start: u64, end: u64) -> RangeGuard<'_> {
+    fn hold(&self, start: u64, end: u64, place: Place) -> RangeGuard<'_> {
         self.held.borrow_mut().insert(start, end);
-        RangeGuard { locks: self, start }
+        RangeGuard {
+            locks: self,
+            start,
+            _hold: Hold::new(self, Some((start, end)), place),
+        }
     }
 
     fn queue(&self, start: u64, end: u64) -> Ticket<'_> {
