@@ -9,9 +9,10 @@
 //! Serves `cargo x interop sim-images`.
 
 use crate::disk::{DiskState, End};
+use crate::drive::drive;
 use crate::exec::{Chance, Trace};
 use crate::image::Image;
-use crate::life::{Choice, Life, Observer, check_warnings, drive};
+use crate::life::{Choice, Life, Observer, check_warnings};
 use crate::oracle::{ANYTHING, Oracle};
 use crate::plan::Plan;
 use crate::set::{Backing, Set};

@@ -4,7 +4,7 @@
 //!   wrong with them, written down first.
 //! - [`oracle`]: what every sector may read as. [`judge`]: the independent reader on every image.
 //! - [`set`]: a cache set at rest, which can be forked. [`work`]: clients. [`life`]: rounds of opening, working and ending;
-//!   [`rest`]: what happens in between. [`plan`]: which features a seed uses.
+//!   [`rest`]: what happens in between, [`weather`]: which faults come, [`crash`]: when it ends, [`drive`]: that everything ends. [`plan`]: which features a seed uses.
 //! - [`run`]: one run as the command line names it. [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
 //!   [`mutants`]: mistakes that must be found.
 //! - [`export`]: crash images as files, for the kernel.
@@ -13,7 +13,9 @@
 //! `BRIGADE_VERBOSE=1` makes a life tell its story.
 #![forbid(unsafe_code)]
 
+pub mod crash;
 pub mod disk;
+pub mod drive;
 pub mod exec;
 pub mod export;
 pub mod image;
@@ -30,4 +32,5 @@ pub mod small;
 pub mod swarm;
 pub mod sweep;
 pub mod tally;
+pub mod weather;
 pub mod work;

@@ -1,25 +1,24 @@
 //! The life of one cache set: rounds of opening, working and ending, and what must hold in between.
 
-use crate::disk::{End, Faults};
+use crate::crash::{Aim, Crash};
+use crate::disk::End;
+use crate::drive::{STEPS_MAX, drive, drive_until};
 use crate::exec::{Chance, Trace, World};
 use crate::plan::Plan;
 use crate::rest;
 use crate::set::{FINDINGS, Set};
 use crate::tally::Tally;
+use crate::weather::{self, Weather};
 use crate::work::{Clients, Ledger, Mix, Request};
-use brigade_engine::marks::{self, Mark};
+use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Virtual time in which something must get done.
-const PATIENCE: Duration = Duration::from_secs(600);
-const STEPS_MAX: u64 = 4_000_000;
 
 /// Which requests of a life are made; the rest is left out.
 #[derive(Clone, Debug, Default)]
@@ -28,70 +27,6 @@ pub struct Choice {
     pub only: Option<BTreeSet<(u64, u64)>>,
     /// Rounds from here on do not happen.
     pub rounds: Option<u64>,
-}
-
-/// What may go wrong in a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weather {
-    Calm,
-    /// Faults that pass.
-    Rough,
-    /// Faults that end in a restart.
-    Foul,
-}
-
-/// When a crash comes, unless what is run ends before.
-struct Crash {
-    /// At this step.
-    step: Option<u64>,
-    aim: Option<Aim>,
-}
-
-/// Soon after a branch was taken.
-struct Aim {
-    mark: Mark,
-    /// Hits of the mark that it takes.
-    hits: u64,
-    /// Device operations that are completed after that.
-    after: u64,
-    /// The operation at which it comes, once the branch was taken.
-    at: Cell<Option<u64>>,
-}
-
-impl Crash {
-    fn strikes(&self, world: &World) -> bool {
-        self.step.is_some_and(|at| world.steps() >= at)
-            || self.aim.as_ref().is_some_and(|aim| aim.strikes(world))
-    }
-}
-
-impl Aim {
-    fn new(mark: Mark, chance: &Chance) -> Aim {
-        // An opening takes up the record once, and then has all leaves to write.
-        let (hits, after) = if mark == Mark::RecordReplayed {
-            (1, chance.pick(&[15, 30, 60]))
-        } else {
-            (
-                chance.between(1, chance.pick(&[1, 1, 3, 12])),
-                chance.pick(&[4, 8, 20, 60]),
-            )
-        };
-        Aim {
-            mark,
-            hits: marks::hits(mark) + hits,
-            after: chance.below(after),
-            at: Cell::new(None),
-        }
-    }
-
-    fn strikes(&self, world: &World) -> bool {
-        if self.at.get().is_none() && marks::hits(self.mark) >= self.hits {
-            self.at.set(Some(world.device_operations() + self.after));
-        }
-        self.at
-            .get()
-            .is_some_and(|at| world.device_operations() >= at)
-    }
 }
 
 /// A process that serves a set.
@@ -317,16 +252,12 @@ impl Life {
             server,
             ledger,
         } = session;
-        let never = Crash {
-            step: None,
-            aim: None,
-        };
         drive_until(
             &mut self.set,
             world,
             what,
             future,
-            crash.unwrap_or(&never),
+            crash.unwrap_or(&Crash::NEVER),
             ledger,
             Some(server),
         )
@@ -426,7 +357,7 @@ impl Life {
         if number > 0 && self.set.chance.percent(30) {
             self.read_all(&session);
         }
-        let weather = self.arm(&session.ledger);
+        let weather = weather::arm(&self.set, &self.plan, self.fail, &session.ledger);
         let is_calm = weather == Weather::Calm && self.fail.is_none();
         let stops_early = is_calm && self.observer.is_none() && self.set.chance.percent(6);
         let done = self.work(number, &session, stops_early);
@@ -440,7 +371,7 @@ impl Life {
         });
         let is_whole = done.is_some() && weather != Weather::Foul && self.fail.is_none();
         if weather == Weather::Rough {
-            self.faults_stop();
+            weather::faults_stop(&self.set);
         }
         if is_whole && !stops_early {
             if options.writeback_running && self.set.chance.percent(15) {
@@ -474,32 +405,6 @@ impl Life {
         self.set.end(&world, End::Kill, Some(&ledger));
         let loaded = self.check_stopped();
         rest::after_stop(&mut self.set, &self.plan, &loaded);
-    }
-
-    /// Faults to come in this round.
-    fn arm(&mut self, ledger: &Rc<Ledger>) -> Weather {
-        let chance = &self.set.chance;
-        let weather = if self.plan.faults && chance.percent(30) {
-            Weather::Foul
-        } else if self.plan.soft_faults && chance.percent(50) {
-            Weather::Rough
-        } else {
-            Weather::Calm
-        };
-        match weather {
-            Weather::Foul => self.arm_faults(ledger),
-            Weather::Rough => self.arm_soft_faults(ledger),
-            Weather::Calm => (),
-        }
-        if self.plan.lies && self.set.chance.percent(50) {
-            self.arm_lies();
-        }
-        if let Some((disk, io)) = self.fail {
-            self.be_blind(ledger);
-            let disk = self.set.disks().nth(disk).expect("a disk").clone();
-            disk.borrow_mut().faults.any_in = Some(io);
-        }
-        weather
     }
 
     /// Clients make their requests; a stop may come in between, and those that come after it fail.
@@ -585,68 +490,6 @@ impl Life {
         });
         self.observer = Some(observer);
         done
-    }
-
-    fn be_blind(&self, ledger: &Rc<Ledger>) {
-        ledger.faulty.set(true);
-        self.set
-            .oracles
-            .iter()
-            .for_each(|oracle| oracle.borrow_mut().blind = true);
-    }
-
-    /// Faults after which a set or volume takes no more writes.
-    fn arm_faults(&mut self, ledger: &Rc<Ledger>) {
-        self.be_blind(ledger);
-        let chance = &self.set.chance;
-        for disk in self.set.disks().filter(|_| chance.percent(50)) {
-            disk.borrow_mut().faults = Faults {
-                write_in: chance.percent(60).then(|| chance.below(200)),
-                flush_in: chance.percent(40).then(|| chance.below(20)),
-                read_in: chance.percent(20).then(|| chance.below(100)),
-                no_space_in: chance.percent(20).then(|| chance.below(100)),
-                gone_in: chance.percent(15).then(|| {
-                    let time = Duration::from_millis(chance.between(1, 2_000));
-                    (chance.below(300), time)
-                }),
-                ..Faults::default()
-            };
-        }
-    }
-
-    /// Faults that pass: reads, writes of data to backing devices, delays.
-    fn arm_soft_faults(&mut self, ledger: &Rc<Ledger>) {
-        self.be_blind(ledger);
-        let chance = &self.set.chance;
-        let spikes = chance.pick(&[0, 1, 5]);
-        for (number, disk) in self.set.disks().enumerate() {
-            let is_backing = number > 0;
-            let write = is_backing && chance.percent(40);
-            disk.borrow_mut().faults = Faults {
-                read_in: chance.percent(50).then(|| chance.below(60)),
-                write_in: write.then(|| chance.below(40)),
-                no_space_in: (is_backing && chance.percent(20)).then(|| chance.below(60)),
-                spike_percent: spikes,
-                from_byte: 8192,
-                ..Faults::default()
-            };
-        }
-    }
-
-    fn faults_stop(&self) {
-        for disk in self.set.disks() {
-            disk.borrow_mut().faults = Faults::default();
-        }
-    }
-
-    /// The disks lie about data.
-    fn arm_lies(&mut self) {
-        let chance = &self.set.chance;
-        for disk in self.set.disks().filter(|_| chance.percent(50)) {
-            let mut disk = disk.borrow_mut();
-            disk.faults.lost_in = chance.percent(50).then(|| chance.below(100));
-            disk.faults.misdirected_in = chance.percent(50).then(|| chance.below(100));
-        }
     }
 
     /// Lets background work go on for a while.
@@ -782,64 +625,4 @@ fn check_warnings_but(seed: u64, server: &Server<World>, also: &[&str]) {
             .any(|id| warning.ends_with(&format!("({id})")));
         assert!(is_known, "seed {seed}: {warning}");
     }
-}
-
-fn stalled(
-    set: &Set,
-    what: &str,
-    world: &World,
-    ledger: &Ledger,
-    server: Option<&Server<World>>,
-) -> ! {
-    let status = server
-        .map(|server| format!("{:#?}", server.status().cache_sets))
-        .unwrap_or_default();
-    panic!(
-        "seed {}: stalled: {what}; {}; outstanding {:#?}\n{status}",
-        set.seed,
-        world.pending(),
-        ledger.open.borrow()
-    )
-}
-
-/// Runs something that must end; `None` if the crash came first.
-pub fn drive<T: 'static>(
-    set: &mut Set,
-    world: &World,
-    what: &str,
-    future: impl Future<Output = T> + 'static,
-    crash_at: Option<u64>,
-    ledger: &Rc<Ledger>,
-    server: Option<&Rc<Server<World>>>,
-) -> Option<T> {
-    let crash = Crash {
-        step: crash_at,
-        aim: None,
-    };
-    drive_until(set, world, what, future, &crash, ledger, server)
-}
-
-fn drive_until<T: 'static>(
-    set: &mut Set,
-    world: &World,
-    what: &str,
-    future: impl Future<Output = T> + 'static,
-    crash: &Crash,
-    ledger: &Rc<Ledger>,
-    server: Option<&Rc<Server<World>>>,
-) -> Option<T> {
-    ledger.last_done.set(world.now());
-    let stuck = Cell::new(false);
-    let limit = world.steps() + STEPS_MAX;
-    let result = world.run(future, || {
-        stuck.set(
-            world.now().saturating_sub(ledger.last_done.get()) > PATIENCE || world.steps() > limit,
-        );
-        stuck.get() || crash.strikes(world)
-    });
-    set.now = world.now();
-    if result.is_none() && (stuck.get() || !crash.strikes(world)) {
-        stalled(set, what, world, ledger, server.map(|server| &**server));
-    }
-    result
 }

@@ -1,7 +1,8 @@
 //! What happens to a set at rest: volumes are added and detached, time wears on it, bits rot.
 
 use crate::disk::Kind;
-use crate::life::{check_warnings, drive};
+use crate::drive::drive;
+use crate::life::check_warnings;
 use crate::oracle::place_of;
 use crate::plan::Plan;
 use crate::set::{FLASH_UUID, Set};

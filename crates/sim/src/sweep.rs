@@ -5,8 +5,9 @@
 //! opening them, which is cut off up to three times itself, succeeds; every sector reads as one of what it may.
 
 use crate::disk::End;
+use crate::drive::drive;
 use crate::exec::Trace;
-use crate::life::{Choice, Life, check_warnings, drive};
+use crate::life::{Choice, Life, check_warnings};
 use crate::plan::Plan;
 use crate::run::Scripts;
 use crate::set::Set;
