@@ -5,7 +5,7 @@
 //! Must survive: what a flush covered (it had completed before the flush began) and what was written durably. May go at
 //! a power loss: everything else, per block that the disk writes atomically, each block falling back to an older version
 //! of its own, so any order and any tear. At `kill -9` only writes in flight are in doubt: whole, some blocks of them, or
-//! nothing arrives.
+//! nothing arrives. A discard leaves zeros behind or something else, or is ignored, all of it or some blocks.
 //!
 //! # The envelope of faults
 //!
@@ -36,6 +36,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// What some disks fill discarded blocks with.
+pub const DISCARD_FILL: u8 = 0x5a;
 const SECTOR: usize = 512;
 const EIO: i32 = 5;
 const ENXIO: i32 = 6;
@@ -429,9 +431,11 @@ impl DiskState {
     }
 }
 
-/// Whether a sector is one that clients write: a value and its place, again and again, and not zeros.
+/// Whether a sector is one that clients write: a value and its place, again and again, and not what a discard leaves.
 pub fn is_pattern(sector: &[u8]) -> bool {
-    sector[..8] != [0; 8] && sector[16..] == sector[..sector.len() - 16]
+    sector[..8] != [0; 8]
+        && sector[..8] != [DISCARD_FILL; 8]
+        && sector[16..] == sector[..sector.len() - 16]
 }
 
 /// The disk in the hands of a process.
@@ -488,6 +492,19 @@ impl Disk {
         Ok(())
     }
 
+    /// What a disk does of a discard: all, nothing, or some blocks of it.
+    fn heeded(&self, offset: u64, length: u64) -> (u64, u64) {
+        let chance = self.world.chance();
+        let block = u64::from(self.state.borrow().geometry.physical_block_bytes);
+        let start = offset + chance.below(length / block + 1) * block;
+        let end = start + chance.below((offset + length - start) / block + 1) * block;
+        match chance.below(4) {
+            0 | 1 => (offset, length),
+            2 if start < end => (start, end - start),
+            _ => (offset, 0),
+        }
+    }
+
     fn note(&self, what: &str, offset: u64, length: u64) {
         self.world
             .note(&self.name, what, [offset / 512, length / 512]);
@@ -513,7 +530,12 @@ impl Disk {
         let io = state.next_io;
         state.next_io += 1;
         let fails = state.failure(Kind::Write, self.world.now(), Some(offset));
-        if let Some(place) = state.lie(offset, &data, self.world.chance()) {
+        let place = if data.is_empty() {
+            None
+        } else {
+            state.lie(offset, &data, self.world.chance())
+        };
+        if let Some(place) = place {
             let write = InFlight {
                 offset: place,
                 is_astray: place != offset,
@@ -623,7 +645,8 @@ impl Device for Disk {
         let done = if !can {
             Err(io::ErrorKind::Unsupported.into())
         } else {
-            let fill = chance.pick(&[0_u8, 0, 0x5a]);
+            let fill = chance.pick(&[0_u8, 0, DISCARD_FILL]);
+            let (offset, length) = self.heeded(offset, length);
             self.start_write(offset, vec![fill; length as usize], false)
         };
         async move { done?.await }

@@ -385,6 +385,7 @@ fn kernel_set(seed: u64, plan: &Plan) -> Set {
         store: Default::default(),
         oracles: Rc::new(oracles.collect()),
         now: Duration::from_secs(1),
+        shift: 0,
         block_sectors,
         bucket_sectors,
         has_flash: false,

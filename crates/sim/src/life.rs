@@ -27,6 +27,8 @@ pub struct Choice {
     pub only: Option<BTreeSet<(u64, u64)>>,
     /// Rounds from here on do not happen.
     pub rounds: Option<u64>,
+    /// See [`Set::shift`].
+    pub shift: u64,
 }
 
 /// A process that serves a set.
@@ -67,7 +69,8 @@ impl Life {
 
     /// A life whose events are noted, perhaps without some of its requests.
     pub fn traced(seed: u64, plan: Plan, choice: Choice, trace: Trace) -> Life {
-        let set = Set::new(seed, &plan, trace);
+        let mut set = Set::new(seed, &plan, trace);
+        set.shift = choice.shift;
         let verbose = std::env::var("BRIGADE_VERBOSE").is_ok();
         for oracle in set.oracles.iter() {
             oracle.borrow_mut().keeps_log = verbose;
@@ -415,9 +418,10 @@ impl Life {
         self.say(|| format!("{mix:?}"));
         let clients = self.clients(session);
         let script = self.script(number, &mix, &clients);
-        let chance = &self.set.chance;
+        let chance = self.set.luck();
+        let steps = 40 * (1 + script.len() as u64);
         let crash_at = (!stops_early && chance.percent(75))
-            .then(|| session.world.steps() + chance.below(most * 25));
+            .then(|| session.world.steps() + chance.below(steps));
         let stop_after = Duration::from_millis(chance.between(1, 100));
         let is_of_opening = self.plan.aim == Some(Mark::RecordReplayed);
         let aimed_percent = if stops_early || is_of_opening { 0 } else { 80 };

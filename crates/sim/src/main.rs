@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 cargo x sim [--seed N] [--runs N] [--minutes M] [--jobs N] [--keep-going]   the swarm
-cargo x sim --seed N [--rounds N] [--only R:N,...]                          one run, perhaps without some of its requests
+cargo x sim --seed N [--rounds N] [--only R:N,...] [--shift N]              one run, perhaps without some requests, or in another order
 cargo x sim --seed N --trace                                                every event of it
 cargo x sim --seed N --shrink                                               fewer requests that still fail
 cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
@@ -156,7 +156,12 @@ fn choice(arguments: &Arguments) -> Result<Choice, String> {
         ),
     };
     let rounds = arguments.number("--rounds")?;
-    Ok(Choice { only, rounds })
+    let shift = arguments.number("--shift")?.unwrap_or(0);
+    Ok(Choice {
+        only,
+        rounds,
+        shift,
+    })
 }
 
 fn trace(arguments: &Arguments) -> Result<bool, String> {

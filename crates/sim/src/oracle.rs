@@ -5,10 +5,14 @@
 //! one only if it began after that one had ended, and only for who comes after its own end (live) or once a flush that
 //! began after its end, or its own FUA, was acknowledged (kept). A write cut off by a crash may have happened or not, until a
 //! read tells; from then on it stays that way.
+//!
+//! A discard supersedes nothing, as a device may ignore it or a part of it: the sector reads as zeros, as what a device puts
+//! there, or as what it held before. Anything older than that would be a flip back.
 
+use crate::disk::DISCARD_FILL;
 use std::collections::BTreeSet;
 
-/// Anything may be there: the range was discarded.
+/// The range was discarded: besides what was there before, zeros or what a device puts there.
 pub const ANYTHING: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,20 @@ struct Cand {
 }
 
 impl Cand {
+    /// Who comes after its end does not see anything older.
+    fn supersedes(&self) -> bool {
+        !self.dead && self.value != ANYTHING
+    }
+
+    /// Whether a sector that holds this reads so.
+    fn reads_as(&self, value: &Result<u64, String>, bytes: &[u8]) -> bool {
+        match value {
+            Ok(value) if self.value == ANYTHING => *value == 0,
+            Ok(value) => self.value == *value,
+            Err(_) => self.value == ANYTHING && bytes.iter().all(|byte| *byte == DISCARD_FILL),
+        }
+    }
+
     fn old(value: u64, at: u64) -> Self {
         Cand {
             value,
@@ -165,12 +183,18 @@ impl Oracle {
             let over = s
                 .live
                 .iter()
-                .filter(|c| !c.dead && c.end.is_some_and(|end| end < oldest))
+                .filter(|c| c.supersedes() && c.end.is_some_and(|end| end < oldest))
                 .map(|c| c.start)
                 .max();
             if let Some(over) = over {
                 s.live
                     .retain(|c| c.end.is_none_or(|end| end >= over) || c.start == over);
+            }
+            if value == ANYTHING {
+                // Whatever an earlier discard allows this one allows too.
+                let is_same = |c: &Cand| c.value == ANYTHING && c.end.is_some();
+                s.live.retain(|c| !is_same(c));
+                s.kept.retain(|c| !is_same(c));
             }
             s.live.push(cand);
             s.kept.push(cand);
@@ -221,7 +245,7 @@ impl Oracle {
             {
                 cand.end = Some(end);
             }
-            if fua {
+            if fua && writing.value != ANYTHING {
                 s.kept.retain(|cand| {
                     cand.end.is_none_or(|e| e >= writing.start) || cand.start == writing.start
                 });
@@ -264,7 +288,7 @@ impl Oracle {
             let durable = s
                 .kept
                 .iter()
-                .filter(|c| !c.dead && c.end.is_some_and(|end| end < began))
+                .filter(|c| c.supersedes() && c.end.is_some_and(|end| end < began))
                 .map(|c| c.start)
                 .max();
             if let Some(start) = durable {
@@ -316,25 +340,19 @@ impl Oracle {
                 continue;
             }
             // What had been superseded before the read began is not allowed.
-            let newest_over = s
-                .live
-                .iter()
-                .filter(|c| !c.dead && c.end.is_some_and(|end| end < began) || c.seen < began);
+            let newest_over = s.live.iter().filter(|c| {
+                let is_over = !c.dead && c.end.is_some_and(|end| end < began);
+                c.value != ANYTHING && (is_over || c.seen < began)
+            });
             let newest_start = newest_over.map(|c| c.start).max().unwrap_or(0);
             let allowed =
                 |c: &Cand| c.end.is_none_or(|end| end >= newest_start) || c.start == newest_start;
-            if s.live.iter().any(|c| allowed(c) && c.value == ANYTHING) {
-                continue;
-            }
-            let matching: Vec<Cand> = match &value {
-                Ok(value) => s
-                    .live
-                    .iter()
-                    .filter(|c| allowed(c) && c.value == *value)
-                    .copied()
-                    .collect(),
-                Err(_) => Vec::new(),
-            };
+            let matching: Vec<Cand> = s
+                .live
+                .iter()
+                .filter(|c| allowed(c) && c.reads_as(&value, chunk))
+                .copied()
+                .collect();
             if matching.is_empty() {
                 let allowed: Vec<_> = s
                     .live

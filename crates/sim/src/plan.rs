@@ -32,6 +32,8 @@ pub struct Plan {
     pub attach: bool,
     /// A volume that is only in the cache.
     pub flash: bool,
+    /// A record in memory of another set or a former opening is found where the set's own would be.
+    pub foreign_record: bool,
     /// Discards and zeroes.
     pub clear: bool,
     /// Short rings and old generations.
@@ -65,6 +67,7 @@ impl Plan {
             modes: chance.percent(60),
             attach: chance.percent(30),
             flash: chance.percent(40),
+            foreign_record: chance.percent(25),
             clear: chance.percent(70),
             wear: chance.percent(30),
             little_memory: chance.percent(5),

@@ -8,10 +8,13 @@ use crate::plan::Plan;
 use crate::set::{FLASH_UUID, Set};
 use crate::work::{Ledger, Mix};
 use brigade_engine::Options;
-use brigade_engine::recovery::Loaded;
+use brigade_engine::recovery::{Loaded, SurvivorLog};
 use brigade_format::uuid_table::{self, UuidEntry};
-use brigade_format::{BackingState, BucketNr, Gen, Key, prio};
+use brigade_format::{BackingState, BucketNr, Gen, Key, key_words, prio};
 use std::rc::Rc;
+
+/// Sectors of a hole in a record that is not the set's own.
+const FOREIGN_HOLE: u64 = 1 << 14;
 
 /// After a clean stop, with the set as it was found then.
 pub fn after_stop(set: &mut Set, plan: &Plan, loaded: &Loaded) {
@@ -43,6 +46,42 @@ pub fn after_any_end(set: &mut Set, plan: &Plan) {
     if plan.attach && set.chance.percent(40) {
         run_alone(set);
     }
+    if plan.foreign_record && set.store.0.borrow().is_empty() && set.chance.percent(60) {
+        leave_foreign_record(set);
+    }
+}
+
+/// Where the set's record in memory would be lies that of another set, or of a former opening of this one, whose stages seem to
+/// follow the newest entry. It says that nothing is cached.
+fn leave_foreign_record(set: &mut Set) {
+    let Some(Ok(loaded)) = set.load() else { return };
+    let mut keys = Vec::new();
+    for (inode, entry) in (0..).zip(&loaded.uuids) {
+        let backing = set.backings.iter().position(|b| b.uuid == entry.uuid);
+        let is_flash = entry.uuid == FLASH_UUID;
+        let Some(at) = backing.or(is_flash.then_some(set.backings.len())) else {
+            continue;
+        };
+        let offset = set.backings.get(at).map_or(0, |b| b.data_offset);
+        let end = offset + set.oracles[at].borrow().size();
+        let starts = (offset..end).step_by(FOREIGN_HOLE as usize);
+        keys.extend(
+            starts.map(|start| Key::hole(inode, start, FOREIGN_HOLE.min(end - start) as u32)),
+        );
+    }
+    let superblock = set.superblock();
+    let (uuid, session) = if set.chance.percent(50) {
+        ([8; 16], superblock.seq)
+    } else {
+        (superblock.set_uuid, superblock.seq.wrapping_sub(1))
+    };
+    let words = key_words(&keys);
+    let seq = loaded.newest.seq + set.chance.between(1, 2);
+    SurvivorLog::start(set.store.clone(), &uuid, session)
+        .and_then(|mut log| log.append(seq, &words))
+        .expect("memory");
+    set.trace
+        .note(set.now, "record", "of another", [session, seq]);
 }
 
 /// Puts a flash volume into the UUID table.

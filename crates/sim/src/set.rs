@@ -51,6 +51,8 @@ pub struct Set {
     pub oracles: Rc<Vec<RefCell<Oracle>>>,
     /// Virtual time.
     pub now: Duration,
+    /// Another number is another order of events, with the same requests.
+    pub shift: u64,
     /// Sectors of a block.
     pub block_sectors: u64,
     /// Sectors of a bucket.
@@ -144,6 +146,7 @@ impl Set {
             store: Store::default(),
             oracles: Rc::new(oracles.collect()),
             now: Duration::from_secs(1),
+            shift: 0,
             block_sectors,
             bucket_sectors,
             has_flash: false,
@@ -188,6 +191,7 @@ impl Set {
             store: self.store.fork(),
             oracles: Rc::new(oracles),
             now: self.now,
+            shift: self.shift,
             block_sectors: self.block_sectors,
             bucket_sectors: self.bucket_sectors,
             has_flash: self.has_flash,
@@ -211,11 +215,12 @@ impl Set {
 
     /// A new process.
     pub fn world(&self) -> World {
-        World::traced(
-            Chance::new(self.chance.next()),
-            self.now,
-            self.trace.clone(),
-        )
+        World::traced(self.luck(), self.now, self.trace.clone())
+    }
+
+    /// Chance of what has nothing to do with the requests.
+    pub fn luck(&self) -> Chance {
+        Chance::new(self.chance.next() ^ self.shift.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     /// Opens the set with some of its backing devices.

@@ -45,6 +45,7 @@ fn fewer_requests_are_a_shorter_run() {
     let none = Choice {
         only: Some(std::collections::BTreeSet::new()),
         rounds: Some(1),
+        ..Choice::default()
     };
     let (result, _) = swarm::traced(Spec::default(), 5, none);
     let all = swarm::traced(Spec::default(), 5, Choice::default()).0;

@@ -11,6 +11,7 @@
 //! opening of the set: whoever opens it later (also the kernel) raises the number in the superblock.
 
 use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_env::Survivor;
 use brigade_format::{Key, crc, parse_keys};
 
@@ -94,7 +95,8 @@ pub fn recall<S: Survivor>(store: &S, set_uuid: &[u8; 16], session: u64) -> Vec<
     header.extend_from_slice(set_uuid);
     header.extend_from_slice(&session.to_le_bytes());
     header.extend_from_slice(&crc::checksum(crc::SEED, &header).to_le_bytes());
-    if bytes.get(..HEADER_BYTES) != Some(&header[..]) {
+    let is_ours = bytes.get(..HEADER_BYTES) == Some(&header[..]);
+    if !is_ours && !mutations::is(Mutation::RecordOfAnyone) {
         if !bytes.is_empty() {
             marks::hit(Mark::RecordStale);
         }

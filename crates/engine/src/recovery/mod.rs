@@ -34,7 +34,7 @@ mod testing_disk;
 #[cfg(test)]
 mod tests;
 
-pub use crate::journal::survivor::SurvivorEntry;
+pub use crate::journal::survivor::{SurvivorEntry, SurvivorLog};
 pub use findings::{Finding, LoadError, Severity};
 
 use crate::extents::{Extent, ExtentMap};

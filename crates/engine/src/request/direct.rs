@@ -61,7 +61,9 @@ pub async fn write<E: Env>(
     let dirty = let_go_of_clean(core, &cache, start, end).await?;
     let what = match what {
         // A device may ignore a discard, or a part of it; under dirty data that is dropped old content would come to light.
-        DirectWrite::Clear(Clear::Discard) if !dirty.is_empty() => {
+        DirectWrite::Clear(Clear::Discard)
+            if !dirty.is_empty() && !mutations::is(Mutation::DiscardOverDirty) =>
+        {
             marks::hit(Mark::ClearBecomesZeroes);
             DirectWrite::Clear(Clear::Zeroes { may_unmap: true })
         }
