@@ -14,6 +14,15 @@ pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
 pub const FILL_SECTORS_MAX: u64 = 2048;
 /// Bytes of fills under way at once; more misses are served without filling.
 pub const FILL_BYTES_MAX: usize = 32 << 20;
+/// Bytes of fills of a set that wait for a bucket; the requests behind more of them wait too, for a while.
+pub const FILLS_WAITING_BYTES: usize = 32 << 20;
+/// Longest time a request waits as so many fills do. Writing a gen table takes some milliseconds, so this is for tables that
+/// take much longer; then the request goes on, and what it read or wrote is not put into the cache.
+pub const FILL_PATIENCE: Duration = Duration::from_millis(100);
+/// Placed clean data that waits for a flush of the backing device has that flushed at once when it is this part of the cache.
+pub const UNFLUSHED_FILLS_PART: u64 = 16;
+/// Open buckets nobody used for so long are closed (kernel: never).
+pub const SLOT_IDLE: Duration = Duration::from_secs(30);
 /// Memory for the state of one bucket, lists included.
 pub const BUCKET_MEMORY_BYTES: u64 = 32;
 /// The state of buckets may take this much whatever the limit on memory is.

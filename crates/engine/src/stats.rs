@@ -64,8 +64,16 @@ pub struct VolumeCounters {
     pub fill_bytes: Counter,
     /// Fills that lost against a write.
     pub fill_collisions: Counter,
-    /// Fills dropped for want of a bucket.
-    pub fill_dropped: Counter,
+    /// Fills that had to wait for a bucket, or their request for them.
+    pub fill_waits: Counter,
+    /// Fills that waited for a bucket when their range was written, and left.
+    pub fill_cancelled: Counter,
+    /// Fills dropped as nothing could be recycled.
+    pub fill_dropped_dry: Counter,
+    /// Fills dropped as too many bytes were under way to the cache or waited for buckets.
+    pub fill_dropped_memory: Counter,
+    /// Fills dropped as the index could not grow.
+    pub fill_dropped_keys: Counter,
     /// Cached reads whose bucket was recycled meanwhile.
     pub read_races: Counter,
     /// Writes that went to the cache alone.
@@ -232,6 +240,11 @@ pub struct ReadStatus {
     pub fill_bytes: u64,
     pub fill_collisions: u64,
     pub fill_dropped: u64,
+    pub fill_dropped_dry: u64,
+    pub fill_dropped_memory: u64,
+    pub fill_dropped_keys: u64,
+    pub fill_cancelled: u64,
+    pub fill_waits: u64,
     pub races: u64,
 }
 
@@ -260,6 +273,11 @@ pub struct LatencyStatus {
 impl VolumeCounters {
     /// As `status` shows them.
     pub fn snapshot(&self) -> (ReadStatus, WriteStatus, LatencyStatus) {
+        let (dry, memory, keys) = (
+            self.fill_dropped_dry.get(),
+            self.fill_dropped_memory.get(),
+            self.fill_dropped_keys.get(),
+        );
         let reads = ReadStatus {
             hits: self.hits.get(),
             misses: self.misses.get(),
@@ -268,7 +286,12 @@ impl VolumeCounters {
             miss_bytes: self.miss_bytes.get(),
             fill_bytes: self.fill_bytes.get(),
             fill_collisions: self.fill_collisions.get(),
-            fill_dropped: self.fill_dropped.get(),
+            fill_dropped: dry + memory + keys,
+            fill_dropped_dry: dry,
+            fill_dropped_memory: memory,
+            fill_dropped_keys: keys,
+            fill_cancelled: self.fill_cancelled.get(),
+            fill_waits: self.fill_waits.get(),
             races: self.read_races.get(),
         };
         let writes = WriteStatus {

@@ -2,9 +2,15 @@
 //!
 //! Data written together ages together; mixing streams makes whole buckets lukewarm. Two cheap signals are used:
 //! continuation of the same extent, and the same submitting stream. Data of flash volumes stays dirty for ever and
-//! never shares a bucket with cached data. Differing from the kernel, the *most* recent slot of a stream wins, and the
-//! fallback keeps the two kinds of data apart too.
+//! never shares a bucket with cached data. Differing from the kernel, the *most* recent slot of a stream wins, the
+//! fallback keeps the two kinds of data apart too, a stream has no claim to more than some slots, and buckets that nobody
+//! used for a while are closed.
+//!
+//! A bucket is taken and put into its slot in one step, so there is never a surplus one that looks like hot data.
 
+use std::collections::BTreeMap;
+
+use crate::marks::{self, Mark};
 use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::bucket::Place;
@@ -12,8 +18,11 @@ use super::lists::Reserve;
 use super::tokens::Ready;
 use super::{Allocator, PRIO_FRESH};
 
+/// A set has one cache device, and this is its number.
+const DEVICE_NR: u32 = 0;
+
 /// What kind of volume the data belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Data {
     /// Of a cached backing device.
     Cached,
@@ -39,8 +48,13 @@ pub(super) struct Slot {
     inode: u32,
     /// Where the last data handed out ends in its volume.
     end: u64,
-    stream: u16,
+    /// Who claims it.
+    stream: Option<u16>,
     kind: Data,
+    /// Larger than that of every slot used earlier; no two are the same.
+    used: u64,
+    /// When it was last used, in ticks.
+    tick: u64,
     pub bucket: Option<BucketNr>,
     r#gen: Gen,
     next_sector: u64,
@@ -52,8 +66,10 @@ impl Slot {
         was_used: false,
         inode: 0,
         end: 0,
-        stream: 0,
+        stream: None,
         kind: Data::Cached,
+        used: 0,
+        tick: 0,
         bucket: None,
         r#gen: Gen(0),
         next_sector: 0,
@@ -63,43 +79,124 @@ impl Slot {
     fn has_space_for(&self, kind: Data) -> bool {
         self.sectors_free > 0 && self.kind == kind
     }
+
+    /// For the order of use among slots without space, and among those with space for each kind.
+    fn class(&self) -> Option<Data> {
+        (self.sectors_free > 0).then_some(self.kind)
+    }
 }
 
-/// The slots, least recently used first.
+/// The slots, and the ways to find one. Each way ends with the order of use, oldest first.
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct OpenBuckets {
     pub slots: Vec<Slot>,
+    /// By where the last data ends.
+    ends: BTreeMap<(Data, u32, u64, u64), usize>,
+    /// By who claims it.
+    streams: BTreeMap<(Data, u16, u64), usize>,
+    /// By whom it has space for.
+    classes: BTreeMap<(Option<Data>, u64), usize>,
+    /// Sectors free in slots of either kind.
+    free: [u64; 2],
+    used: u64,
+    tick: u64,
 }
 
 impl OpenBuckets {
     pub fn new(slots: usize) -> OpenBuckets {
-        OpenBuckets {
-            slots: vec![Slot::EMPTY; slots.max(1)],
+        let count = slots.max(1);
+        let mut open = OpenBuckets {
+            slots: vec![Slot::EMPTY; count],
+            ends: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            free: [0; 2],
+            used: count as u64,
+            tick: 0,
+        };
+        for index in 0..count {
+            open.slots[index].used = index as u64;
+            open.note(index);
         }
+        open
     }
 
     /// The slot this data belongs to. A sequential match is final even without space: the stream keeps its slot.
     fn pick(&self, inode: u32, start: u64, stream: u16, kind: Data) -> usize {
-        let is_ours = |slot: &Slot| slot.was_used && slot.kind == kind;
-        let follows = |slot: &Slot| is_ours(slot) && slot.inode == inode && slot.end == start;
-        let sequential = self.slots.iter().rposition(follows);
-        let of_stream = || {
-            self.slots
-                .iter()
-                .rposition(|slot| is_ours(slot) && slot.stream == stream)
-        };
-        let oldest = || {
-            self.slots
-                .iter()
-                .position(|slot| slot.sectors_free == 0 || slot.kind == kind)
-        };
-        // Else every slot is busy with the other kind, and the oldest has to go.
-        sequential.or_else(of_stream).or_else(oldest).unwrap_or(0)
+        let follows = (kind, inode, start, 0)..=(kind, inode, start, u64::MAX);
+        let sequential = self.ends.range(follows).next_back();
+        let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
+        let of_stream = || self.streams.range(mine).next_back().map(|(_, at)| *at);
+        // If every slot is busy with the other kind, the oldest has to go.
+        sequential
+            .map(|(_, at)| *at)
+            .or_else(of_stream)
+            .or_else(|| self.oldest([None, Some(kind)]))
+            .or_else(|| self.oldest([Some(Data::Cached), Some(Data::Flash)]))
+            .expect("there are slots")
     }
 
     /// The most recent slot with space for this kind, whoever fills it.
     fn any_with_space(&self, kind: Data) -> Option<usize> {
-        self.slots.iter().rposition(|slot| slot.has_space_for(kind))
+        let space = (Some(kind), 0)..=(Some(kind), u64::MAX);
+        self.classes.range(space).next_back().map(|(_, at)| *at)
+    }
+
+    /// The least recently used slot of two classes.
+    fn oldest(&self, classes: [Option<Data>; 2]) -> Option<usize> {
+        let first = |class| self.classes.range((class, 0)..=(class, u64::MAX)).next();
+        let oldest = classes.into_iter().filter_map(first);
+        oldest.min_by_key(|((_, used), _)| *used).map(|(_, at)| *at)
+    }
+
+    /// Slots a stream may claim.
+    fn claims_max(&self) -> usize {
+        (self.slots.len() / 4).max(2)
+    }
+
+    /// Changes a slot, and all that says something about it.
+    fn change(&mut self, index: usize, change: impl FnOnce(&mut Slot)) {
+        let old = self.slots[index];
+        if old.was_used {
+            self.ends.remove(&(old.kind, old.inode, old.end, old.used));
+            if let Some(stream) = old.stream {
+                self.streams.remove(&(old.kind, stream, old.used));
+            }
+        }
+        self.classes.remove(&(old.class(), old.used));
+        self.free[old.kind as usize] -= u64::from(old.sectors_free);
+        change(&mut self.slots[index]);
+        self.note(index);
+    }
+
+    fn note(&mut self, index: usize) {
+        let new = self.slots[index];
+        if new.was_used {
+            self.ends
+                .insert((new.kind, new.inode, new.end, new.used), index);
+            if let Some(stream) = new.stream {
+                self.streams.insert((new.kind, stream, new.used), index);
+            }
+        }
+        self.classes.insert((new.class(), new.used), index);
+        self.free[new.kind as usize] += u64::from(new.sectors_free);
+    }
+
+    /// The slot was used last, for data of this stream that ends here.
+    fn used_by(&mut self, index: usize, inode: u32, end: u64, stream: u16) {
+        let (used, tick) = (self.used, self.tick);
+        self.used += 1;
+        self.change(index, |slot| {
+            (slot.inode, slot.end, slot.stream) = (inode, end, Some(stream));
+            (slot.used, slot.tick) = (used, tick);
+        });
+        let kind = self.slots[index].kind;
+        let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
+        if self.streams.range(mine.clone()).count() > self.claims_max() {
+            marks::hit(Mark::SlotsOfStreamCapped);
+            let oldest = *self.streams.range(mine).next().expect("just counted").1;
+            self.change(oldest, |slot| slot.stream = None);
+        }
     }
 }
 
@@ -117,34 +214,62 @@ impl Allocator {
         kind: Data,
         write_prio: bool,
     ) -> Option<Placement> {
-        assert!(
-            self.started && sectors > 0,
-            "allocation of nothing, or while loading"
-        );
-        let mut index = self.open.pick(inode, start, stream, kind);
-        if !self.open.slots[index].has_space_for(kind) {
-            match self.take_data(write_prio) {
-                Some(bucket) => self.attach(index, bucket, kind),
-                None => index = self.open.any_with_space(kind)?,
+        let index = self.open.pick(inode, start, stream, kind);
+        if self.open.slots[index].has_space_for(kind) {
+            return Some(self.put(index, (inode, start, sectors), stream));
+        }
+        match self.take_data(write_prio) {
+            Some(bucket) => {
+                self.attach(index, bucket, kind);
+                self.trace_allocation(bucket_of(&self.open, index), reserve_of(write_prio));
+                Some(self.put(index, (inode, start, sectors), stream))
+            }
+            None => {
+                let placement = self.allocate_in_open(stream, inode, start, sectors, kind);
+                if placement.is_none() {
+                    self.trace_failure(reserve_of(write_prio));
+                }
+                placement
             }
         }
-        let count = sectors.min(u64::from(self.open.slots[index].sectors_free)) as u32;
-        let slot = &mut self.open.slots[index];
-        (slot.inode, slot.end, slot.stream) =
-            (inode, start.saturating_add(u64::from(count)), stream);
-        let placement = self.hand_out(index, count);
-        let slot = self.open.slots.remove(index);
-        self.open.slots.push(slot);
-        Some(placement)
+    }
+
+    /// The same without taking a bucket: only what open ones still have, that of the right slot first.
+    pub fn allocate_in_open(
+        &mut self,
+        stream: u16,
+        inode: u32,
+        start: u64,
+        sectors: u64,
+        kind: Data,
+    ) -> Option<Placement> {
+        let mut index = self.open.pick(inode, start, stream, kind);
+        if !self.open.slots[index].has_space_for(kind) {
+            index = self.open.any_with_space(kind)?;
+        }
+        Some(self.put(index, (inode, start, sectors), stream))
     }
 
     /// Sectors that [`Allocator::allocate`] would hand out for this kind of data before it finds nothing.
     pub fn obtainable_sectors(&self, kind: Data) -> u64 {
-        let in_slots = |slot: &&Slot| slot.has_space_for(kind);
-        let open = self.open.slots.iter().filter(in_slots);
-        let buckets = self.lists.ready(Reserve::Normal).len() + self.lists.unused.len();
-        open.map(|slot| u64::from(slot.sectors_free)).sum::<u64>()
-            + buckets as u64 * u64::from(self.config.bucket_sectors)
+        self.room_for(kind, true)
+    }
+
+    /// Sectors there are for this kind of data, in open buckets only or also in new ones.
+    pub fn room_for(&self, kind: Data, new_buckets: bool) -> u64 {
+        let buckets = if new_buckets {
+            self.lists.ready(Reserve::Normal).len() + self.lists.unused.len()
+        } else {
+            0
+        };
+        self.open.free[kind as usize] + buckets as u64 * u64::from(self.config.bucket_sectors)
+    }
+
+    /// Sectors that are obtainable at once some day whatever happens, unless nothing can be recycled: batches go on until
+    /// so many are there.
+    pub fn sure_sectors(&self) -> u64 {
+        let buckets = self.lists.sizes.low_water.max(1) as u64;
+        buckets * u64::from(self.config.bucket_sectors)
     }
 
     /// Closes every open bucket: nothing more is put into them.
@@ -152,6 +277,51 @@ impl Allocator {
         for index in 0..self.open.slots.len() {
             self.seal(index);
         }
+    }
+
+    /// A tick: closes the open buckets not used since the tick before the last one. What space they have is wasted, but they can
+    /// be recycled. None of them is empty, as a bucket is taken only to put something into it at once.
+    pub fn close_idle(&mut self) {
+        self.open.tick += 1;
+        for index in 0..self.open.slots.len() {
+            let slot = &self.open.slots[index];
+            if slot.bucket.is_some() && slot.tick + 2 <= self.open.tick {
+                marks::hit(Mark::SlotClosedIdle);
+                self.seal(index);
+            }
+        }
+    }
+
+    /// A bucket was taken for a reserve.
+    pub fn trace_allocation(&self, nr: BucketNr, reserve: Reserve) {
+        let sector = nr.0 * u64::from(self.config.bucket_sectors);
+        tracing::debug!(
+            target: "brigade::alloc",
+            device = DEVICE_NR, bucket = nr.0, sector, ?reserve, "alloc"
+        );
+    }
+
+    /// There was no bucket for a reserve.
+    pub fn trace_failure(&self, reserve: Reserve) {
+        let ready = self.lists.ready(reserve).len();
+        let batch = self.batch_in_progress;
+        tracing::debug!(
+            target: "brigade::alloc",
+            device = DEVICE_NR, ?reserve, ready, incoming = self.incoming(), batch, "alloc_fail"
+        );
+    }
+
+    /// Buckets that wait for a table write.
+    fn incoming(&self) -> u64 {
+        let reserves = [
+            Reserve::Btree,
+            Reserve::Prio,
+            Reserve::MovingGc,
+            Reserve::Normal,
+        ];
+        let ready = reserves.map(|reserve| self.lists.ready(reserve).len());
+        let there = ready.iter().sum::<usize>() + self.lists.unused.len();
+        self.stats().free.saturating_sub(there as u64)
     }
 
     fn take_data(&mut self, write_prio: bool) -> Option<Ready> {
@@ -178,18 +348,38 @@ impl Allocator {
             bucket.prio = PRIO_FRESH;
         });
         self.pin(nr);
-        let slot = &mut self.open.slots[index];
-        slot.was_used = true;
-        slot.kind = kind;
-        slot.bucket = Some(nr);
-        slot.r#gen = self.buckets[nr.0 as usize].r#gen;
-        slot.next_sector = nr.0 * u64::from(self.config.bucket_sectors);
-        slot.sectors_free = self.config.bucket_sectors;
+        let r#gen = self.buckets[nr.0 as usize].r#gen;
+        let size = self.config.bucket_sectors;
+        self.open.change(index, |slot| {
+            slot.was_used = true;
+            slot.kind = kind;
+            slot.bucket = Some(nr);
+            slot.r#gen = r#gen;
+            slot.next_sector = nr.0 * u64::from(size);
+            slot.sectors_free = size;
+        });
     }
 
-    /// Pins for the new key; a slot without space lets go of its own pin.
+    /// Puts data into a slot with space.
+    fn put(
+        &mut self,
+        index: usize,
+        (inode, start, sectors): (u32, u64, u64),
+        stream: u16,
+    ) -> Placement {
+        assert!(
+            self.started && sectors > 0,
+            "allocation of nothing, or while loading"
+        );
+        let count = sectors.min(u64::from(self.open.slots[index].sectors_free)) as u32;
+        let end = start.saturating_add(u64::from(count));
+        self.open.used_by(index, inode, end, stream);
+        self.hand_out(index, count)
+    }
+
+    /// Pins for the new key; a slot without space hands its own pin over to it.
     fn hand_out(&mut self, index: usize, count: u32) -> Placement {
-        let slot = &mut self.open.slots[index];
+        let slot = self.open.slots[index];
         let bucket = slot
             .bucket
             .expect("ALLOC-6: a slot with space has a bucket");
@@ -198,8 +388,14 @@ impl Allocator {
             sectors: count,
             bucket,
         };
-        slot.next_sector += u64::from(count);
-        slot.sectors_free -= count;
+        debug_assert!(
+            !self.is_stale(placement.ptr),
+            "ALLOC-6: an open bucket was recycled"
+        );
+        self.open.change(index, |slot| {
+            slot.next_sector += u64::from(count);
+            slot.sectors_free -= count;
+        });
         self.pin(bucket);
         if self.open.slots[index].sectors_free < self.config.block_sectors {
             self.seal(index);
@@ -209,11 +405,26 @@ impl Allocator {
 
     /// The slot lets go of its bucket, and what space was left in it is wasted.
     fn seal(&mut self, index: usize) {
-        let slot = &mut self.open.slots[index];
-        slot.sectors_free = 0;
-        if let Some(nr) = slot.bucket.take() {
+        self.open.change(index, |slot| slot.sectors_free = 0);
+        if let Some(nr) = self.open.slots[index].bucket.take() {
             self.go(nr, Place::Open, Place::Idle);
             self.unpin(nr);
         }
     }
 }
+
+fn bucket_of(open: &OpenBuckets, index: usize) -> BucketNr {
+    open.slots[index].bucket.expect("just attached")
+}
+
+fn reserve_of(write_prio: bool) -> Reserve {
+    if write_prio {
+        Reserve::MovingGc
+    } else {
+        Reserve::Normal
+    }
+}
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! *candidate* stands for such data from before its first byte is read; every write of the range cancels it, and a cancelled
 //! candidate is dropped. This takes the place of the kernel's placeholder keys, in memory only.
 
+use brigade_env::sync::Notify;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -20,14 +21,21 @@ pub struct Candidates {
 
 struct Open {
     end: u64,
-    cancelled: Rc<Cell<bool>>,
+    fate: Rc<Fate>,
+}
+
+/// What became of a candidate.
+#[derive(Default)]
+struct Fate {
+    is_cancelled: Cell<bool>,
+    told: Notify,
 }
 
 /// One range. Dropping it ends it.
 pub struct Candidate {
     all: Rc<Candidates>,
     key: (u64, u64),
-    cancelled: Rc<Cell<bool>>,
+    fate: Rc<Fate>,
 }
 
 impl Candidates {
@@ -39,18 +47,18 @@ impl Candidates {
         );
         let id = self.next.get();
         self.next.set(id + 1);
-        let cancelled = Rc::new(Cell::new(false));
+        let fate = Rc::<Fate>::default();
         self.open.borrow_mut().insert(
             (start, id),
             Open {
                 end,
-                cancelled: cancelled.clone(),
+                fate: fate.clone(),
             },
         );
         Candidate {
             all: self.clone(),
             key: (start, id),
-            cancelled,
+            fate,
         }
     }
 
@@ -62,7 +70,8 @@ impl Candidates {
             .range(from..(end, 0))
             .filter(|(_, candidate)| candidate.end > start)
         {
-            candidate.cancelled.set(true);
+            candidate.fate.is_cancelled.set(true);
+            candidate.fate.told.notify_all();
         }
     }
 }
@@ -70,7 +79,14 @@ impl Candidates {
 impl Candidate {
     /// Somebody wrote to the range since the candidate was opened.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.get()
+        self.fate.is_cancelled.get()
+    }
+
+    /// Completes once somebody writes to the range.
+    pub async fn cancelled(&self) {
+        while !self.is_cancelled() {
+            self.fate.told.wait().await;
+        }
     }
 }
 

@@ -5,12 +5,14 @@
 //!    ─► over dirty extents: flush the backing device, then hole (REQ-2) ─► acknowledged
 //!    ─► admitted: after the next flush of the backing device, clean extent (REQ-1)
 //! ```
+//! If there is no bucket for the copy, it is made after all this, when no range is held any more.
+//!
 //! Where nothing is cached, which is the common case of a bypass, the journal is not involved.
 
-use super::{Backing, Cache, Core, Fill, Placed};
-use crate::data::Candidate;
+use super::{Backing, Cache, Core, Fill, Placed, fill};
+use crate::buckets::FillRoom;
 use crate::extents::Extent;
-use crate::limits::HOLE_SECTORS_MAX;
+use crate::limits::{FILL_SECTORS_MAX, HOLE_SECTORS_MAX};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::join;
@@ -53,6 +55,13 @@ pub async fn write<E: Env>(
     let Some(cache) = core.cache.clone() else {
         return to_backing(backing, start, end - start, what, fua).await;
     };
+    let is_copied = admit && end - start <= FILL_SECTORS_MAX;
+    // Memory for a copy that will wait for a bucket is waited for before anything is held.
+    let room = if is_copied && cache.buckets.is_data_waited_for() {
+        fill::ahead(core, &cache, (end - start) as usize * 512).await
+    } else {
+        None
+    };
     let _held = core.locks.lock(start, end).await;
     core.candidates.cancel(start, end);
     // Tells whether a write to the cache overtakes this one: its data is newer, and may have left the cache again by the time
@@ -71,22 +80,20 @@ pub async fn write<E: Env>(
     };
     // What looks like nothing cached may be a hole whose journal entry just failed.
     cache.poison.check()?;
-    let fill = match (&what, admit) {
-        (DirectWrite::Data(buffer), true) => place_copy(core, &cache, stream, start, end, buffer),
-        _ => None,
+    let copy = match (&what, is_copied) {
+        (DirectWrite::Data(buffer), true) => {
+            place_copy(core, &cache, stream, (start, end), buffer, room)
+        }
+        _ => Copy::None,
     };
-    let (written, copied) = match fill {
-        None => (
-            to_backing(backing, start, end - start, what, fua).await,
-            None,
-        ),
-        Some((placed, copy)) => {
-            let both = join(
-                to_backing(backing, start, end - start, what, fua),
-                core.write_placed(&cache, &placed, copy),
-            );
-            let (written, copied) = both.await;
-            (written, Some((placed, copied)))
+    let to_backing = to_backing(backing, start, end - start, what, fua);
+    let (written, copied) = match copy {
+        Copy::None => (to_backing.await, Copied::None),
+        Copy::Waits(copy, room) => (to_backing.await, Copied::Waits(copy, room)),
+        Copy::Placed(placed, copy) => {
+            let to_cache = core.write_placed(&cache, &placed, copy);
+            let (written, copied) = join(to_backing, to_cache).await;
+            (written, Copied::Written(placed, copied))
         }
     };
     let finished = match written {
@@ -98,50 +105,16 @@ pub async fn write<E: Env>(
         Ok(()) if fua => flush_journal(&cache).await,
         other => other,
     };
-    let may_enter = !overtaken.is_cancelled() && end - start <= crate::limits::FILL_SECTORS_MAX;
+    let may_enter = !overtaken.is_cancelled();
     core.candidates.cancel(start, end);
-    // The new candidate begins after that: it has what was just written.
-    let candidate = may_enter.then(|| core.candidates.open(start, end));
-    drop(_held);
-    finish_copy(core, &cache, copied, candidate, finished.is_ok());
-    finished
-}
-
-fn place_copy<E: Env>(
-    core: &Core<E>,
-    cache: &Cache<E>,
-    stream: StreamId,
-    start: u64,
-    end: u64,
-    buffer: &Buffer,
-) -> Option<(Placed, Buffer)> {
-    if end - start > crate::limits::FILL_SECTORS_MAX {
-        return None;
-    }
-    let Some(placed) = core.place(cache, stream, start, end - start, false) else {
-        marks::hit(Mark::CopyDropped);
-        core.counters.fill_dropped.add(1);
-        return None;
-    };
-    let mut copy = core.buffers.get(buffer.len());
-    copy.copy_from_slice(buffer);
-    Some((placed, copy))
-}
-
-fn finish_copy<E: Env>(
-    core: &Rc<Core<E>>,
-    cache: &Cache<E>,
-    copied: Option<(Placed, io::Result<()>)>,
-    candidate: Option<Candidate>,
-    is_written: bool,
-) {
-    let Some((placed, copied)) = copied else {
-        return;
-    };
-    match candidate {
-        Some(candidate) if is_written && copied.is_ok() => {
+    match copied {
+        Copied::None => (),
+        // The new candidates begin after that: they have what was just written.
+        Copied::Written(placed, Ok(())) if may_enter && finished.is_ok() => {
+            let candidate = core.candidates.open(start, end);
+            drop(_held);
             core.admit(
-                cache,
+                &cache,
                 Fill {
                     candidate,
                     extents: placed.extents,
@@ -149,7 +122,51 @@ fn finish_copy<E: Env>(
                 },
             );
         }
-        _ => core.unpin(cache, placed.pinned),
+        Copied::Waits(copy, room) if may_enter && finished.is_ok() => {
+            let pieces = fill::candidates(core, &cache, stream, (start, end));
+            drop(_held);
+            fill::wait_for_all(core, &cache, pieces, &copy, room);
+        }
+        Copied::Written(placed, _) => core.unpin(&cache, placed.pinned),
+        Copied::Waits(..) => (),
+    }
+    finished
+}
+
+/// What is to be put into the cache beside the backing device.
+enum Copy {
+    None,
+    Placed(Placed, Buffer),
+    /// Once that is done, since there is no bucket now and a range is held.
+    Waits(Buffer, FillRoom),
+}
+
+/// What became of it so far.
+enum Copied {
+    None,
+    Written(Placed, io::Result<()>),
+    Waits(Buffer, FillRoom),
+}
+
+fn place_copy<E: Env>(
+    core: &Core<E>,
+    cache: &Cache<E>,
+    stream: StreamId,
+    (start, end): (u64, u64),
+    buffer: &Buffer,
+    room: Option<FillRoom>,
+) -> Copy {
+    let copy = || {
+        let mut copy = core.buffers.get(buffer.len());
+        copy.copy_from_slice(buffer);
+        copy
+    };
+    match core.place(cache, stream, (start, end - start), false, None) {
+        Ok(placed) => Copy::Placed(placed, copy()),
+        Err(why) => match fill::room_at_once(core, cache, why, room, buffer.len()) {
+            Some(room) => Copy::Waits(copy(), room),
+            None => Copy::None,
+        },
     }
 }
 

@@ -56,7 +56,7 @@ impl<E: Env> Core<E> {
             marks::hit(Mark::BackingFlushFailed);
             backing.unflushed.set(true);
         }
-        for fill in waiting {
+        for fill in waiting.fills {
             match (&self.cache, &result) {
                 (Some(cache), Ok(())) => self.finish_fill(cache, fill),
                 (Some(cache), Err(_)) => self.unpin(cache, fill.pinned),

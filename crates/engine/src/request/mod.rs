@@ -18,20 +18,24 @@
 //!   is durable before.
 
 mod direct;
+mod fill;
 mod flush;
 mod read;
 mod recent;
 mod status;
 mod writeback;
 
+use crate::alloc::{Data, Reserve};
 use crate::btree::Index;
-use crate::buckets::Buckets;
+use crate::buckets::{Buckets, Ticket};
 use crate::data::{Candidate, Candidates, Inserter, RangeLocks};
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT};
+use crate::limits::{
+    CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT, UNFLUSHED_FILLS_PART,
+};
 use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
@@ -136,8 +140,8 @@ pub struct Core<E: Env> {
     /// Clean data on its way into the index.
     pub candidates: Rc<Candidates>,
     /// Clean data that waits for a flush of the backing device.
-    pub unflushed_fills: RefCell<Vec<Fill>>,
-    /// Bytes of fills under way.
+    pub unflushed_fills: RefCell<UnflushedFills>,
+    /// Bytes of fills being written to the cache.
     pub fill_bytes: Cell<usize>,
     /// Recent requests, for sequential detection.
     pub recent: RefCell<Recent>,
@@ -191,6 +195,37 @@ pub struct Fill {
     candidate: Candidate,
     extents: Vec<Extent>,
     pinned: Vec<BucketNr>,
+}
+
+/// Clean data that waits for a flush of the backing device.
+#[derive(Default)]
+pub struct UnflushedFills {
+    fills: Vec<Fill>,
+    sectors: u64,
+    /// A flush for them is about to begin.
+    is_urgent: bool,
+}
+
+impl UnflushedFills {
+    fn push(&mut self, fill: Fill) {
+        self.sectors += fill.extents.iter().map(Extent::sectors).sum::<u64>();
+        self.fills.push(fill);
+    }
+
+    /// Whether it holds so much of a cache that a flush is urgent, as nothing of it can be recycled; said once.
+    fn becomes_urgent(&mut self, cache_sectors: u64) -> bool {
+        let holds_much = self.sectors * UNFLUSHED_FILLS_PART > cache_sectors;
+        holds_much && !std::mem::replace(&mut self.is_urgent, true)
+    }
+}
+
+/// Why there is no room for data in the cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum NoPlace {
+    /// The index may not grow.
+    Keys,
+    /// Not enough buckets are ready, or others wait for some.
+    Now,
 }
 
 /// Data placed in the cache, pinned until its keys are in the index.
@@ -277,29 +312,37 @@ impl<E: Env> Core<E> {
         self.mode.get() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
     }
 
-    /// Takes room in the cache for a range, all of it or nothing. Does not wait.
+    /// What kind of data the volume has.
+    fn kind(&self) -> Data {
+        if self.backing.is_some() {
+            Data::Cached
+        } else {
+            Data::Flash
+        }
+    }
+
+    /// Takes room in the cache for a range, all of it or nothing. Does not wait, and takes nothing if somebody else is next.
     fn place(
         &self,
         cache: &Cache<E>,
         stream: StreamId,
-        start: u64,
-        sectors: u64,
+        (start, sectors): (u64, u64),
         dirty: bool,
-    ) -> Option<Placed> {
-        let kind = if self.backing.is_some() {
-            crate::alloc::Data::Cached
-        } else {
-            crate::alloc::Data::Flash
-        };
+        ticket: Option<&Ticket>,
+    ) -> Result<Placed, NoPlace> {
         if !cache.has_room_for_keys() {
-            return None;
+            return Err(NoPlace::Keys);
         }
-        let mut alloc = cache.buckets.get_mut();
+        let buckets = &cache.buckets;
+        buckets.tick(self.env.now());
+        let new_buckets = buckets.data_turn(ticket).ok_or(NoPlace::Now)?;
+        let mut alloc = buckets.get_mut();
         // What an attempt that fails has begun would be wasted.
-        if alloc.obtainable_sectors(kind) < sectors {
+        if alloc.room_for(self.kind(), new_buckets) < sectors {
+            alloc.trace_failure(Reserve::Normal);
             drop(alloc);
-            cache.buckets.demand.notify_all();
-            return None;
+            buckets.demand.notify_all();
+            return Err(NoPlace::Now);
         }
         // Placements after the first stay aligned to blocks.
         let most = crate::limits::EXTENT_SECTORS_MAX / cache.block_sectors * cache.block_sectors;
@@ -310,18 +353,16 @@ impl<E: Env> Core<E> {
         let mut at = start;
         while at < start + sectors {
             let wanted = (start + sectors - at).min(most);
-            let Some(place) = alloc.allocate(stream.0, self.inode, at, wanted, kind, false) else {
-                placed
-                    .pinned
-                    .drain(..)
-                    .for_each(|bucket| alloc.release_pin(bucket));
-                drop(alloc);
-                cache.buckets.demand.notify_all();
-                return None;
+            let (kind, inode) = (self.kind(), self.inode);
+            let place = if new_buckets {
+                alloc.allocate(stream.0, inode, at, wanted, kind, false)
+            } else {
+                alloc.allocate_in_open(stream.0, inode, at, wanted, kind)
             };
+            let Some(place) = place else { break };
             let end = at + u64::from(place.sectors);
             placed.extents.push(Extent {
-                inode: self.inode,
+                inode,
                 start: at,
                 end,
                 ptr: Some(place.ptr),
@@ -330,13 +371,21 @@ impl<E: Env> Core<E> {
             placed.pinned.push(place.bucket);
             at = end;
         }
-        if alloc.wants_batch() {
-            cache.buckets.demand.notify_all();
+        let wants_batch = alloc.wants_batch();
+        drop(alloc);
+        buckets.pins_begin(placed.pinned.len());
+        if at < start + sectors {
+            buckets.pins_end(placed.pinned);
+            buckets.demand.notify_all();
+            return Err(NoPlace::Now);
+        }
+        if wants_batch {
+            buckets.demand.notify_all();
         }
         if placed.extents.len() > 1 {
             marks::hit(Mark::PlaceSeveral);
         }
-        Some(placed)
+        Ok(placed)
     }
 
     /// Writes data to where it was placed.
@@ -376,10 +425,7 @@ impl<E: Env> Core<E> {
     }
 
     fn unpin(&self, cache: &Cache<E>, pinned: Vec<BucketNr>) {
-        let mut alloc = cache.buckets.get_mut();
-        pinned
-            .into_iter()
-            .for_each(|bucket| alloc.release_pin(bucket));
+        cache.buckets.pins_end(pinned);
     }
 
     /// Enters clean data into the index, or drops it if the range was written or is being written.
@@ -409,16 +455,30 @@ impl<E: Env> Core<E> {
             return;
         }
         marks::hit(Mark::CopyWaitsForFlush);
-        self.unflushed_fills.borrow_mut().push(fill);
+        let size = cache.buckets.get().stats().total * u64::from(cache.bucket_sectors);
+        let is_urgent = {
+            let mut unflushed = self.unflushed_fills.borrow_mut();
+            unflushed.push(fill);
+            unflushed.becomes_urgent(size)
+        };
+        if is_urgent {
+            marks::hit(Mark::CopyFlushesEarly);
+            let core = self.clone();
+            self.env.spawn(async move { core.flush_for_fills().await });
+        }
         if !self.fill_flush_set.replace(true) {
             let core = self.clone();
             self.env.spawn(async move {
                 core.env.sleep(crate::limits::JOURNAL_DELAY_MAX).await;
                 core.fill_flush_set.set(false);
-                if let Err(error) = core.flush_backing().await {
-                    tracing::warn!(%error, "flush of the backing device failed");
-                }
+                core.flush_for_fills().await;
             });
+        }
+    }
+
+    async fn flush_for_fills(&self) {
+        if let Err(error) = self.flush_backing().await {
+            tracing::warn!(%error, "flush of the backing device failed");
         }
     }
 }

@@ -4,8 +4,8 @@
 //! was recycled meanwhile may hold other bytes by now, and the whole request is mapped anew, also where data was dirty (it
 //! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards.
 
-use super::{Backing, Cache, Core, Fill};
-use crate::limits::{FILL_BYTES_MAX, FILL_SECTORS_MAX};
+use super::{Backing, Cache, Core, fill};
+use crate::limits::FILL_SECTORS_MAX;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::join_all;
@@ -214,39 +214,14 @@ async fn miss<E: Env>(
     fill: bool,
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
-    let fits = core.fill_bytes.get() + bytes <= FILL_BYTES_MAX
-        && piece.end - piece.start <= FILL_SECTORS_MAX;
-    if !fill || !fits || cache.writer.is_none() {
+    let is_wanted = fill && cache.writer.is_some() && piece.end - piece.start <= FILL_SECTORS_MAX;
+    if !is_wanted || !fill::may_begin(core, bytes) {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }
-    // Opened before the first byte is read: a write from here on cancels it.
-    let candidate = core.candidates.open(piece.start, piece.end);
+    // Opened before the first byte is read: a write from here on cancels them.
+    let pieces = fill::candidates(core, cache, stream, (piece.start, piece.end));
     let buffer = backing.disk.read_bytes(piece.start, bytes).await?;
-    let Some(placed) = core.place(cache, stream, piece.start, piece.end - piece.start, false)
-    else {
-        core.counters.fill_dropped.add(1);
-        return Ok(buffer);
-    };
-    let mut copy = core.buffers.get(bytes);
-    copy.copy_from_slice(&buffer);
-    core.fill_bytes.set(core.fill_bytes.get() + bytes);
-    let (core, cache) = (core.clone(), cache.clone());
-    let env = core.env.clone();
-    env.spawn(async move {
-        let written = core.write_placed(&cache, &placed, copy).await;
-        core.fill_bytes.set(core.fill_bytes.get() - bytes);
-        match written {
-            Ok(()) => {
-                let fill = Fill {
-                    candidate,
-                    extents: placed.extents,
-                    pinned: placed.pinned,
-                };
-                core.admit(&cache, fill);
-            }
-            Err(_) => core.unpin(&cache, placed.pinned),
-        }
-    });
+    fill::begin(core, cache, pieces, piece.start, &buffer).await;
     Ok(buffer)
 }
 

@@ -5,15 +5,13 @@
 //!                                                                           FUA: ... ─► journal entry durable ─► acknowledged
 //! ```
 
-use super::{Cache, Core, Placed};
+use super::{Cache, Core, NoPlace, Placed, fill};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::{Buffer, Env, StreamId};
 use std::io;
 use std::rc::Rc;
 
-/// A request for this many buckets gets them by waiting: the allocator does not rest before so many are ready.
-const BUCKETS_SURE: u64 = 8;
 /// A flash volume has no other place for what is too large to be placed at once, so it is written in pieces.
 const FLASH_PIECE_BUCKETS: u64 = 4;
 
@@ -34,7 +32,8 @@ pub async fn write<E: Env>(
     buffer: Buffer,
     fua: bool,
 ) -> io::Result<Outcome> {
-    let piece_bytes = (u64::from(cache.bucket_sectors) * FLASH_PIECE_BUCKETS * 512) as usize;
+    let piece_sectors = u64::from(cache.bucket_sectors) * FLASH_PIECE_BUCKETS;
+    let piece_bytes = piece_sectors.min(fill::sure_sectors(cache)) as usize * 512;
     if core.backing.is_some() || buffer.len() <= piece_bytes {
         return write_piece(core, cache, stream, start, buffer, fua).await;
     }
@@ -90,7 +89,7 @@ async fn write_piece<E: Env>(
     Ok(Outcome::Done)
 }
 
-/// Takes room for the range, waiting while buckets are being made ready.
+/// Takes room for the range, waiting in turn while buckets are being made ready.
 async fn place<E: Env>(
     core: &Core<E>,
     cache: &Cache<E>,
@@ -98,19 +97,22 @@ async fn place<E: Env>(
     start: u64,
     sectors: u64,
 ) -> io::Result<Option<Placed>> {
+    let buckets = &cache.buckets;
+    let mut ticket = None;
     loop {
         cache.poison.check()?;
-        let released = cache.buckets.released.wait();
-        if let Some(placed) = core.place(cache, stream, start, sectors, true) {
-            return Ok(Some(placed));
+        match core.place(cache, stream, (start, sectors), true, ticket.as_ref()) {
+            Ok(placed) => return Ok(Some(placed)),
+            Err(NoPlace::Keys) => return Ok(None),
+            // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
+            Err(NoPlace::Now) if buckets.is_dry.get() || sectors > fill::sure_sectors(cache) => {
+                return Ok(None);
+            }
+            Err(NoPlace::Now) => marks::hit(Mark::PlaceWaits),
         }
-        // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
-        let most = u64::from(cache.bucket_sectors) * BUCKETS_SURE;
-        if cache.buckets.is_dry.get() || sectors > most || !cache.has_room_for_keys() {
-            return Ok(None);
-        }
-        marks::hit(Mark::PlaceWaits);
-        cache.buckets.demand.notify_all();
-        released.await;
+        ticket
+            .get_or_insert_with(|| buckets.queue_for_data(sectors, core.kind()))
+            .turn()
+            .await;
     }
 }

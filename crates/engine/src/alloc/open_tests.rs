@@ -1,0 +1,1 @@
+//! Open buckets, rule by rule, and against a naive twin.
