@@ -9,7 +9,7 @@ use crate::rest;
 use crate::set::{FINDINGS, Set};
 use crate::tally::Tally;
 use crate::weather::{self, Weather};
-use crate::work::{Clients, Ledger, Mix, Request};
+use crate::work::{Clients, Ledger, MODES, Mix, Request};
 use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
@@ -95,14 +95,8 @@ impl Life {
 
     fn options(&self) -> Options {
         let chance = &self.set.chance;
-        let modes = [
-            CacheMode::Writeback,
-            CacheMode::Writethrough,
-            CacheMode::Writearound,
-            CacheMode::None,
-        ];
         let mode = if self.plan.modes && chance.percent(40) {
-            chance.pick(&modes)
+            chance.pick(&MODES)
         } else {
             CacheMode::Writeback
         };
@@ -168,6 +162,7 @@ impl Life {
                 (hot / chance.pick(&[1, 4, 16, 64])).max(64)
             },
             align: chance.pick(&[1, least, 8]),
+            modes: self.plan.modes && chance.percent(50),
             pause_percent: chance.pick(&[0, 0, 5, 30]),
         }
     }

@@ -26,7 +26,7 @@ pub struct Plan {
     pub lies: bool,
     /// Metadata rots, in copies that are opened and thrown away.
     pub rot: bool,
-    /// All cache modes.
+    /// All cache modes, which also change between requests.
     pub modes: bool,
     /// Backing devices come late, stay away, and are run without their cache.
     pub attach: bool,

@@ -216,6 +216,7 @@ fn run_alone(set: &mut Set) {
         is_long: false,
         hot: 512,
         align: 1,
+        modes: false,
         pause_percent: 0,
     };
     let size = set.oracles[at].borrow().size();

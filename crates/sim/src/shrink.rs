@@ -1,14 +1,19 @@
-//! Shorter scripts that still fail: first fewer rounds, then fewer and fewer requests.
+//! Shorter scripts that still fail: first fewer rounds, then fewer and fewer requests. What is left out changes when everything else
+//! happens, so each is tried in several orders of events.
 
 use crate::exec::Trace;
 use crate::life::Choice;
 use crate::run::{Scripts, Spec};
 use crate::swarm::attempt;
 use crate::work::Request;
-use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// Runs that are tried at most.
-const ATTEMPTS_MAX: u32 = 600;
+const ATTEMPTS_MAX: u32 = 4000;
+/// Real time that is spent at most, about.
+const TIME_MAX: Duration = Duration::from_secs(60);
+/// Orders of events in which a shorter run is tried.
+const ORDERS: u64 = 4;
 
 /// Runs a seed with some of its requests; what does not hold, if anything, and what was asked for.
 pub fn violates(spec: Spec, seed: u64, choice: &Choice) -> Option<(String, Vec<Vec<Request>>)> {
@@ -32,59 +37,119 @@ pub struct Shrunk {
     pub before: usize,
 }
 
-/// Shortens the run of a seed; `None` if it does not fail.
-pub fn shrink(spec: Spec, seed: u64) -> Option<Shrunk> {
-    let mut choice = Choice::default();
-    let (mut message, mut scripts) = violates(spec, seed, &choice)?;
-    let before = requests(&scripts);
-    for rounds in 0..scripts.len() as u64 {
-        let fewer = Choice {
-            rounds: Some(rounds),
-            ..Choice::default()
-        };
-        if let Some(found) = violates(spec, seed, &fewer) {
-            (message, scripts) = found;
-            choice = fewer;
-            break;
-        }
+/// Where it was noticed that something does not hold: what is left of a run fails there too.
+fn place(message: &str) -> &str {
+    message.lines().next().unwrap_or_default()
+}
+
+/// A run that is made shorter and shorter.
+struct Search {
+    spec: Spec,
+    seed: u64,
+    best: Shrunk,
+    tried: u32,
+    started: Instant,
+}
+
+impl Search {
+    fn is_over(&self) -> bool {
+        self.tried >= ATTEMPTS_MAX || self.started.elapsed() > TIME_MAX
     }
-    let numbered = scripts.iter().enumerate();
-    let mut left: Vec<(u64, u64)> = numbered
-        .flat_map(|(round, script)| script.iter().map(move |r| (round as u64, r.number)))
-        .collect();
-    let mut attempts = 0;
-    let mut size = left.len().div_ceil(2).max(1);
-    loop {
-        let mut at = 0;
-        let last = left.len();
-        while at < left.len() && attempts < ATTEMPTS_MAX {
-            let mut rest = left.clone();
-            rest.drain(at..(at + size).min(left.len()));
-            let fewer = Choice {
-                only: Some(rest.iter().copied().collect::<BTreeSet<_>>()),
-                ..choice.clone()
+
+    /// Takes what this leaves, if it still fails in some order of events.
+    fn accepts(&mut self, fewer: &Choice) -> bool {
+        let others = (0..ORDERS).filter(|shift| *shift != fewer.shift);
+        for shift in std::iter::once(fewer.shift).chain(others) {
+            if self.is_over() {
+                return false;
+            }
+            self.tried += 1;
+            let choice = Choice {
+                shift,
+                ..fewer.clone()
             };
-            attempts += 1;
-            match violates(spec, seed, &fewer) {
-                Some(found) => {
-                    (message, scripts) = found;
-                    left = rest;
-                    choice = fewer;
-                }
-                None => at += size,
+            let found = violates(self.spec, self.seed, &choice);
+            let Some((message, scripts)) =
+                found.filter(|(message, _)| place(message) == place(&self.best.message))
+            else {
+                continue;
+            };
+            self.best = Shrunk {
+                choice,
+                message,
+                scripts,
+                before: self.best.before,
+            };
+            return true;
+        }
+        false
+    }
+
+    fn cut_rounds(&mut self) {
+        for rounds in 0..self.best.scripts.len() as u64 {
+            let fewer = Choice {
+                rounds: Some(rounds),
+                ..Choice::default()
+            };
+            if self.accepts(&fewer) {
+                return;
             }
         }
-        if attempts >= ATTEMPTS_MAX || (size == 1 && left.len() == last) {
-            break;
-        }
-        size = (size / 2).max(1);
     }
-    Some(Shrunk {
+
+    /// Leaves pieces out that get smaller and smaller.
+    fn cut_requests(&mut self) {
+        let mut left = numbers(&self.best.scripts);
+        let mut size = left.len().div_ceil(2).max(1);
+        while !self.is_over() {
+            let (mut at, last) = (0, left.len());
+            while at < left.len() {
+                let mut rest = left.clone();
+                rest.drain(at..(at + size).min(left.len()));
+                let fewer = Choice {
+                    only: Some(rest.iter().copied().collect()),
+                    ..self.best.choice.clone()
+                };
+                if self.accepts(&fewer) {
+                    left = rest;
+                } else {
+                    at += size;
+                }
+            }
+            if size == 1 && left.len() == last {
+                return;
+            }
+            size = (size / 2).max(1);
+        }
+    }
+}
+
+fn numbers(scripts: &[Vec<Request>]) -> Vec<(u64, u64)> {
+    let numbered = (0..).zip(scripts);
+    let pairs = numbered.flat_map(|(round, script)| script.iter().map(move |r| (round, r.number)));
+    pairs.collect()
+}
+
+/// Shortens the run of a seed; `None` if it does not fail.
+pub fn shrink(spec: Spec, seed: u64) -> Option<Shrunk> {
+    let choice = Choice::default();
+    let (message, scripts) = violates(spec, seed, &choice)?;
+    let best = Shrunk {
         choice,
         message,
+        before: requests(&scripts),
         scripts,
-        before,
-    })
+    };
+    let mut search = Search {
+        spec,
+        seed,
+        best,
+        tried: 0,
+        started: Instant::now(),
+    };
+    search.cut_rounds();
+    search.cut_requests();
+    Some(search.best)
 }
 
 fn requests(scripts: &[Vec<Request>]) -> usize {
@@ -111,7 +176,11 @@ impl Shrunk {
                 _ => format!(" --only {}", only.join(",")),
             }
         });
-        spec.command(seed) + &rounds.unwrap_or_default() + &only.unwrap_or_default()
+        let shift = match self.choice.shift {
+            0 => String::new(),
+            shift => format!(" --shift {shift}"),
+        };
+        spec.command(seed) + &rounds.unwrap_or_default() + &shift + &only.unwrap_or_default()
     }
 
     /// The script, and the command that runs it.

@@ -4,10 +4,19 @@ use crate::exec::{Chance, World};
 use crate::oracle::{Oracle, Writing};
 use brigade_engine::{Server, Volume};
 use brigade_env::{BlockDevice, StreamId};
+use brigade_format::CacheMode;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Every way of caching.
+pub const MODES: [CacheMode; 4] = [
+    CacheMode::Writeback,
+    CacheMode::Writethrough,
+    CacheMode::Writearound,
+    CacheMode::None,
+];
 
 /// Which requests are made, and how.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +41,8 @@ pub struct Mix {
     pub hot: u64,
     /// All requests are multiples of this many sectors.
     pub align: u64,
+    /// Cache modes change.
+    pub modes: bool,
     /// How often a client rests.
     pub pause_percent: u64,
 }
@@ -102,6 +113,8 @@ pub enum Verb {
     ZeroKeep,
     /// Says that a range is not needed.
     Discard,
+    /// Has a volume cached in another way.
+    Mode(CacheMode),
 }
 
 /// One request, fixed before anything runs, so that others can be left out.
@@ -152,6 +165,9 @@ impl Mix {
     }
 
     fn verb(&self, chance: &Chance) -> Verb {
+        if self.modes && chance.percent(2) {
+            return Verb::Mode(chance.pick(&MODES));
+        }
         let kind = chance.below(100);
         if kind < self.read {
             match chance.below(20) {
@@ -224,6 +240,7 @@ impl Clients {
             Verb::Prefetch => self.other("prefetch", volume, first, count).await,
             Verb::Status => self.other("status", volume, first, count).await,
             Verb::Flush => self.flush(volume).await,
+            Verb::Mode(mode) => self.set_mode(volume, mode).await,
             Verb::Write => self.write("write", volume, first, count, fua, client).await,
             Verb::Zero => self.write("zero", volume, first, count, fua, client).await,
             Verb::ZeroKeep => {
@@ -293,6 +310,17 @@ impl Clients {
         if result.is_ok() {
             self.oracles[volume].borrow_mut().finish_flush(began);
         }
+        self.ledger.close(id, self.now());
+    }
+
+    async fn set_mode(&self, volume: usize, mode: CacheMode) {
+        if self.volume(volume).state() == "flash" {
+            return;
+        }
+        let what = format!("mode v{volume} {mode}");
+        let id = self.ledger.open(what.clone());
+        let result = self.volume(volume).set_mode(mode).await;
+        self.judge(&what, &result);
         self.ledger.close(id, self.now());
     }
 

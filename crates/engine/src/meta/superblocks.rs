@@ -5,7 +5,7 @@ use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::Lock;
 use brigade_env::{Durability, Env};
-use brigade_format::{BackingState, Superblock};
+use brigade_format::{BackingState, CacheMode, Superblock};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -81,6 +81,16 @@ impl<E: Env> BackingSuper<E> {
             }
         }
         Ok(intent)
+    }
+
+    /// Has the device say how it is to be cached from now on.
+    pub async fn set_mode(&self, mode: CacheMode) -> io::Result<()> {
+        let _turn = self.turn.lock().await;
+        if self.superblock.borrow().cache_mode() == Some(mode) {
+            return Ok(());
+        }
+        self.change_in_turn(|superblock| superblock.set_cache_mode(mode))
+            .await
     }
 
     /// Lets the device say clean, if `is_clean` holds and nobody is about to make something dirty.

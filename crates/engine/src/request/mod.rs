@@ -556,6 +556,18 @@ async fn route<E: Env>(
     .await
 }
 
+/// Caches in another way from now on, also after a restart. Requests under way go on as they began, and dirty data stays until
+/// it is written back.
+pub async fn set_mode<E: Env>(core: Rc<Core<E>>, mode: CacheMode) -> io::Result<()> {
+    let _admitted = core.admit_write()?;
+    let Some(backing) = &core.backing else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    backing.superblock.set_mode(mode).await?;
+    core.mode.set(mode);
+    Ok(())
+}
+
 /// Zeroes or discards a range.
 pub async fn clear<E: Env>(
     core: Rc<Core<E>>,

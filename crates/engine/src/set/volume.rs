@@ -5,7 +5,7 @@ use crate::request;
 use crate::request::{Clear, Core};
 use crate::stats::VolumeStatus;
 use brigade_env::{BlockDevice, BlockSizes, Buffer, Env, StatusExtent, StreamId};
-use brigade_format::BackingState;
+use brigade_format::{BackingState, CacheMode};
 use std::io;
 use std::rc::Rc;
 
@@ -50,6 +50,12 @@ impl<E: Env> Volume<E> {
         self.core.cache.as_ref().map_or(0, |cache| {
             cache.index.borrow().dirty_sectors(self.core.inode) * 512
         })
+    }
+
+    /// Caches it in another way from now on, and after a restart that is not told otherwise. Requests under way go on as they
+    /// began; what is dirty stays so until it is written back. A flash volume knows no modes.
+    pub fn set_mode(&self, mode: CacheMode) -> impl Future<Output = io::Result<()>> + 'static {
+        request::set_mode(self.core.clone(), mode)
     }
 
     /// For `status`.
