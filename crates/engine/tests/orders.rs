@@ -1,9 +1,11 @@
 //! Orders that were wrong once: each test is a story of acknowledged data that was lost, or of a stop that did not end.
 
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_sim::disk::End;
+use brigade_sim::disk::{End, Io};
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, open, options};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 #[test]
@@ -135,4 +137,117 @@ fn stop_ends_when_leaves_split() {
         });
         assert!(out.is_some(), "does not end");
     }
+}
+
+/// How long the backing device of a story takes.
+#[derive(Clone)]
+struct Tempo {
+    /// Writes of the range that the story is about.
+    here: Rc<Cell<Duration>>,
+    /// Other writes.
+    elsewhere: Rc<Cell<Duration>>,
+    flushes: Rc<Cell<Duration>>,
+}
+
+#[test]
+fn a_copy_that_was_overtaken_stays_out_although_what_overtook_it_is_gone() {
+    const BUCKET: u64 = 128;
+    const BLOCK: u64 = 8;
+    // The range of the story, and another one.
+    const HERE: u64 = 119_200;
+    const THERE: u64 = 119_000;
+    let instant = Duration::from_micros(100);
+    let chance = Chance::new(7);
+    let (c, b) = disks(520, BUCKET, BLOCK, 120_000);
+    let cell = |time| Rc::new(Cell::new(time));
+    let tempo = Tempo {
+        here: cell(instant),
+        elsewhere: cell(Duration::from_secs(5)),
+        flushes: cell(instant),
+    };
+    let of_backing = tempo.clone();
+    b.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        Some(match io {
+            Io::Read(_) => instant,
+            // The volume begins at sector 16.
+            Io::Write(at, _) if at == (16 + HERE) * 512 => of_backing.here.get(),
+            Io::Write(..) => of_backing.elsewhere.get(),
+            Io::Flush => of_backing.flushes.get(),
+        })
+    }));
+    c.borrow_mut().pace = Some(Rc::new(move |_: Io<'_>| Some(instant)));
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let mut running = options(true);
+    running.writeback_delay = Duration::from_millis(20);
+    let server = open(&world, &c, &b, &Store::default(), running);
+    let (v, w) = (server.volumes()[0].clone(), world.clone());
+    let story = async move {
+        let write = |stream: u16, first: u64, sectors: u64, byte: u8| {
+            let mut buffer = v.buffer(sectors as usize * 512);
+            buffer.fill(byte);
+            v.write(StreamId(stream), first * 512, buffer, false)
+        };
+        let in_use = || {
+            let buckets = server.status().cache_sets[0].devices[0].buckets;
+            (buckets.dirty + buckets.metadata) * 100 / buckets.total
+        };
+        // 0 not cached, 1 clean, 2 dirty.
+        let cached = || {
+            let status = BlockDevice::status(&*v, HERE * 512, BLOCK * 512, 1);
+            async move { status.await.unwrap()[0].cache_state }
+        };
+        // More of the cache is in use than a write may become dirty with.
+        let mut at = 0;
+        while in_use() <= 70 {
+            write(1, at, BUCKET, 0x11).await.unwrap();
+            at += BUCKET;
+        }
+        // So this one goes to the backing device, which takes its time, and a copy of it is to enter the cache.
+        tempo.here.set(Duration::from_secs(100));
+        let (old, is_done) = (write(2, HERE, BLOCK, 0xaa), Rc::new(Cell::new(false)));
+        let done = is_done.clone();
+        w.spawn(async move {
+            old.await.unwrap();
+            done.set(true);
+        });
+        // Meanwhile others are written back, and a newer write of the same range becomes dirty.
+        tempo.elsewhere.set(instant);
+        while in_use() > 60 {
+            w.sleep(Duration::from_millis(10)).await;
+        }
+        tempo.here.set(instant);
+        write(3, HERE, BLOCK, 0xbb).await.unwrap();
+        assert!(cached().await == 2 && !is_done.get(), "it overtakes");
+        // Of its bucket nothing else is live, so it goes first when one is recycled.
+        for _ in 0..2 {
+            write(3, THERE, BUCKET - BLOCK, 0x22).await.unwrap();
+        }
+        while !is_done.get() {
+            w.sleep(Duration::from_millis(1)).await;
+        }
+        // The newer one is written back before the flush begins that the copy waits for.
+        while cached().await == 2 {
+            w.sleep(Duration::from_millis(1)).await;
+        }
+        tempo.flushes.set(Duration::from_secs(100));
+        // During that flush its bucket is recycled.
+        while cached().await != 0 {
+            at += BUCKET;
+            assert!(at + BUCKET <= THERE, "it stays");
+            v.read(StreamId(2), at * 512, BUCKET as usize * 512)
+                .await
+                .unwrap();
+        }
+        // A copy would enter now, and be read at once.
+        let until = w.now() + Duration::from_secs(250);
+        while cached().await == 0 && w.now() < until {
+            w.sleep(Duration::from_millis(1)).await;
+        }
+        let got = v
+            .read(StreamId(3), HERE * 512, BLOCK as usize * 512)
+            .await
+            .unwrap();
+        assert!(got.iter().all(|byte| *byte == 0xbb), "reads {:x}", got[0]);
+    };
+    world.run(story, || false).expect("ends");
 }

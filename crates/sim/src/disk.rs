@@ -119,6 +119,20 @@ pub struct Faults {
 /// Is told of each sector of data that a lie of the disk put in doubt, by content.
 pub type Harm = Rc<dyn Fn(&[u8])>;
 
+/// An I/O, as a [`Pace`] sees it.
+#[derive(Clone, Copy, Debug)]
+pub enum Io<'a> {
+    /// From this byte on.
+    Read(u64),
+    /// From this byte on; also discards and zeroes.
+    Write(u64, &'a [u8]),
+    /// A flush.
+    Flush,
+}
+
+/// Says how long an I/O takes; what it says nothing of is left to chance.
+pub type Pace = Rc<dyn Fn(Io<'_>) -> Option<Duration>>;
+
 #[derive(Clone)]
 struct InFlight {
     offset: u64,
@@ -164,6 +178,8 @@ pub struct DiskState {
     pub ios: u64,
     /// See [`Harm`].
     pub harm: Option<Harm>,
+    /// See [`Pace`].
+    pub pace: Option<Pace>,
 }
 
 impl DiskState {
@@ -186,6 +202,7 @@ impl DiskState {
             writes: 0,
             ios: 0,
             harm: None,
+            pace: None,
         }))
     }
 
@@ -466,13 +483,21 @@ impl Disk {
         })
     }
 
+    fn paced(&self, io: Io<'_>) -> Option<Duration> {
+        let pace = self.state.borrow().pace.clone();
+        pace.and_then(|pace| pace(io))
+    }
+
+    /// Completes after the time given, or after one that chance gives.
     fn io<T: 'static>(
         &self,
         what: &'static str,
+        paced: Option<Duration>,
         then: impl FnOnce() -> T + 'static,
     ) -> impl Future<Output = T> + 'static {
         let (keeper, promise) = brigade_env::sync::promise_of(what);
-        self.world.after(self.delay(), move || keeper.keep(then()));
+        let delay = paced.unwrap_or_else(|| self.delay());
+        self.world.after(delay, move || keeper.keep(then()));
         promise
     }
 
@@ -522,6 +547,7 @@ impl Disk {
             offset,
             data.len() as u64,
         );
+        let paced = self.paced(Io::Write(offset, &data));
         let mut state = self.state.borrow_mut();
         if state.geometry.is_read_only {
             panic!("{}: write at {offset} to a read-only device", self.name);
@@ -547,7 +573,7 @@ impl Disk {
         drop(state);
         let state = self.state.clone();
         let world = self.world.clone();
-        Ok(self.io("a write of a disk", move || {
+        Ok(self.io("a write of a disk", paced, move || {
             let mut state = state.borrow_mut();
             world.count_device_operation();
             world.note(&state.name, "written", [io, 0]);
@@ -598,7 +624,8 @@ impl Device for Disk {
             .failure(Kind::Read, self.world.now(), None);
         let state = self.state.clone();
         let done = checked.map(|()| {
-            self.io("a read of a disk", move || {
+            let paced = self.paced(Io::Read(offset));
+            self.io("a read of a disk", paced, move || {
                 if let Some(number) = fails {
                     return Err(io::Error::from_raw_os_error(number));
                 }
@@ -629,7 +656,7 @@ impl Device for Disk {
         };
         let state = self.state.clone();
         let world = self.world.clone();
-        self.io("a flush of a disk", move || {
+        self.io("a flush of a disk", self.paced(Io::Flush), move || {
             world.count_device_operation();
             world.note(&state.borrow().name, "flushed", [up_to, 0]);
             if let Some(number) = fails {
