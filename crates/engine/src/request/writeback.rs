@@ -76,8 +76,13 @@ async fn write_piece<E: Env>(
         core.unpin(cache, placed.pinned);
         return Err(error);
     }
-    let inserted = writer.inserter.insert_all(&placed.extents).await;
-    core.candidates.cancel(start, start + sectors);
+    // Piece by piece, in the step in which the index has it: no copy of older data is let in behind it, and a direct write that
+    // ends now knows that it was overtaken. (Until its bucket is unpinned the piece itself would keep such a copy out.)
+    let inserted = writer.inserter.insert(&placed.extents, |_, extent| {
+        core.candidates.cancel(extent.start, extent.end);
+        vec![*extent]
+    });
+    let inserted = inserted.await;
     core.unpin(cache, placed.pinned);
     if let Some(seq) = inserted? {
         if fua && !mutations::is(Mutation::FuaForgottenCached) {
