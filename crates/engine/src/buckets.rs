@@ -6,13 +6,13 @@
 //!
 //! Room for data is asked for by writes, which go another way as soon as nothing can be recycled, and by clean data on its way
 //! into the cache ("fills"). A fill is dropped only in a *drought*: nothing can be recycled, and nothing is under way that would
-//! let go of buckets. Fills that wait hold memory, so much and no more ([`FILLS_WAITING_BYTES`]).
+//! let go of buckets. Fills hold memory, so much and no more ([`FILL_BYTES_MAX`]).
 
 mod queues;
 
 use crate::alloc::{Allocator, Data, MetadataBucket, Reserve, Stats};
 use crate::error::Poison;
-use crate::limits::{FILLS_WAITING_BYTES, SLOT_IDLE};
+use crate::limits::{FILL_BYTES_MAX, SLOT_IDLE};
 use crate::marks::{self, Mark};
 use brigade_env::sync::Notify;
 use brigade_format::{BucketNr, Ptr};
@@ -97,7 +97,7 @@ impl Drop for Ticket {
     }
 }
 
-/// Memory set aside for clean data that waits for room.
+/// Memory set aside for clean data on its way into the cache.
 pub struct FillRoom {
     buckets: Rc<Buckets>,
     bytes: usize,
@@ -131,7 +131,7 @@ impl Supply for There<'_> {
             Need::Metadata(count) => self.0.can_take_metadata(count),
             Need::Data(sectors, kind) => self.0.room_for(kind, new_buckets) >= sectors,
             // What is larger than all of it goes alone.
-            Need::Fill(bytes) => self.1 == 0 || self.1 + bytes <= FILLS_WAITING_BYTES,
+            Need::Fill(bytes) => self.1 == 0 || self.1 + bytes <= FILL_BYTES_MAX,
         }
     }
 }
@@ -303,9 +303,9 @@ impl Buckets {
         }
     }
 
-    // ---- memory of waiting fills ---------------------------------------------------------------------------------
+    // ---- memory of fills -----------------------------------------------------------------------------------------
 
-    /// Memory for a fill that is going to wait, if there is some and nobody waits for it.
+    /// Memory for a fill, if there is some and nobody waits for it.
     pub fn try_fill_room(self: &Rc<Self>, bytes: usize) -> Option<FillRoom> {
         self.take_fill_room(bytes, None)
     }
@@ -325,6 +325,11 @@ impl Buckets {
                 .turn()
                 .await;
         }
+    }
+
+    /// Memory that fills hold.
+    pub fn fill_bytes(&self) -> usize {
+        self.fill_bytes.get()
     }
 
     fn take_fill_room(self: &Rc<Self>, bytes: usize, ticket: Option<&Ticket>) -> Option<FillRoom> {

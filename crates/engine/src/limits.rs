@@ -12,13 +12,14 @@ pub const HOLE_SECTORS_MAX: u64 = 32768;
 pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
 /// Largest range of one miss that is put into the cache, in sectors (kernel: 2048).
 pub const FILL_SECTORS_MAX: u64 = 2048;
-/// Bytes of fills under way at once; more misses are served without filling.
+/// Bytes of fills of a set that wait for a bucket or are being written after a miss; the requests behind more of them wait too,
+/// for a while. They count as memory of the index does.
 pub const FILL_BYTES_MAX: usize = 32 << 20;
-/// Bytes of fills of a set that wait for a bucket; the requests behind more of them wait too, for a while.
-pub const FILLS_WAITING_BYTES: usize = 32 << 20;
-/// Longest time a request waits as so many fills do. Writing a gen table takes some milliseconds, so this is for tables that
-/// take much longer; then the request goes on, and what it read or wrote is not put into the cache.
-pub const FILL_PATIENCE: Duration = Duration::from_millis(100);
+/// Longest time a request waits as so many fills wait for buckets: some writes of the gen table, on a slow device. Then it goes
+/// on, and what it read or wrote is not put into the cache.
+pub const FILL_PATIENCE: Duration = Duration::from_millis(500);
+/// The same where they do not wait for buckets: the cache device is slower than the backing device.
+pub const FILL_PATIENCE_DEVICE: Duration = Duration::from_millis(20);
 /// Placed clean data that waits for a flush of the backing device has that flushed at once when it is this part of the cache.
 pub const UNFLUSHED_FILLS_PART: u64 = 16;
 /// Open buckets nobody used for so long are closed (kernel: never).

@@ -1,6 +1,6 @@
 //! Who waits for what, in the order of asking.
 //!
-//! Three queues: buckets for metadata, room for data, and memory for clean data that waits for room. Only the first of a queue
+//! Three queues: buckets for metadata, room for data, and memory for clean data on its way. Only the first of a queue
 //! is ever woken, and only if what it needs is there; it stays the first until it has taken that or leaves, and then the next
 //! one is looked at. So one release wakes as many as it can serve, each once, and nobody is overtaken.
 //!
@@ -22,7 +22,7 @@ pub enum Need {
     Metadata(usize),
     /// So many sectors for data of this kind, all at once.
     Data(u64, Data),
-    /// So many bytes of memory for clean data that waits for room.
+    /// So many bytes of memory for clean data on its way.
     Fill(usize),
 }
 

@@ -7,16 +7,17 @@
 //! ```
 //!
 //! A fill is not dropped because a batch of buckets is just being persisted: it waits, holding its buffer and nothing else,
-//! neither a range nor a bucket. Its candidate stays open, so whoever writes its range sends it away. Only so many bytes wait
-//! ([`crate::limits::FILLS_WAITING_BYTES`]); beyond that the *request* waits, with no range held, but not longer than
-//! [`FILL_PATIENCE`]: that is back-pressure by a table write, never by a whole pass over the cache. It does not wait in a drought,
-//! nor because the cache device is slower than the backing device: then it goes on, and its data is not put into the cache.
-//! What becomes of each fill is counted.
+//! neither a range nor a bucket. Its candidate stays open, so whoever writes its range sends it away. Only so many bytes are
+//! held ([`crate::limits::FILL_BYTES_MAX`]); beyond that the *request* waits, with no range held. If it is buckets that are
+//! missing, that is back-pressure by a few table writes, never by a whole pass over the cache, and ends after [`FILL_PATIENCE`] at
+//! the latest; if the cache device is just slower than the backing device, the request goes on much sooner
+//! ([`FILL_PATIENCE_DEVICE`]); in a drought at once. Then its data is not put into the cache. What becomes of each fill is
+//! counted.
 
 use super::{Cache, Core, Fill, NoPlace, Placed};
 use crate::buckets::FillRoom;
 use crate::data::Candidate;
-use crate::limits::{FILL_BYTES_MAX, FILL_PATIENCE};
+use crate::limits::{FILL_PATIENCE, FILL_PATIENCE_DEVICE};
 use crate::marks::{self, Mark};
 use crate::stats::Counter;
 use crate::wait::either;
@@ -71,16 +72,7 @@ pub(super) fn sure_sectors<E: Env>(cache: &Cache<E>) -> u64 {
     (sure / cache.block_sectors * cache.block_sectors).max(cache.block_sectors)
 }
 
-/// Whether more may be under way to the cache device. If not, that is counted.
-pub(super) fn may_begin<E: Env>(core: &Core<E>, bytes: usize) -> bool {
-    let fits = core.fill_bytes.get() + bytes <= FILL_BYTES_MAX;
-    if !fits {
-        drop_fill(&core.counters.fill_dropped_memory, Mark::FillDroppedMemory);
-    }
-    fits
-}
-
-/// Starts putting pieces of what was read from `start` on into the cache. Waits only while much else waits for buckets.
+/// Starts putting pieces of what was read from `start` on into the cache. Waits only while much else is on its way.
 pub(super) async fn begin<E: Env>(
     core: &Rc<Core<E>>,
     cache: &Rc<Cache<E>>,
@@ -88,43 +80,37 @@ pub(super) async fn begin<E: Env>(
     start: u64,
     buffer: &Buffer,
 ) {
+    let Some(mut room) = ahead(core, cache, buffer.len()).await else {
+        return no_memory(core, cache);
+    };
     for piece in pieces {
-        let at = (piece.start - start) as usize * 512;
-        let bytes = &buffer[at..at + piece.bytes()];
-        let copy = || {
-            let mut copy = core.buffers.get(bytes.len());
-            copy.copy_from_slice(bytes);
-            copy
-        };
-        let (from, sectors) = (piece.start, piece.sectors());
-        match core.place(cache, piece.stream, (from, sectors), false, None) {
-            Ok(placed) => store_apart(core, cache, piece, placed, copy()),
-            Err(why) => {
-                if let Some(room) = room_after(core, cache, why, piece.bytes()).await {
-                    wait_apart(core, cache, piece, copy(), room);
-                }
+        let copy = copy_of(core, &piece, start, buffer);
+        let range = (piece.start, piece.sectors());
+        let room = room.split(copy.len());
+        match core.place(cache, piece.stream, range, false, None) {
+            Ok(placed) => {
+                let (core, cache) = (core.clone(), cache.clone());
+                let env = core.env.clone();
+                env.spawn(async move {
+                    let _room = room;
+                    store(&core, &cache, piece, placed, copy).await;
+                });
             }
+            Err(why) if may_wait(core, cache, why) => wait_apart(core, cache, piece, copy, room),
+            Err(_) => (),
         }
     }
 }
 
-/// Memory for a fill that found no room; `None` if it is dropped, which is counted.
-async fn room_after<E: Env>(
-    core: &Core<E>,
-    cache: &Cache<E>,
-    why: NoPlace,
-    bytes: usize,
-) -> Option<FillRoom> {
-    give_up(core, cache, why).then_some(())?;
-    let room = ahead(core, cache, bytes).await;
-    if room.is_none() {
-        drop_fill(&core.counters.fill_dropped_memory, Mark::FillDroppedMemory);
-    }
-    room
+fn copy_of<E: Env>(core: &Core<E>, piece: &Wanted, start: u64, whole: &Buffer) -> Buffer {
+    let at = (piece.start - start) as usize * 512;
+    let mut copy = core.buffers.get(piece.bytes());
+    copy.copy_from_slice(&whole[at..at + piece.bytes()]);
+    copy
 }
 
 /// Whether a fill that found no room may wait. If not, that is counted.
-fn give_up<E: Env>(core: &Core<E>, cache: &Cache<E>, why: NoPlace) -> bool {
+fn may_wait<E: Env>(core: &Core<E>, cache: &Cache<E>, why: NoPlace) -> bool {
     let counters = &core.counters;
     match why {
         NoPlace::Keys => drop_fill(&counters.fill_dropped_keys, Mark::FillDroppedKeys),
@@ -136,13 +122,22 @@ fn give_up<E: Env>(core: &Core<E>, cache: &Cache<E>, why: NoPlace) -> bool {
     false
 }
 
+fn no_memory<E: Env>(core: &Core<E>, cache: &Cache<E>) {
+    let counters = &core.counters;
+    if cache.buckets.is_drought() {
+        drop_fill(&counters.fill_dropped_dry, Mark::FillDroppedDry);
+    } else {
+        drop_fill(&counters.fill_dropped_memory, Mark::FillDroppedMemory);
+    }
+}
+
 fn drop_fill(counter: &Counter, mark: Mark) {
     marks::hit(Mark::CopyDropped);
     marks::hit(mark);
     counter.add(1);
 }
 
-/// Memory for a fill that is going to wait, itself waited for no longer than is bearable. Whoever calls this holds nothing.
+/// Memory for a fill, waited for no longer than is bearable. Whoever calls this holds nothing.
 pub(super) async fn ahead<E: Env>(
     core: &Core<E>,
     cache: &Cache<E>,
@@ -157,7 +152,12 @@ pub(super) async fn ahead<E: Env>(
         let found = cache.buckets.fill_room(bytes).await;
         *room.borrow_mut() = found;
     };
-    either(wait, core.env.sleep(FILL_PATIENCE)).await;
+    let patience = if cache.buckets.is_data_waited_for() {
+        FILL_PATIENCE
+    } else {
+        FILL_PATIENCE_DEVICE
+    };
+    either(wait, core.env.sleep(patience)).await;
     room.into_inner()
 }
 
@@ -169,10 +169,10 @@ pub(super) fn room_at_once<E: Env>(
     ahead: Option<FillRoom>,
     bytes: usize,
 ) -> Option<FillRoom> {
-    give_up(core, cache, why).then_some(())?;
+    may_wait(core, cache, why).then_some(())?;
     let room = ahead.or_else(|| cache.buckets.try_fill_room(bytes));
     if room.is_none() {
-        drop_fill(&core.counters.fill_dropped_memory, Mark::FillDroppedMemory);
+        no_memory(core, cache);
     }
     room
 }
@@ -188,11 +188,9 @@ pub(super) fn wait_for_all<E: Env>(
     let mut room = room;
     let start = pieces.first().map_or(0, |piece| piece.start);
     for piece in pieces {
-        let at = (piece.start - start) as usize * 512;
-        let bytes = &copy[at..at + piece.bytes()];
-        let mut copy = core.buffers.get(bytes.len());
-        copy.copy_from_slice(bytes);
-        wait_apart(core, cache, piece, copy, room.split(bytes.len()));
+        let copy = copy_of(core, &piece, start, copy);
+        let room = room.split(copy.len());
+        wait_apart(core, cache, piece, copy, room);
     }
 }
 
@@ -206,8 +204,8 @@ fn wait_apart<E: Env>(
     let (core, cache) = (core.clone(), cache.clone());
     let env = core.env.clone();
     env.spawn(async move {
+        let _room = room;
         if let Some(placed) = wait_for_room(&core, &cache, &wanted).await {
-            drop(room);
             store(&core, &cache, wanted, placed, copy).await;
         }
     });
@@ -234,27 +232,10 @@ async fn wait_for_room<E: Env>(
         }
         match core.place(cache, wanted.stream, (start, sectors), false, Some(&ticket)) {
             Ok(placed) => return Some(placed),
-            Err(why) => give_up(core, cache, why).then_some(())?,
+            Err(why) => may_wait(core, cache, why).then_some(())?,
         }
         either(ticket.turn(), wanted.candidate.cancelled()).await;
     }
-}
-
-fn store_apart<E: Env>(
-    core: &Rc<Core<E>>,
-    cache: &Rc<Cache<E>>,
-    wanted: Wanted,
-    placed: Placed,
-    copy: Buffer,
-) {
-    let (core, cache) = (core.clone(), cache.clone());
-    let env = core.env.clone();
-    core.fill_bytes.set(core.fill_bytes.get() + copy.len());
-    env.spawn(async move {
-        let bytes = copy.len();
-        write_and_admit(&core, &cache, wanted, placed, copy).await;
-        core.fill_bytes.set(core.fill_bytes.get() - bytes);
-    });
 }
 
 async fn store<E: Env>(
@@ -264,28 +245,13 @@ async fn store<E: Env>(
     placed: Placed,
     copy: Buffer,
 ) {
-    let bytes = copy.len();
-    core.fill_bytes.set(core.fill_bytes.get() + bytes);
-    write_and_admit(core, cache, wanted, placed, copy).await;
-    core.fill_bytes.set(core.fill_bytes.get() - bytes);
-}
-
-async fn write_and_admit<E: Env>(
-    core: &Rc<Core<E>>,
-    cache: &Rc<Cache<E>>,
-    wanted: Wanted,
-    placed: Placed,
-    copy: Buffer,
-) {
-    match core.write_placed(cache, &placed, copy).await {
-        Ok(()) => {
-            let fill = Fill {
-                candidate: wanted.candidate,
-                extents: placed.extents,
-                pinned: placed.pinned,
-            };
-            core.admit(cache, fill);
-        }
-        Err(_) => core.unpin(cache, placed.pinned),
+    if core.write_placed(cache, &placed, copy).await.is_err() {
+        return core.unpin(cache, placed.pinned);
     }
+    let fill = Fill {
+        candidate: wanted.candidate,
+        extents: placed.extents,
+        pinned: placed.pinned,
+    };
+    core.admit(cache, fill);
 }

@@ -141,8 +141,6 @@ pub struct Core<E: Env> {
     pub candidates: Rc<Candidates>,
     /// Clean data that waits for a flush of the backing device.
     pub unflushed_fills: RefCell<UnflushedFills>,
-    /// Bytes of fills being written to the cache.
-    pub fill_bytes: Cell<usize>,
     /// Recent requests, for sequential detection.
     pub recent: RefCell<Recent>,
     /// When the last request came.
@@ -286,7 +284,8 @@ impl<E: Env> Core<E> {
             marks::hit(Mark::RouteBypassAlignment);
             return true;
         }
-        if cache.index.borrow().memory_bytes() > self.options.memory_bytes {
+        let fill_bytes = cache.buckets.fill_bytes() as u64;
+        if cache.index.borrow().memory_bytes() + fill_bytes > self.options.memory_bytes {
             marks::hit(Mark::RouteBypassMemory);
             return true;
         }

@@ -215,7 +215,7 @@ async fn miss<E: Env>(
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
     let is_wanted = fill && cache.writer.is_some() && piece.end - piece.start <= FILL_SECTORS_MAX;
-    if !is_wanted || !fill::may_begin(core, bytes) {
+    if !is_wanted {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }
     // Opened before the first byte is read: a write from here on cancels them.

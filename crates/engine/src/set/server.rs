@@ -245,7 +245,6 @@ impl<E: Env> Server<E> {
             locks: Rc::default(),
             candidates: Rc::<Candidates>::default(),
             unflushed_fills: RefCell::default(),
-            fill_bytes: Cell::new(0),
             recent: RefCell::default(),
             last_request: Rc::new(Cell::new(Duration::ZERO)),
             fill_flush_set: Cell::new(false),
