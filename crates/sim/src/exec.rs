@@ -408,8 +408,8 @@ impl Env for World {
     fn sleep_until(&self, deadline: Duration) -> impl Future<Output = ()> + 'static {
         let world = self.clone();
         let mut is_set = false;
-        let range = Some((0, deadline.as_micros() as u64));
-        let wait = Wait::new("the time (in us)", &*self.0, range, Place::here());
+        let range = (self.now().as_micros() as u64, deadline.as_micros() as u64);
+        let wait = Wait::new("the time (in us)", &*self.0, Some(range), Place::here());
         std::future::poll_fn(move |context| {
             if world.now() >= deadline {
                 wait.end();
