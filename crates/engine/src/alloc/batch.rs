@@ -1,9 +1,9 @@
-//! Recycling: a batch of victims, one write of the gen table, and only then reuse.
+//! Recycling: victims are gathered, one write of the gen table pays for all of them, and only then are they reused.
 
 use crate::marks::{self, Mark};
 use brigade_format::{BucketNr, Gen};
 
-use super::bucket::{Bucket, Class, Place};
+use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::metadata::MetadataBucket;
 use super::tokens::{Batch, Incoming};
@@ -16,45 +16,78 @@ impl Allocator {
         if self.batch_in_progress {
             return false;
         }
-        let for_data = self.lists.ready(Reserve::Normal).len() + self.lists.unused.len();
-        let may_help = self.counts[Class::Clean] > 0 || !self.lists.abandoned.is_empty();
-        (for_data < self.lists.sizes.low_water && may_help)
+        let may_help = self.counts[Class::Clean] > 0 || !self.lists.incoming.is_empty();
+        (self.ready_for_data() < self.low_water() && may_help)
             || self.table_lag >= TABLE_LAG_WANTS_WRITE
     }
 
     /// Are buckets for data running low with nothing to recycle in sight?
     pub fn is_short_of_victims(&self) -> bool {
-        let for_data = self.lists.ready(Reserve::Normal).len() + self.lists.unused.len();
-        !self.batch_in_progress && for_data < self.lists.sizes.low_water && !self.wants_batch()
+        !self.batch_in_progress && self.ready_for_data() < self.low_water() && !self.wants_batch()
     }
 
-    /// Recycles as many buckets as one table write should pay for, and sets the table's own buckets aside.
-    ///
-    /// `None` if a batch is under way, if no bucket can be recycled (and gens do not run ahead), or if there are no
-    /// buckets for the table. `random` is asked by the random policy only.
-    pub fn begin_batch(&mut self, random: impl FnMut() -> u64) -> Option<Batch> {
-        if !self.may_begin() {
-            return None;
-        }
+    /// Is the batch as large as it gets? Smaller ones are worth a table write only if somebody waits.
+    pub fn is_batch_full(&self) -> bool {
+        self.lists.incoming.len() >= self.lists.sizes.batch
+    }
+
+    /// A small batch, while there are buckets left: more may become clean before a table has to be written.
+    pub fn may_wait_for_more(&self) -> bool {
+        !self.lists.incoming.is_empty()
+            && !self.is_batch_full()
+            && self.ready_for_data() > self.low_water() / 2
+            && self.table_lag < TABLE_LAG_WANTS_WRITE
+    }
+
+    /// Buckets that data can have at once.
+    pub fn ready_for_data(&self) -> usize {
+        self.lists.ready(Reserve::Normal).len() + self.lists.unused.len()
+    }
+
+    /// With fewer buckets than this for data, more are made: twice what was lately taken while a table was written, so that
+    /// they last until the next ones come.
+    pub fn low_water(&self) -> usize {
+        let most = (self.config.nbuckets / 16) as usize;
+        let wanted = (2 * self.taken_lately).min(most);
+        wanted.max(self.lists.sizes.low_water)
+    }
+
+    /// Recycles up to `most` more buckets into the next batch; gives how many. Their gens are raised, and they may be filled
+    /// once a table says so. `random` is asked by the random policy only.
+    pub fn gather(&mut self, most: usize, random: impl FnMut() -> u64) -> usize {
+        assert!(self.started, "a batch while loading");
         let room = self
             .lists
             .sizes
             .batch
-            .saturating_sub(self.lists.abandoned.len());
-        let victims = self.victims(room, random);
-        let is_idle = victims.is_empty() && self.lists.abandoned.is_empty();
+            .saturating_sub(self.lists.incoming.len());
+        self.victims(room.min(most), random, |alloc, nr| {
+            let bucket = alloc.invalidate(nr);
+            alloc.lists.incoming.push(bucket);
+        })
+    }
+
+    /// Begins to write a table for what was gathered, and sets the table's own buckets aside.
+    ///
+    /// `None` if a batch is under way, if nothing was gathered (and gens do not run ahead), or if there are no
+    /// buckets for the table.
+    pub fn begin_batch(&mut self) -> Option<Batch> {
+        let is_idle = self.lists.incoming.is_empty();
         if is_idle && self.table_lag < TABLE_LAG_WANTS_WRITE {
             return None;
         }
+        let batch = self.begin_table_write()?;
         if is_idle {
             marks::hit(Mark::AllocBatchOfNothing);
         }
-        Some(self.begin(victims))
+        Some(batch)
     }
 
-    /// A batch without new victims: for a table written for its own sake (first run, clean shutdown).
+    /// A table whether or not anything was gathered: written for its own sake (first run, clean shutdown).
     pub fn begin_table_write(&mut self) -> Option<Batch> {
-        self.may_begin().then(|| self.begin(Vec::new()))
+        assert!(self.started, "a batch while loading");
+        let has_room = self.available_for(Reserve::Prio) >= self.config.table_buckets as usize;
+        (!self.batch_in_progress && has_room).then(|| self.begin())
     }
 
     /// The table is written and a durable journal entry names it: the recycled buckets may be filled.
@@ -63,40 +96,43 @@ impl Allocator {
     pub fn batch_durable(&mut self, batch: Batch) {
         self.end_batch();
         let (incoming, gens, proof) = batch.durable();
-        for (bucket, r#gen) in self.buckets.iter_mut().zip(gens) {
+        for (nr, r#gen) in gens {
+            let bucket = &mut self.buckets[nr as usize];
             bucket.durable_gen = r#gen;
+            if bucket.table_lag() > 0 {
+                self.lagging.push(nr);
+            }
         }
-        self.table_lag = self
-            .buckets
-            .iter()
-            .map(Bucket::table_lag)
-            .max()
-            .unwrap_or(0);
+        let lag = |nr: &u32| self.buckets[*nr as usize].table_lag();
+        self.table_lag = self.lagging.iter().map(lag).max().unwrap_or(0);
         for bucket in incoming {
             self.go(bucket.nr(), Place::Incoming, Place::Ready);
             self.lists.push_ready(bucket.release(&proof));
         }
+        self.unpark();
+        let taken = (self.lists.taken - self.taken_before) as usize;
+        self.taken_lately = taken.max(self.taken_lately - self.taken_lately.div_ceil(8));
     }
 
     /// The table may or may not have reached the device: nothing is released, and the next batch takes the recycled
     /// buckets along. The table's buckets stay metadata; a caller who knows that nothing durable names them frees them.
     pub fn abandon_batch(&mut self, batch: Batch) {
         self.end_batch();
-        self.lists.abandoned = batch.abandoned();
+        let (incoming, gens) = batch.abandoned();
+        self.lagging.extend(gens.into_iter().map(|(nr, _)| nr));
+        let gathered = std::mem::replace(&mut self.lists.incoming, incoming);
+        self.lists.incoming.extend(gathered);
     }
 
-    fn may_begin(&self) -> bool {
-        assert!(self.started, "a batch while loading");
-        !self.batch_in_progress
-            && self.available_for(Reserve::Prio) >= self.config.table_buckets as usize
-    }
-
-    fn begin(&mut self, victims: Vec<BucketNr>) -> Batch {
+    fn begin(&mut self) -> Batch {
         self.batch_in_progress = true;
+        self.taken_before = self.lists.taken;
         let table = self.take_table();
-        let mut incoming = std::mem::take(&mut self.lists.abandoned);
-        incoming.extend(victims.into_iter().map(|nr| self.invalidate(nr)));
-        let gens: Vec<Gen> = self.gens_snapshot();
+        let incoming = std::mem::take(&mut self.lists.incoming);
+        let gens: Vec<(u32, Gen)> = std::mem::take(&mut self.lagging)
+            .into_iter()
+            .map(|nr| (nr, self.buckets[nr as usize].r#gen))
+            .collect();
         Batch::new(incoming, table, gens)
     }
 
@@ -115,10 +151,21 @@ impl Allocator {
 
     /// Makes every pointer into the bucket stale.
     fn invalidate(&mut self, nr: BucketNr) -> Incoming {
-        assert!(self.bucket(nr).is_eligible(), "ALLOC-5");
+        let bucket = *self.bucket(nr);
+        assert!(bucket.is_eligible(), "ALLOC-5");
+        if bucket.live.get() > 0 {
+            let sector = nr.0 * u64::from(self.config.bucket_sectors);
+            tracing::trace!(
+                target: "brigade::alloc",
+                sectors = bucket.live.get(),
+                bucket = nr.0,
+                sector,
+                "invalidate"
+            );
+        }
         self.increment_gen(nr);
         self.go(nr, Place::Idle, Place::Incoming);
-        self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+        self.set_prio(nr, PRIO_FRESH);
         Incoming::new(nr)
     }
 }

@@ -1,4 +1,6 @@
 //! What is known of one bucket, in 24 bytes, because a large device has tens of millions.
+//!
+//! Among them are the two links of the order of victims (`order`), so that the order costs no memory of its own.
 
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
@@ -10,6 +12,7 @@ use super::{GEN_AGE_MAX, TABLE_LAG_MAX};
 
 /// Where a bucket is in its life. Names as in the drawing of the module above.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub(super) enum Place {
     /// Below the first bucket.
     Fixed,
@@ -27,69 +30,169 @@ pub(super) enum Place {
     Ready,
 }
 
+/// The places by their numbers.
+const PLACES: [Place; 8] = [
+    Place::Fixed,
+    Place::Idle,
+    Place::Open,
+    Place::Metadata,
+    Place::Unused,
+    Place::Incoming,
+    Place::Ready,
+    Place::Ready,
+];
+const PLACE_BITS: u8 = 7;
+
+/// A count of sectors. At the top of its range, 8 GiB, it sticks: only a forged index gets there.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Sectors([u8; 3]);
+
+impl Sectors {
+    pub const MAX: Sectors = Sectors([u8::MAX; 3]);
+
+    pub fn get(self) -> u32 {
+        let [a, b, c] = self.0;
+        u32::from_le_bytes([a, b, c, 0])
+    }
+
+    fn add(self, sectors: u32) -> Sectors {
+        let sum = self.get().saturating_add(sectors);
+        let [a, b, c, rest] = sum.to_le_bytes();
+        if rest > 0 {
+            return Sectors::MAX;
+        }
+        Sectors([a, b, c])
+    }
+
+    /// A counter at the top has lost count. It stays, and its bucket with it.
+    fn sub(self, sectors: u32) -> Sectors {
+        if self == Sectors::MAX {
+            return self;
+        }
+        let left = self.get().checked_sub(sectors);
+        Sectors::default().add(left.expect("ALLOC-4: more sectors leave than entered"))
+    }
+}
+
+impl std::fmt::Debug for Sectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
-    /// Sectors of keys with the current gen, in the index. At the top of its range it sticks.
-    pub live_sectors: u32,
-    /// Those of them that are dirty. Sticks likewise.
-    pub dirty_sectors: u32,
-    /// Holders that keep the bucket from being recycled; being in a list is not one.
-    pub pin: u32,
-    /// Recency; 65535 is metadata.
-    pub prio: u16,
+    /// Links of the order of victims, for who is in it.
+    pub links: [u32; 2],
+    /// Sectors of keys with the current gen, in the index.
+    pub live: Sectors,
+    /// Those of them that are dirty.
+    pub dirty: Sectors,
+    /// Holders that keep the bucket from being recycled; being in a list is not one. At the top of its range it sticks.
+    pub pin: u16,
+    /// Recency, as `ageing` keeps it: see [`Bucket::ages`].
+    pub stamp: u16,
+    /// The stamp by which the order knows the bucket; it may be older than `stamp`.
+    pub ordered: u16,
     pub r#gen: Gen,
     /// Not newer than the oldest gen of any pointer to the bucket that may still stand in the tree.
     pub last_gc: Gen,
     /// Not newer than what the durable gen table says.
     pub durable_gen: Gen,
-    pub place: Place,
-    /// Loading only: something stored names it with its current gen.
-    pub is_referenced: bool,
+    /// The place, and above it the flags.
+    state: u8,
 }
 
-const _: () = assert!(size_of::<Bucket>() <= 24);
+const _: () = assert!(size_of::<Bucket>() == 24);
+
+/// A statement about a bucket.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Flag {
+    /// Loading only: something stored names it with its current gen.
+    Referenced = 1 << 3,
+    /// It is in the order of victims.
+    Ordered = 1 << 4,
+    /// The order knows it as one whose recency is zero, whatever `ordered` says.
+    Lapsed = 1 << 5,
+    /// It came up as victim when its gen had no room for one more, and waits for a table or a gc.
+    Parked = 1 << 6,
+}
 
 impl Bucket {
     pub fn new(place: Place) -> Bucket {
         Bucket {
-            live_sectors: 0,
-            dirty_sectors: 0,
+            links: [0; 2],
+            live: Sectors::default(),
+            dirty: Sectors::default(),
             pin: 0,
-            prio: 0,
+            stamp: 0,
+            ordered: 0,
             r#gen: Gen(0),
             last_gc: Gen(0),
             durable_gen: Gen(0),
-            place,
-            is_referenced: false,
+            state: place as u8,
         }
     }
 
+    pub fn place(&self) -> Place {
+        PLACES[usize::from(self.state & PLACE_BITS)]
+    }
+
+    pub fn put(&mut self, place: Place) {
+        self.state = self.state & !PLACE_BITS | place as u8;
+    }
+
+    pub fn is(&self, flag: Flag) -> bool {
+        self.state & flag as u8 != 0
+    }
+
+    pub fn set(&mut self, flag: Flag, value: bool) {
+        self.state = self.state & !(flag as u8) | if value { flag as u8 } else { 0 };
+    }
+
     pub fn holds_data(&self) -> bool {
-        matches!(self.place, Place::Idle | Place::Open)
+        matches!(self.place(), Place::Idle | Place::Open)
+    }
+
+    /// Does traffic age it? Then `stamp` is the age of the cache at which its recency comes to zero; else it is the recency.
+    pub fn ages(&self) -> bool {
+        self.place() == Place::Idle && self.pin == 0
     }
 
     pub fn add_live(&mut self, sectors: u32, dirty: bool) {
-        self.live_sectors = self.live_sectors.saturating_add(sectors);
+        self.live = self.live.add(sectors);
         if dirty {
-            self.dirty_sectors = self.dirty_sectors.saturating_add(sectors);
+            self.dirty = self.dirty.add(sectors);
         }
     }
 
     pub fn sub_live(&mut self, sectors: u32, dirty: bool) {
-        subtract(&mut self.live_sectors, sectors);
+        self.live = self.live.sub(sectors);
         if dirty {
-            subtract(&mut self.dirty_sectors, sectors);
+            self.dirty = self.dirty.sub(sectors);
         }
         assert!(
-            self.live_sectors >= self.dirty_sectors,
+            self.live.get() >= self.dirty.get(),
             "ALLOC-4: more dirty than live"
         );
     }
 
     /// All pointers became stale.
     pub fn forget_data(&mut self) {
-        self.live_sectors = 0;
-        self.dirty_sectors = 0;
+        self.live = Sectors::default();
+        self.dirty = Sectors::default();
+    }
+
+    pub fn add_pin(&mut self) {
+        self.pin = self.pin.saturating_add(1);
+    }
+
+    /// So many pins that their number was lost keep the bucket for good.
+    pub fn sub_pin(&mut self) {
+        if self.pin != u16::MAX {
+            self.pin = self.pin.checked_sub(1).expect("unpin without pin");
+        }
     }
 
     /// Distance from the oldest pointer.
@@ -107,34 +210,29 @@ impl Bucket {
         self.gen_age() < GEN_AGE_MAX && self.table_lag() < TABLE_LAG_MAX
     }
 
+    /// Does nothing but its gen keep it from being recycled?
+    pub fn is_let_go(&self) -> bool {
+        self.place() == Place::Idle
+            && (self.dirty == Sectors::default() || mutations::is(Mutation::AllocTakesDirty))
+            && (self.pin == 0 || mutations::is(Mutation::AllocTakesPinned))
+    }
+
     /// May this bucket be recycled (ALLOC-5)?
     pub fn is_eligible(&self) -> bool {
-        let is_let_go = self.place == Place::Idle
-            && (self.dirty_sectors == 0 || mutations::is(Mutation::AllocTakesDirty))
-            && (self.pin == 0 || mutations::is(Mutation::AllocTakesPinned));
-        if is_let_go && !self.may_increment() {
+        if self.is_let_go() && !self.may_increment() {
             marks::hit(Mark::AllocGenAtLimit);
         }
-        is_let_go && self.may_increment()
+        self.is_let_go() && self.may_increment()
     }
 
     pub fn class(&self) -> Class {
-        match self.place {
+        match self.place() {
             Place::Fixed | Place::Metadata => Class::Metadata,
             Place::Unused | Place::Incoming | Place::Ready => Class::Free,
-            Place::Idle | Place::Open if self.dirty_sectors > 0 => Class::Dirty,
+            Place::Idle | Place::Open if self.dirty != Sectors::default() => Class::Dirty,
             Place::Idle => Class::Clean,
             Place::Open => Class::OpenClean,
         }
-    }
-}
-
-/// A counter at the top of its range has lost count: only a forged index gets there. It stays, and its bucket with it.
-fn subtract(counter: &mut u32, sectors: u32) {
-    if *counter != u32::MAX {
-        *counter = counter
-            .checked_sub(sectors)
-            .expect("ALLOC-4: more sectors leave than entered");
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use brigade_format::BucketNr;
 
 use super::Allocator;
-use super::bucket::{Counts, Place};
+use super::bucket::{Counts, Flag, Place};
 use super::lists::Reserve;
+use super::order::recency_at;
 use super::tokens::{Batch, Incoming};
 
 const RESERVES: [Reserve; 4] = [
@@ -23,6 +24,7 @@ impl Allocator {
         self.check_counters();
         self.check_open();
         self.check_reserves();
+        self.check_order();
     }
 
     /// The same, with the batch that is under way, if one is.
@@ -32,6 +34,7 @@ impl Allocator {
         self.check_counters();
         self.check_open();
         self.check_reserves();
+        self.check_order();
     }
 
     fn check_partition(&self, batch: Option<&Batch>, is_batch_elsewhere: bool) {
@@ -48,7 +51,7 @@ impl Allocator {
             .iter()
             .for_each(|bucket| note(bucket.nr(), Place::Unused));
         self.lists
-            .abandoned
+            .incoming
             .iter()
             .for_each(|bucket: &Incoming| note(bucket.nr(), Place::Incoming));
         batch
@@ -67,17 +70,17 @@ impl Allocator {
             .filter_map(|slot| slot.bucket)
             .for_each(|nr| note(nr, Place::Open));
         for (index, bucket) in self.buckets.iter().enumerate() {
-            let expected = match bucket.place {
+            let expected = match bucket.place() {
                 Place::Fixed | Place::Idle | Place::Metadata => None,
                 place => Some(place),
             };
             let nr = BucketNr(index as u64);
-            if is_batch_elsewhere && bucket.place == Place::Incoming {
+            if is_batch_elsewhere && bucket.place() == Place::Incoming {
                 continue;
             }
             assert_eq!(listed.get(&nr).copied(), expected, "ALLOC-1: {nr:?}");
             assert_eq!(
-                bucket.place == Place::Fixed,
+                bucket.place() == Place::Fixed,
                 nr.0 < self.config.first_bucket,
                 "ALLOC-1: fixed"
             );
@@ -86,9 +89,9 @@ impl Allocator {
 
     fn check_counters(&self) {
         for bucket in &self.buckets {
-            assert!(bucket.live_sectors >= bucket.dirty_sectors, "ALLOC-4");
+            assert!(bucket.live.get() >= bucket.dirty.get(), "ALLOC-4");
             assert!(
-                bucket.holds_data() || bucket.live_sectors == 0,
+                bucket.holds_data() || bucket.live.get() == 0,
                 "ALLOC-4: {bucket:?}"
             );
             assert!(
@@ -108,6 +111,34 @@ impl Allocator {
                 assert!(self.bucket(nr).pin > 0, "ALLOC-6");
             }
         }
+    }
+
+    fn check_order(&self) {
+        self.order.check(&self.buckets);
+        let age = self.ageing.age();
+        let mut counts = vec![0; self.ageing.counts().len()];
+        let mut lagging: Vec<bool> = vec![false; self.buckets.len()];
+        for nr in &self.lagging {
+            assert!(
+                !std::mem::replace(&mut lagging[*nr as usize], true),
+                "listed twice"
+            );
+        }
+        for (nr, bucket) in self.buckets.iter().enumerate() {
+            let is_in = bucket.is(Flag::Ordered);
+            let must_be_in = bucket.is_let_go() && !bucket.is(Flag::Parked);
+            assert!(is_in || !must_be_in, "ALLOC-9: {nr} is missing");
+            assert!(!is_in || bucket.place() == Place::Idle, "ALLOC-9: {nr}");
+            let recency = self.prio_of(BucketNr(nr as u64));
+            let known = recency_at(bucket.ordered, age);
+            let is_bound = bucket.is(Flag::Lapsed) || known <= recency;
+            assert!(!is_in || is_bound, "ALLOC-9: {nr} is older than {known}");
+            if bucket.ages() && recency > 0 {
+                counts[bucket.stamp as usize] += 1;
+            }
+            assert!(!lagging[nr] || bucket.table_lag() > 0);
+        }
+        assert!(counts == self.ageing.counts(), "ALLOC-8: recencies");
     }
 
     fn check_reserves(&self) {

@@ -39,12 +39,22 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// At least the kernel's sizes, and batches of at least a hundredth of the device: a table write is expensive.
+    /// At least the kernel's sizes, and batches that make a table write cheap: of what is written to the cache less than a
+    /// hundredth is table with buckets of 512 KiB or more and less than a thirtieth with small ones, as far as a sixteenth of
+    /// a small device allows.
     pub fn of(config: &Config) -> Sizes {
         let nbuckets = config.nbuckets as usize;
         let unit = nbuckets.next_power_of_two() / 1024;
         let normal = unit.max((nbuckets / 64).clamp(1, 16));
-        let batch = (4 * normal).max(nbuckets / 100);
+        let per_table = if config.bucket_sectors >= 1024 {
+            110
+        } else {
+            40
+        };
+        let cheap = config.table_buckets as usize * per_table;
+        let batch = (4 * normal)
+            .max(nbuckets / 100)
+            .max(cheap.min(nbuckets / 16));
         let journal = if config.journal_buckets == 0 {
             8
         } else {
@@ -67,19 +77,22 @@ impl Sizes {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Lists {
     pub sizes: Sizes,
-    /// Recycled buckets whose table write was abandoned; the next batch takes them along.
-    pub abandoned: Vec<Incoming>,
+    /// Recycled buckets for the next batch.
+    pub incoming: Vec<Incoming>,
     pub unused: VecDeque<Unused>,
     ready: [VecDeque<Ready>; 4],
+    /// How many buckets were taken from what everybody shares.
+    pub taken: u64,
 }
 
 impl Lists {
     pub fn new(sizes: Sizes) -> Lists {
         Lists {
             sizes,
-            abandoned: Vec::new(),
+            incoming: Vec::new(),
             unused: VecDeque::new(),
             ready: Default::default(),
+            taken: 0,
         }
     }
 
@@ -88,7 +101,9 @@ impl Lists {
     }
 
     pub fn pop_ready(&mut self, reserve: Reserve) -> Option<Ready> {
-        self.ready[reserve as usize].pop_front()
+        let bucket = self.ready[reserve as usize].pop_front();
+        self.taken += u64::from(bucket.is_some() && reserve == Reserve::Normal);
+        bucket
     }
 
     /// The reserve that should be filled next, the table's first: without a table nothing can be recycled.

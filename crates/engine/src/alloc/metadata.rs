@@ -5,7 +5,7 @@ use brigade_format::{BucketNr, Gen};
 use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::tokens::{Ready, Unused};
-use super::{Allocator, PRIO_FRESH, PRIO_METADATA};
+use super::{Allocator, PRIO_FRESH};
 
 /// A bucket handed out for metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +30,6 @@ impl Allocator {
             .or_else(|| self.lists.pop_ready(Reserve::MovingGc))?;
         let nr = bucket.nr();
         self.go(nr, Place::Ready, Place::Metadata);
-        self.update(nr, |bucket| bucket.prio = PRIO_METADATA);
         self.top_up();
         Some(MetadataBucket {
             nr,
@@ -52,7 +51,7 @@ impl Allocator {
     /// journal entry that names a newer table, is durable; or it was never used.
     pub fn free_metadata(&mut self, nr: BucketNr) {
         assert_eq!(self.bucket(nr).pin, 0, "free of a bucket in use");
-        self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+        self.set_prio(nr, PRIO_FRESH);
         self.enter_unused(nr, Place::Metadata);
         self.top_up();
     }

@@ -43,16 +43,21 @@
 //! * ALLOC-7: while Unused holds anything, the btree, table and moving reserves are full; data never takes from the
 //!   btree and table reserves.
 //! * ALLOC-8: the totals of [`Stats`] equal a recount.
+//! * ALLOC-9: whatever may be recycled is in the order of victims, except who waits for a table or a gc; it is there by its
+//!   live sectors, and by a recency that is not above its own.
 //!
 //! What must not be recycled for reasons this module cannot see, the caller pins ([`Allocator::pin`]): a leaf write
 //! under way that carries an unjournalled change (docs/format.md 6.5 (a)), dirty keys in the replay range (6.5 (b)),
 //! keys not yet inserted, reads under way.
 
+mod ageing;
 mod batch;
 mod bucket;
+mod gc;
 mod lists;
 mod metadata;
 mod open;
+mod order;
 mod tokens;
 mod victims;
 
@@ -66,15 +71,18 @@ use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
-use bucket::{Bucket, Class, Counts, Place};
+use ageing::Ageing;
+use bucket::{Bucket, Class, Counts, Flag, Place};
 use lists::Lists;
 use open::OpenBuckets;
+use order::{Order, recency_at};
 
+pub use gc::GcBase;
 pub use lists::{Reserve, Sizes};
 pub use metadata::MetadataBucket;
 pub use open::{Data, Placement};
 pub use tokens::Batch;
-pub use victims::Replacement;
+pub use victims::{Refusals, Replacement};
 
 /// Recency of a bucket just filled or hit.
 pub const PRIO_FRESH: u16 = 32768;
@@ -137,14 +145,23 @@ pub struct Allocator {
     open: OpenBuckets,
     started: bool,
     batch_in_progress: bool,
+    ageing: Ageing,
+    order: Order,
     /// Where FIFO looks next.
-    fifo_cursor: u64,
-    /// Sectors of traffic until the next rescale; below zero one is due.
-    rescale: i64,
-    /// Smallest prio met by the last rescale.
-    min_prio: u16,
+    fifo_cursor: u32,
+    /// Buckets that came up as victims when their gens had no room, see [`Flag::Parked`].
+    parked: Vec<u32>,
+    refusals: Refusals,
+    /// Buckets whose gens are ahead of the durable table, but for those of a batch under way.
+    lagging: Vec<u32>,
+    /// [`Lists::taken`] when the batch under way began.
+    taken_before: u64,
+    /// Buckets taken while a table was written, lately.
+    taken_lately: usize,
     /// Largest distance of any gen from its oldest pointer.
     need_gc: u8,
+    /// The same, of gens that moved since a gc began to end.
+    need_gc_since: u8,
     /// Largest distance of any gen from the durable table.
     table_lag: u8,
 }
@@ -161,6 +178,7 @@ impl Allocator {
             config.first_bucket < config.nbuckets,
             "a cache device needs buckets"
         );
+        assert!(config.nbuckets < u64::from(u32::MAX), "too many buckets");
         assert!(0 < config.block_sectors && config.block_sectors <= config.bucket_sectors);
         let mut buckets = vec![Bucket::new(Place::Idle); config.nbuckets as usize];
         buckets[..config.first_bucket as usize].fill(Bucket::new(Place::Fixed));
@@ -173,10 +191,16 @@ impl Allocator {
             open: OpenBuckets::new(sizes.slots),
             started: false,
             batch_in_progress: false,
+            ageing: Ageing::new(),
+            order: Order::new(config.bucket_sectors, false, 0),
             fifo_cursor: 0,
-            rescale: 0,
-            min_prio: 0,
+            parked: Vec::new(),
+            refusals: Refusals::default(),
+            lagging: Vec::new(),
+            taken_before: 0,
+            taken_lately: 0,
             need_gc: 0,
+            need_gc_since: 0,
             table_lag: 0,
         }
     }
@@ -190,7 +214,7 @@ impl Allocator {
             bucket.r#gen = r#gen;
             bucket.durable_gen = r#gen;
             bucket.last_gc = r#gen;
-            bucket.prio = prio;
+            bucket.stamp = prio;
         });
     }
 
@@ -203,7 +227,7 @@ impl Allocator {
         self.update(nr, |bucket| {
             bucket.r#gen = r#gen;
             bucket.forget_data();
-            bucket.is_referenced = false;
+            bucket.set(Flag::Referenced, false);
         });
         self.note_age(nr);
     }
@@ -221,39 +245,51 @@ impl Allocator {
     /// Such a bucket is not taken over without a table write (docs/format.md 6.5). Comes after the raising.
     pub fn mark_referenced(&mut self, nr: BucketNr) {
         self.assert_loading();
-        self.update(nr, |bucket| bucket.is_referenced = true);
+        self.update(nr, |bucket| bucket.set(Flag::Referenced, true));
     }
 
     /// Loading: the bucket is a btree node, part of the gen table, the uuid table or the journal.
     pub fn mark_metadata(&mut self, nr: BucketNr) {
         self.assert_loading();
-        if self.bucket(nr).place == Place::Fixed {
+        if self.bucket(nr).place() == Place::Fixed {
             return;
         }
         self.update(nr, |bucket| {
-            bucket.place = Place::Metadata;
-            bucket.prio = PRIO_METADATA;
+            bucket.put(Place::Metadata);
             bucket.forget_data();
         });
     }
 
     /// Ends loading: buckets that nothing names become unused, and allocation is legal.
-    pub fn start(&mut self) {
+    ///
+    /// `salt` is drawn by chance, so that no image can be made for which the order of victims is slow.
+    pub fn start(&mut self, salt: u32) {
         self.assert_loading();
-        self.started = true;
         for nr in self.all() {
             let bucket = *self.bucket(nr);
-            if bucket.place != Place::Idle {
+            if bucket.place() != Place::Idle {
                 continue;
             }
-            if bucket.prio == PRIO_METADATA {
-                self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+            if bucket.stamp > PRIO_FRESH {
+                self.update(nr, |bucket| bucket.stamp = PRIO_FRESH);
             }
-            if bucket.live_sectors == 0 && bucket.pin == 0 && !bucket.is_referenced {
+            let is_named = bucket.is(Flag::Referenced) || bucket.live.get() > 0;
+            if !is_named && bucket.pin == 0 {
                 self.enter_unused(nr, Place::Idle);
             }
         }
         self.top_up();
+        for (nr, bucket) in (0..).zip(&mut self.buckets) {
+            if bucket.ages() {
+                bucket.stamp = self.ageing.stamp(bucket.stamp);
+            }
+            if bucket.table_lag() > 0 {
+                self.lagging.push(nr);
+            }
+        }
+        self.started = true;
+        self.order = Order::new(self.config.bucket_sectors, false, salt);
+        self.reorder();
     }
 
     // ---- pointers ------------------------------------------------------------------------------------------------
@@ -302,13 +338,13 @@ impl Allocator {
     /// Live and dirty sectors of a bucket.
     pub fn live_of(&self, nr: BucketNr) -> (u32, u32) {
         let bucket = self.bucket(nr);
-        (bucket.live_sectors, bucket.dirty_sectors)
+        (bucket.live.get(), bucket.dirty.get())
     }
 
     /// A read was served from the bucket.
     pub fn touch(&mut self, nr: BucketNr) {
         if self.bucket(nr).holds_data() {
-            self.update(nr, |bucket| bucket.prio = PRIO_FRESH);
+            self.set_prio(nr, PRIO_FRESH);
         }
     }
 
@@ -317,19 +353,15 @@ impl Allocator {
     pub fn pin(&mut self, nr: BucketNr) {
         let bucket = self.bucket(nr);
         assert!(
-            bucket.holds_data() || bucket.place == Place::Metadata,
+            bucket.holds_data() || bucket.place() == Place::Metadata,
             "pin on a bucket nobody can point at"
         );
-        self.update(nr, |bucket| {
-            bucket.pin = bucket.pin.checked_add(1).expect("pins are bounded")
-        });
+        self.update(nr, Bucket::add_pin);
     }
 
     /// Ends one [`Allocator::pin`].
     pub fn unpin(&mut self, nr: BucketNr) {
-        self.update(nr, |bucket| {
-            bucket.pin = bucket.pin.checked_sub(1).expect("unpin without pin")
-        });
+        self.update(nr, Bucket::sub_pin);
     }
 
     /// Ends the pin a [`Placement`] came with: its key was inserted, or abandoned.
@@ -339,33 +371,54 @@ impl Allocator {
 
     // ---- ageing and gens -----------------------------------------------------------------------------------------
 
-    /// Counts traffic that was not bypassed; each 1024th of the cache's size ages every bucket that is not pinned.
+    /// Counts traffic that was not bypassed; each 1024th of the cache's size ages every bucket that holds data and is not
+    /// pinned.
     pub fn account_traffic(&mut self, sectors: u64) {
-        self.rescale = self
-            .rescale
-            .saturating_sub(i64::try_from(sectors).unwrap_or(i64::MAX));
-        if self.rescale >= 0 {
-            return;
-        }
         let size = self
             .config
             .nbuckets
             .saturating_mul(u64::from(self.config.bucket_sectors));
-        let step = (size / 1024).max(1);
-        self.rescale = self
-            .rescale
-            .saturating_add(i64::try_from(step).unwrap_or(i64::MAX));
-        self.age_all();
+        if self.ageing.traffic(sectors, (size / 1024).max(1)) {
+            self.ageing.step();
+            self.order.age = self.ageing.age();
+            self.sweep();
+        }
     }
 
-    fn age_all(&mut self) {
-        self.min_prio = PRIO_METADATA;
-        for bucket in &mut self.buckets[self.config.first_bucket as usize..] {
-            if bucket.prio != 0 && bucket.prio != PRIO_METADATA && bucket.pin == 0 {
-                bucket.prio -= 1;
-                self.min_prio = self.min_prio.min(bucket.prio);
+    /// Keeps the stamps of a few buckets within reach of the age.
+    fn sweep(&mut self) {
+        for nr in self.ageing.sweep(self.config.nbuckets) {
+            let age = self.ageing.age();
+            let bucket = &mut self.buckets[nr as usize];
+            if bucket.ages() && recency_at(bucket.stamp, age) == 0 {
+                bucket.stamp = age;
+            }
+            let is_past = bucket.is(Flag::Ordered) && !bucket.is(Flag::Lapsed);
+            if is_past && recency_at(bucket.ordered, age) == 0 {
+                self.order.lapse(&mut self.buckets, nr as u32);
             }
         }
+    }
+
+    /// Recency of a bucket.
+    pub fn prio_of(&self, nr: BucketNr) -> u16 {
+        let bucket = self.bucket(nr);
+        match bucket.place() {
+            Place::Metadata => PRIO_METADATA,
+            _ if self.started && bucket.ages() => recency_at(bucket.stamp, self.ageing.age()),
+            _ => bucket.stamp,
+        }
+    }
+
+    fn set_prio(&mut self, nr: BucketNr, prio: u16) {
+        let bucket = self.bucket(nr);
+        let (stamp, ages) = (bucket.stamp, bucket.ages());
+        self.buckets[nr.0 as usize].stamp = if self.started && ages {
+            self.ageing.unstamp(stamp);
+            self.ageing.stamp(prio)
+        } else {
+            prio
+        };
     }
 
     /// Largest distance of a gen from the oldest pointer that may still stand: [`GEN_AGE_WANTS_GC`] asks for a gc.
@@ -373,29 +426,11 @@ impl Allocator {
         self.need_gc
     }
 
-    /// All gens, to be taken before a gc starts to rewrite leaves.
-    pub fn gens_snapshot(&self) -> Vec<Gen> {
-        self.buckets.iter().map(|bucket| bucket.r#gen).collect()
-    }
-
-    /// Every leaf was rewritten, durably, without the pointers that `base` calls stale.
-    pub fn gc_finished(&mut self, base: &[Gen]) {
-        assert_eq!(
-            base.len(),
-            self.buckets.len(),
-            "a snapshot of these buckets"
-        );
-        for (bucket, base) in self.buckets.iter_mut().zip(base) {
-            bucket.last_gc = *base;
-        }
-        self.need_gc = self.buckets.iter().map(Bucket::gen_age).max().unwrap_or(0);
-    }
-
-    /// What the gen table should say, from bucket 0 on.
-    pub fn table_snapshot(&self) -> Vec<(u16, Gen)> {
-        self.buckets
-            .iter()
-            .map(|bucket| (bucket.prio, bucket.r#gen))
+    /// What the gen table should say about a range of buckets, which may reach beyond the last.
+    pub fn table_entries(&self, range: std::ops::Range<u64>) -> Vec<(u16, Gen)> {
+        (range.start..range.end.min(self.config.nbuckets))
+            .map(BucketNr)
+            .map(|nr| (self.prio_of(nr), self.gen_of(nr)))
             .collect()
     }
 
@@ -440,22 +475,44 @@ impl Allocator {
         ptr.bucket(self.config.bucket_sectors)
     }
 
-    /// The one gate for changes, so that the totals never drift (ALLOC-8).
+    /// The one gate for changes, so that the totals (ALLOC-8) and the order (ALLOC-9) never drift.
     fn update(&mut self, nr: BucketNr, change: impl FnOnce(&mut Bucket)) {
         let bucket = &mut self.buckets[nr.0 as usize];
-        let before = bucket.class();
+        let before = *bucket;
         change(bucket);
-        let after = bucket.class();
-        if before != after {
-            self.counts.shift(before, after);
+        let after = *bucket;
+        if before.class() != after.class() {
+            self.counts.shift(before.class(), after.class());
+        }
+        if self.started {
+            self.follow(nr, before, after);
+        }
+    }
+
+    fn follow(&mut self, nr: BucketNr, before: Bucket, after: Bucket) {
+        let bucket = &mut self.buckets[nr.0 as usize];
+        if before.ages() && !after.ages() {
+            bucket.stamp = self.ageing.unstamp(after.stamp);
+        } else if !before.ages() && after.ages() {
+            bucket.stamp = self.ageing.stamp(after.stamp);
+        }
+        let mut is_ordered = after.is(Flag::Ordered);
+        let group = |bucket: Bucket| self.order.group_of(bucket.live.get());
+        if is_ordered && (after.place() != Place::Idle || group(before) != group(after)) {
+            let live = before.live.get();
+            self.order.remove(&mut self.buckets, nr.0 as u32, live);
+            is_ordered = false;
+        }
+        if !is_ordered && after.is_let_go() && !after.is(Flag::Parked) {
+            self.order.insert(&mut self.buckets, nr.0 as u32);
         }
     }
 
     /// Moves a bucket along one arrow, asserting where it comes from.
     fn go(&mut self, nr: BucketNr, from: Place, to: Place) {
         self.update(nr, |bucket| {
-            assert_eq!(bucket.place, from, "ALLOC-1: bucket on its way to {to:?}");
-            bucket.place = to;
+            assert_eq!(bucket.place(), from, "ALLOC-1: bucket on its way to {to:?}");
+            bucket.put(to);
         });
     }
 
@@ -475,23 +532,21 @@ impl Allocator {
             "ALLOC-4: a pointer from the future"
         );
         // An extent in a metadata bucket of a forged image is the loader's finding to report, not ours to count.
-        if matches!(bucket.place, Place::Metadata | Place::Fixed) {
+        if matches!(bucket.place(), Place::Metadata | Place::Fixed) {
             return None;
         }
         assert!(
             bucket.holds_data(),
             "ALLOC-4: a live pointer into {:?}",
-            bucket.place
+            bucket.place()
         );
         Some(nr)
     }
 
     /// Adds one to the gen.
     fn increment_gen(&mut self, nr: BucketNr) {
-        assert!(
-            self.bucket(nr).may_increment(),
-            "ALLOC-5: gen too far ahead"
-        );
+        let before = *self.bucket(nr);
+        assert!(before.may_increment(), "ALLOC-5: gen too far ahead");
         self.update(nr, |bucket| {
             if bucket.r#gen.0 == u8::MAX {
                 marks::hit(Mark::AllocGenWraps);
@@ -500,14 +555,18 @@ impl Allocator {
                 bucket.r#gen = bucket.r#gen.next();
             }
             bucket.forget_data();
-            bucket.is_referenced = false;
+            bucket.set(Flag::Referenced, false);
         });
+        if self.started && before.table_lag() == 0 && self.bucket(nr).table_lag() > 0 {
+            self.lagging.push(nr.0 as u32);
+        }
         self.note_age(nr);
     }
 
     fn note_age(&mut self, nr: BucketNr) {
         let (age, lag) = (self.bucket(nr).gen_age(), self.bucket(nr).table_lag());
         self.need_gc = self.need_gc.max(age);
+        self.need_gc_since = self.need_gc_since.max(age);
         self.table_lag = self.table_lag.max(lag);
     }
 }

@@ -341,11 +341,11 @@ impl Allocator {
         self.go(nr, Place::Ready, Place::Open);
         self.update(nr, |bucket| {
             assert_eq!(
-                (bucket.live_sectors, bucket.pin),
+                (bucket.live.get(), bucket.pin),
                 (0, 0),
                 "ALLOC-4: a ready bucket holds nothing"
             );
-            bucket.prio = PRIO_FRESH;
+            bucket.stamp = PRIO_FRESH;
         });
         self.pin(nr);
         let r#gen = self.buckets[nr.0 as usize].r#gen;

@@ -6,7 +6,7 @@ use proptest::strategy::ValueTree;
 
 use super::bucket::Place;
 use super::twin::{Step, World};
-use super::{Allocator, Config, Data, PRIO_FRESH, Replacement, Reserve, Sizes};
+use super::{Allocator, Batch, Config, Data, PRIO_FRESH, Replacement, Reserve, Sizes};
 
 const CONFIG: Config = Config {
     first_bucket: 1,
@@ -111,6 +111,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::BeginTable),
         6 => Just(Step::Durable),
         1 => Just(Step::AbandonBatch),
+        2 => any::<u8>().prop_map(Step::Hold),
+        2 => Just(Step::LetGo),
+        1 => (0..4u8).prop_map(Step::Age),
+        3 => (0..5u8).prop_map(Step::Gather),
         2 => Just(Step::Gc),
         1 => Just(Step::CloseOpen),
     ]
@@ -165,9 +169,15 @@ fn a_long_run_with_wrapping_gens_equals_its_twin() {
     );
 }
 
+/// Everything that can be recycled at once.
+fn next_batch(alloc: &mut Allocator) -> Option<Batch> {
+    alloc.gather(usize::MAX, || 0);
+    alloc.begin_batch()
+}
+
 fn started(config: Config) -> Allocator {
     let mut alloc = Allocator::new(config);
-    alloc.start();
+    alloc.start(1);
     alloc
 }
 
@@ -196,9 +206,9 @@ fn an_empty_device_starts_unused_and_needs_no_table_write_to_fill() {
         "data left the btree's reserve alone"
     );
     assert_eq!(alloc.stats().clean, filled);
-    let batch = alloc.begin_batch(|| 0).expect("clean buckets to recycle");
+    let batch = next_batch(&mut alloc).expect("clean buckets to recycle");
     assert!(
-        !alloc.wants_batch() && alloc.begin_batch(|| 0).is_none(),
+        !alloc.wants_batch() && next_batch(&mut alloc).is_none(),
         "one batch at a time"
     );
     assert!(
@@ -220,8 +230,8 @@ fn what_is_named_or_holds_data_does_not_start_unused() {
     alloc.add_live(Ptr::new(6 * 4, Gen(8)), 4, true);
     alloc.add_live(Ptr::new(7 * 4, Gen(0)), 2, false);
     alloc.set_gen(BucketNr(7), Gen(0), 65535);
-    alloc.start();
-    let place = |nr: u64| alloc.bucket(BucketNr(nr)).place;
+    alloc.start(1);
+    let place = |nr: u64| alloc.bucket(BucketNr(nr)).place();
     assert_eq!(
         [place(3), place(4), place(5), place(7)],
         [Place::Idle, Place::Idle, Place::Metadata, Place::Idle]
@@ -230,7 +240,7 @@ fn what_is_named_or_holds_data_does_not_start_unused() {
     assert_eq!(alloc.gen_of(BucketNr(3)), Gen(8), "raised by the pointer");
     assert_eq!(alloc.live_of(BucketNr(3)), (4, 4));
     assert_eq!(
-        alloc.bucket(BucketNr(7)).prio,
+        alloc.prio_of(BucketNr(7)),
         PRIO_FRESH,
         "data does not keep the prio of metadata"
     );
@@ -241,7 +251,7 @@ fn a_pointer_outside_the_device_is_stale_and_counts_nothing() {
     let mut alloc = Allocator::new(config(64));
     let outside = Ptr::new(64 * 4, Gen(0));
     alloc.add_live(outside, 4, true);
-    alloc.start();
+    alloc.start(1);
     alloc.sub_live(outside, 4, true);
     assert!(alloc.is_stale(outside));
 }
@@ -252,10 +262,10 @@ fn forged_counts_stick_instead_of_wrapping() {
     let ptr = Ptr::new(3 * 4, Gen(0));
     alloc.add_live(ptr, u32::MAX, true);
     alloc.add_live(ptr, u32::MAX, true);
-    alloc.start();
+    alloc.start(1);
     alloc.sub_live(ptr, u32::MAX, true);
     alloc.sub_live(ptr, u32::MAX, true);
-    assert_eq!(alloc.live_of(BucketNr(3)), (u32::MAX, u32::MAX));
+    assert_eq!(alloc.live_of(BucketNr(3)), (0xff_ffff, 0xff_ffff));
 }
 
 #[test]
@@ -343,9 +353,9 @@ fn traffic_ages_what_is_not_pinned_one_step_per_1024th_of_the_cache() {
         alloc.set_gen(BucketNr(nr), Gen(0), [1, 100, 100][nr as usize - 3]);
         alloc.mark_referenced(BucketNr(nr));
     }
-    alloc.start();
+    alloc.start(1);
     alloc.pin(BucketNr(5));
-    let prios = |alloc: &Allocator| [3, 4, 5].map(|nr| alloc.bucket(BucketNr(nr)).prio);
+    let prios = |alloc: &Allocator| [3, 4, 5].map(|nr| alloc.prio_of(BucketNr(nr)));
     alloc.account_traffic(1);
     assert_eq!(
         prios(&alloc),
@@ -370,7 +380,7 @@ fn with_data(buckets: &[(u64, u16, u32)]) -> Allocator {
         alloc.mark_referenced(BucketNr(*nr));
         alloc.add_live(Ptr::new(nr * 64, Gen(0)), *live, false);
     }
-    alloc.start();
+    alloc.start(1);
     alloc
 }
 
@@ -385,8 +395,7 @@ fn the_least_valuable_go_first_and_ties_by_number() {
         (15, 0, 64),
     ];
     let mut alloc = with_data(&list);
-    let order: Vec<u64> = alloc
-        .begin_batch(|| 0)
+    let order: Vec<u64> = next_batch(&mut alloc)
         .expect("a batch")
         .buckets()
         .map(|nr| nr.0)
@@ -407,13 +416,13 @@ fn fifo_goes_round_by_number() {
     ];
     let mut alloc = with_data(&list);
     alloc.set_replacement(Replacement::Fifo);
-    let batch = alloc.begin_batch(|| 0).expect("a batch");
+    let batch = next_batch(&mut alloc).expect("a batch");
     assert_eq!(
         batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(),
         [10, 11, 12, 13]
     );
     alloc.batch_durable(batch);
-    let batch = alloc.begin_batch(|| 0).expect("a batch");
+    let batch = next_batch(&mut alloc).expect("a batch");
     assert_eq!(batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(), [14, 15]);
 }
 
@@ -421,10 +430,9 @@ fn fifo_goes_round_by_number() {
 fn random_takes_what_the_dice_say_and_each_bucket_once() {
     let mut alloc = with_data(&[(10, 9, 1), (11, 9, 1), (12, 9, 1)]);
     alloc.set_replacement(Replacement::Random);
-    let mut dice = [10, 10, 0, 11].into_iter().chain(std::iter::repeat(9));
-    let batch = alloc
-        .begin_batch(|| dice.next().expect("endless"))
-        .expect("a batch");
+    let mut dice = [10, 10, 0, 11].into_iter().chain(std::iter::repeat(11));
+    alloc.gather(usize::MAX, || dice.next().expect("endless"));
+    let batch = alloc.begin_batch().expect("a batch");
     assert_eq!(
         batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(),
         [11, 12, 10]
@@ -441,21 +449,19 @@ fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
     alloc.add_live(Ptr::new(10 * 4, Gen(100)), 4, true);
     alloc.note_pointer_gen(BucketNr(11), Gen(4));
     alloc.note_pointer_gen(BucketNr(12), Gen(5));
-    alloc.start();
+    alloc.start(1);
     alloc.pin(BucketNr(13));
     assert_eq!(alloc.need_gc(), 96);
-    let batch = alloc.begin_batch(|| 0).expect("a batch");
+    let batch = next_batch(&mut alloc).expect("a batch");
     assert_eq!(
         batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(),
         [12, 14, 15]
     );
     alloc.batch_durable(batch);
-    let base = alloc.gens_snapshot();
-    alloc.gc_finished(&base);
+    let mut base = alloc.gc_base();
+    alloc.gc_finished(&mut base);
     assert_eq!(alloc.need_gc(), 0);
-    let batch = alloc
-        .begin_batch(|| 0)
-        .expect("the gc made the old one eligible");
+    let batch = next_batch(&mut alloc).expect("the gc made the old one eligible");
     assert_eq!(batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(), [11]);
 }
 
@@ -469,15 +475,13 @@ fn metadata_churn_without_table_writes_stops_before_gens_run_too_far_ahead() {
     }
     assert!(taken > 64, "{taken}");
     assert!(alloc.table_lag() <= 64 && alloc.wants_batch());
-    let batch = alloc
-        .begin_batch(|| 0)
-        .expect("the table's reserve was not touched by nodes");
+    let batch = next_batch(&mut alloc).expect("the table's reserve was not touched by nodes");
     alloc.batch_durable(batch);
     assert!(
         alloc.wants_batch(),
         "the table caught up, so the buckets can be recycled"
     );
-    let batch = alloc.begin_batch(|| 0).expect("victims");
+    let batch = next_batch(&mut alloc).expect("victims");
     alloc.batch_durable(batch);
     assert!(alloc.can_take_metadata(1));
 }

@@ -62,7 +62,7 @@ impl Ready {
 
 /// A gen table to be written: the recycled buckets that wait for it and the buckets to write it to.
 ///
-/// The caller takes [`table_snapshot`](super::Allocator::table_snapshot), writes it to
+/// The caller takes [`table_entries`](super::Allocator::table_entries), writes it to
 /// [`table_buckets`](Batch::table_buckets), has the journal name it durably, and then gives the token to
 /// [`batch_durable`](super::Allocator::batch_durable), or after a failure to
 /// [`abandon_batch`](super::Allocator::abandon_batch). Until then no other batch begins.
@@ -82,15 +82,15 @@ impl Ready {
 pub struct Batch {
     incoming: Vec<Incoming>,
     table: Vec<MetadataBucket>,
-    /// Gens when the batch began: the table written later says at least these.
-    gens: Vec<Gen>,
+    /// Gens that were ahead of the durable table when the batch began: the table written later says at least these.
+    gens: Vec<(u32, Gen)>,
 }
 
 impl Batch {
     pub(super) fn new(
         incoming: Vec<Incoming>,
         table: Vec<MetadataBucket>,
-        gens: Vec<Gen>,
+        gens: Vec<(u32, Gen)>,
     ) -> Batch {
         Batch {
             incoming,
@@ -119,11 +119,11 @@ impl Batch {
         self.incoming.is_empty()
     }
 
-    pub(super) fn durable(self) -> (Vec<Incoming>, Vec<Gen>, TableDurable) {
+    pub(super) fn durable(self) -> (Vec<Incoming>, Vec<(u32, Gen)>, TableDurable) {
         (self.incoming, self.gens, TableDurable(()))
     }
 
-    pub(super) fn abandoned(self) -> Vec<Incoming> {
-        self.incoming
+    pub(super) fn abandoned(self) -> (Vec<Incoming>, Vec<(u32, Gen)>) {
+        (self.incoming, self.gens)
     }
 }

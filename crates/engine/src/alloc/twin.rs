@@ -5,7 +5,7 @@ use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::bucket::Place;
 use super::{
-    Allocator, Batch, Config, Data, MetadataBucket, Placement, Replacement, Reserve, Sizes,
+    Allocator, Batch, Config, Data, GcBase, MetadataBucket, Placement, Replacement, Reserve, Sizes,
 };
 
 /// One thing that can happen. What is impossible at the moment does nothing.
@@ -29,8 +29,15 @@ pub enum Step {
     Remove(u8),
     /// A read hit of some key, under a pin or not.
     Touch(u8),
+    /// Some key's bucket is held, or the one held longest is let go.
+    Hold(u8),
+    LetGo,
+    /// Traffic without reads.
+    Age(u8),
     TakeNode,
     FreeNode(u8),
+    /// Victims for the next batch, so many at most.
+    Gather(u8),
     BeginBatch,
     BeginTable,
     Durable,
@@ -59,6 +66,7 @@ struct Truth {
     /// Epoch of the newest key that ever pointed here.
     newest_key: Option<u64>,
     pins: u32,
+    prio: u16,
 }
 
 #[derive(Clone)]
@@ -70,8 +78,14 @@ pub struct World {
     nodes: Vec<MetadataBucket>,
     table: Vec<MetadataBucket>,
     batch: Option<(Batch, Vec<u64>)>,
-    gc_base: Option<(Vec<Gen>, Vec<u64>)>,
+    gc_base: Option<(GcBase, Vec<u64>)>,
     positions: [u64; 4],
+    held: Vec<usize>,
+    /// The kernel's way to age buckets: one by one.
+    min_prio: u16,
+    rescale: i64,
+    fifo_cursor: u64,
+    dice: u64,
     /// How often data or metadata was handed out; a test that never gets there tests nothing.
     pub handed_out: u64,
     pub recycled: u64,
@@ -80,7 +94,7 @@ pub struct World {
 impl World {
     pub fn new(config: Config, sizes: Sizes) -> World {
         let mut alloc = Allocator::with_sizes(config, sizes);
-        alloc.start();
+        alloc.start(7);
         let mut world = World {
             alloc,
             truth: vec![Truth::default(); config.nbuckets as usize],
@@ -91,6 +105,11 @@ impl World {
             batch: None,
             gc_base: None,
             positions: [0; 4],
+            held: Vec::new(),
+            min_prio: 0,
+            rescale: 0,
+            fifo_cursor: 0,
+            dice: 0,
             handed_out: 0,
             recycled: 0,
         };
@@ -117,8 +136,12 @@ impl World {
             Step::Clean(which) => self.clean(which),
             Step::Remove(which) => self.remove(which),
             Step::Touch(which) => self.touch(which),
+            Step::Hold(which) => self.hold(which),
+            Step::LetGo => self.let_go(),
+            Step::Age(steps) => (0..steps).for_each(|_| self.traffic(1 << 20)),
             Step::TakeNode => self.take_node(),
             Step::FreeNode(which) => self.free_node(which),
+            Step::Gather(most) => self.gather(usize::from(most)),
             Step::BeginBatch => self.begin_batch(),
             Step::BeginTable => self.begin_table(),
             Step::Durable => self.durable(),
@@ -216,9 +239,49 @@ impl World {
         let Some(index) = self.pick(which) else {
             return;
         };
-        self.alloc.account_traffic(u64::from(which));
-        if !self.alloc.is_stale(self.keys[index].ptr) {
-            self.alloc.touch(BucketNr(self.keys[index].bucket as u64));
+        self.traffic(u64::from(which));
+        let key = self.keys[index];
+        if !self.alloc.is_stale(key.ptr) {
+            self.alloc.touch(BucketNr(key.bucket as u64));
+            self.truth[key.bucket].prio = 32768;
+        }
+    }
+
+    /// One look at every bucket per 1024th of the cache's size.
+    fn traffic(&mut self, sectors: u64) {
+        let config = self.alloc.config;
+        let step = (config.nbuckets * u64::from(config.bucket_sectors) / 1024).max(1);
+        self.rescale -= sectors as i64;
+        if self.rescale < 0 {
+            self.rescale += step as i64;
+            self.min_prio = 65535;
+            for (truth, bucket) in self.truth.iter_mut().zip(&self.alloc.buckets) {
+                if bucket.place() == Place::Idle && truth.pins == 0 && truth.prio != 0 {
+                    truth.prio -= 1;
+                    self.min_prio = self.min_prio.min(truth.prio);
+                }
+            }
+        }
+        self.alloc.account_traffic(sectors);
+        assert_eq!(self.alloc.ageing.min_prio, self.min_prio);
+    }
+
+    fn hold(&mut self, which: u8) {
+        let Some(key) = self.pick(which).map(|index| self.keys[index]) else {
+            return;
+        };
+        if !self.alloc.is_stale(key.ptr) {
+            self.alloc.pin(BucketNr(key.bucket as u64));
+            self.truth[key.bucket].pins += 1;
+            self.held.push(key.bucket);
+        }
+    }
+
+    fn let_go(&mut self) {
+        if !self.held.is_empty() {
+            let bucket = self.held.remove(0);
+            self.alloc.unpin(BucketNr(bucket as u64));
+            self.truth[bucket].pins -= 1;
         }
     }
 
@@ -243,58 +306,100 @@ impl World {
         }
     }
 
-    /// The naive order: everything eligible, sorted.
-    fn expected_victims(&self) -> Vec<BucketNr> {
-        let min_prio = i128::from(self.alloc.min_prio.min(32768));
-        let mut eligible: Vec<(i128, BucketNr)> = Vec::new();
-        for nr in self.alloc.all() {
-            let truth = &self.truth[nr.0 as usize];
-            let bucket = self.alloc.bucket(nr);
-            let live: Vec<&Key> = self.live_keys(nr.0 as usize).collect();
-            let is_young = bucket.gen_age() < 96 && truth.epoch - truth.durable < 64;
-            if bucket.place == Place::Idle
-                && truth.pins == 0
-                && !live.iter().any(|key| key.dirty)
-                && is_young
-            {
-                let heat = (i128::from(bucket.prio) - min_prio + (32768 - min_prio) / 8).max(0);
-                let sectors: i128 = live.iter().map(|key| i128::from(key.sectors)).sum();
-                eligible.push((heat * sectors, nr));
-            }
+    fn is_eligible(&self, nr: BucketNr) -> bool {
+        let truth = &self.truth[nr.0 as usize];
+        let bucket = self.alloc.bucket(nr);
+        bucket.place() == Place::Idle
+            && truth.pins == 0
+            && !self.live_keys(nr.0 as usize).any(|key| key.dirty)
+            && bucket.gen_age() < 96
+            && truth.epoch - truth.durable < 64
+    }
+
+    /// The naive order: a look at everything.
+    fn expected_victims(&mut self, count: usize) -> Vec<BucketNr> {
+        let eligible: Vec<BucketNr> = self
+            .alloc
+            .all()
+            .filter(|nr| self.is_eligible(*nr))
+            .collect();
+        match self.alloc.config.replacement {
+            Replacement::Lru => self.lru(eligible, count),
+            Replacement::Fifo => self.fifo(eligible, count),
+            Replacement::Random => self.random(eligible, count),
         }
-        eligible.sort();
-        eligible.into_iter().map(|(_, nr)| nr).collect()
+    }
+
+    fn lru(&self, eligible: Vec<BucketNr>, count: usize) -> Vec<BucketNr> {
+        let min_prio = i128::from(self.min_prio.min(32768));
+        let value = |nr: BucketNr| {
+            let recency = i128::from(self.truth[nr.0 as usize].prio);
+            let heat = (recency - min_prio + (32768 - min_prio) / 8).max(0);
+            let live = self.live_keys(nr.0 as usize);
+            let live = live.map(|key| i128::from(key.sectors)).sum::<i128>();
+            let is_cut_off = heat == 0 && live > 0;
+            (heat * live, if is_cut_off { recency } else { 0 })
+        };
+        let mut sorted: Vec<_> = eligible.into_iter().map(|nr| (value(nr), nr)).collect();
+        sorted.sort();
+        sorted.into_iter().map(|(_, nr)| nr).take(count).collect()
+    }
+
+    fn fifo(&mut self, eligible: Vec<BucketNr>, count: usize) -> Vec<BucketNr> {
+        let split = eligible.partition_point(|nr| nr.0 < self.fifo_cursor);
+        let (before, after) = eligible.split_at(split);
+        let round: Vec<BucketNr> = after.iter().chain(before).copied().take(count).collect();
+        if let Some(last) = round.last()
+            && round.len() == count
+        {
+            self.fifo_cursor = last.0 + 1;
+        }
+        round
+    }
+
+    fn random(&self, mut eligible: Vec<BucketNr>, count: usize) -> Vec<BucketNr> {
+        let (first, nbuckets) = (self.alloc.config.first_bucket, self.alloc.config.nbuckets);
+        let mut dice = dice(self.dice);
+        let mut chosen = Vec::new();
+        while chosen.len() < count && !eligible.is_empty() {
+            let mut drawn = 0;
+            let hit = (0..16).find_map(|_| {
+                drawn = first + dice() % (nbuckets - first);
+                eligible.iter().position(|nr| nr.0 == drawn)
+            });
+            let next = || eligible.iter().position(|nr| nr.0 >= drawn).unwrap_or(0);
+            chosen.push(eligible.remove(hit.unwrap_or_else(next)));
+        }
+        chosen
+    }
+
+    fn gather(&mut self, most: usize) {
+        let before: Vec<BucketNr> = self.incoming();
+        let room = self.alloc.lists.sizes.batch.saturating_sub(before.len());
+        let expected = self.expected_victims(room.min(most));
+        let gathered = self.alloc.gather(most, dice(self.dice));
+        self.dice += 1;
+        assert_eq!(gathered, expected.len());
+        let all: Vec<BucketNr> = before.into_iter().chain(expected).collect();
+        assert_eq!(self.incoming(), all, "victims in order");
+        self.recycled += gathered as u64;
+    }
+
+    fn incoming(&self) -> Vec<BucketNr> {
+        let incoming = &self.alloc.lists.incoming;
+        incoming.iter().map(|bucket| bucket.nr()).collect()
     }
 
     fn begin_batch(&mut self) {
-        let waiting: Vec<BucketNr> = self
-            .alloc
-            .lists
-            .abandoned
-            .iter()
-            .map(|bucket| bucket.nr())
-            .collect();
-        let mut expected = self.expected_victims();
-        expected.truncate(self.alloc.lists.sizes.batch.saturating_sub(waiting.len()));
-        let mut x = self.recycled;
-        let random = move || {
-            x = x
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            x >> 33
-        };
-        let Some(batch) = self.alloc.begin_batch(random) else {
-            return;
-        };
-        assert!(self.batch.is_none(), "one batch at a time");
-        let got: Vec<BucketNr> = batch.buckets().collect();
-        let all: Vec<BucketNr> = waiting.iter().chain(&expected).copied().collect();
-        match self.alloc.config.replacement {
-            Replacement::Lru => assert_eq!(got, all, "victims in order"),
-            Replacement::Fifo | Replacement::Random => assert!(got.starts_with(&waiting)),
+        if self.batch.is_none() {
+            self.gather(usize::MAX);
         }
-        self.recycled += got.len() as u64;
-        self.begun(batch);
+        let gathered = self.incoming();
+        if let Some(batch) = self.alloc.begin_batch() {
+            assert!(self.batch.is_none(), "one batch at a time");
+            assert_eq!(batch.buckets().collect::<Vec<_>>(), gathered);
+            self.begun(batch);
+        }
     }
 
     fn begin_table(&mut self) {
@@ -313,7 +418,7 @@ impl World {
             .table_buckets()
             .iter()
             .for_each(|bucket| self.assert_may_be_overwritten(bucket.nr));
-        let snapshot = self.alloc.table_snapshot();
+        let snapshot = self.alloc.table_entries(0..u64::MAX);
         let epochs: Vec<u64> = self.truth.iter().map(|truth| truth.epoch).collect();
         assert!(
             snapshot
@@ -353,11 +458,11 @@ impl World {
         match self.gc_base.take() {
             None => {
                 let epochs = self.truth.iter().map(|truth| truth.epoch).collect();
-                self.gc_base = Some((self.alloc.gens_snapshot(), epochs));
+                self.gc_base = Some((self.alloc.gc_base(), epochs));
             }
-            Some((gens, epochs)) => {
+            Some((mut base, epochs)) => {
                 self.keys.retain(|key| key.epoch >= epochs[key.bucket]);
-                self.alloc.gc_finished(&gens);
+                self.alloc.gc_finished(&mut base);
             }
         }
     }
@@ -379,7 +484,7 @@ impl World {
         );
         // A key of the current gen is legal only in the bucket that is still being filled with that gen.
         let is_filling = truth.newest_key == Some(truth.epoch);
-        let holds_data = matches!(self.alloc.bucket(nr).place, Place::Open | Place::Idle);
+        let holds_data = matches!(self.alloc.bucket(nr).place(), Place::Open | Place::Idle);
         assert!(!is_filling || holds_data, "ALLOC-3: {nr:?} {truth:?}");
     }
 
@@ -388,6 +493,10 @@ impl World {
             let step = bucket.r#gen.0.wrapping_sub(truth.epoch as u8);
             assert!(step <= 1, "a gen moves by one");
             truth.epoch += u64::from(step);
+            // What holds no data, or is being filled, is as fresh as can be.
+            if bucket.place() != Place::Idle {
+                truth.prio = 32768;
+            }
         }
     }
 
@@ -413,8 +522,13 @@ impl World {
                 .iter()
                 .filter(|slot| slot.bucket == Some(BucketNr(index as u64)));
             let pins = self.truth[index].pins + slot_pins.count() as u32;
+            let bucket = BucketNr(index as u64);
+            if self.alloc.bucket(bucket).holds_data() {
+                assert_eq!(self.alloc.prio_of(bucket), self.truth[index].prio);
+            }
             assert_eq!(
-                self.alloc.buckets[index].pin, pins,
+                u32::from(self.alloc.buckets[index].pin),
+                pins,
                 "pins of bucket {index}"
             );
         }
@@ -435,7 +549,7 @@ impl World {
             self.alloc
                 .buckets
                 .iter()
-                .filter(|bucket| free(bucket.place))
+                .filter(|bucket| free(bucket.place()))
                 .count() as u64
         );
         assert_eq!(
@@ -443,5 +557,16 @@ impl World {
             stats.total
         );
         self.handed_out += self.placements.len() as u64;
+    }
+}
+
+/// The same numbers for the same seed.
+fn dice(seed: u64) -> impl FnMut() -> u64 {
+    let mut x = seed;
+    move || {
+        x = x
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        x >> 33
     }
 }

@@ -1,15 +1,23 @@
 //! Who is recycled next.
 //!
 //! LRU weighs recency with live sectors: the oldest data is worth an eighth of fresh data per sector, and a bucket
-//! without live sectors is worth nothing and goes first. It looks at all buckets once per batch.
+//! without live sectors is worth nothing and goes first; of equals the one with the lowest number. (What has live sectors but
+//! is so old that its value is cut off at zero goes by recency before that.) FIFO goes round by number. RANDOM draws numbers; when the dice show too many that may not go, the next one from the last draw on goes.
+//!
+//! All of them take victims out of `order`, a few at a time, in O(log n) each.
 
 use crate::marks::{self, Mark};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use brigade_format::BucketNr;
 
-use super::bucket::Bucket;
+use super::bucket::{Flag, Place};
+use super::order::{Head, Order};
 use super::{Allocator, PRIO_FRESH};
+
+/// Draws for one victim before the next best is taken.
+const DRAWS: usize = 16;
 
 /// The policies of the superblock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,87 +30,222 @@ pub enum Replacement {
     Random,
 }
 
+/// How often a bucket came up as victim and was not taken, by reason.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Refusals {
+    /// Some of its data is dirty.
+    pub dirty: u64,
+    /// Somebody holds it.
+    pub pinned: u64,
+    /// Its gen is too far ahead of the oldest pointer: a gc has to come first.
+    pub gen_age: u64,
+    /// Its gen is too far ahead of the durable table.
+    pub table_lag: u64,
+    /// It was used since.
+    pub touched: u64,
+}
+
+/// What a group offers: by value and, of what is worth nothing, recency; then number. And the group.
+type Offer = Reverse<((u64, u16), u32, u32)>;
+
 impl Allocator {
-    /// Takes effect with the next batch.
+    /// Takes effect with the next victim. Puts all buckets into a new order.
     pub fn set_replacement(&mut self, replacement: Replacement) {
+        let is_by_number = replacement != Replacement::Lru;
+        let was_by_number = self.config.replacement != Replacement::Lru;
         self.config.replacement = replacement;
+        if self.started && is_by_number != was_by_number {
+            self.reorder();
+        }
     }
 
-    /// Up to `count` different eligible buckets, in the order in which they go.
-    pub(super) fn victims(&mut self, count: usize, random: impl FnMut() -> u64) -> Vec<BucketNr> {
+    pub(super) fn reorder(&mut self) {
+        let is_by_number = self.config.replacement != Replacement::Lru;
+        let salt = self.order.salt();
+        self.order = Order::new(self.config.bucket_sectors, is_by_number, salt);
+        self.order.age = self.ageing.age();
+        self.order.fill(&mut self.buckets);
+    }
+
+    /// How often buckets came up and were not taken.
+    pub fn refusals(&self) -> Refusals {
+        self.refusals
+    }
+
+    /// Takes up to `count` victims out of the order, in the order in which they go, and hands each to `take`.
+    pub(super) fn victims(
+        &mut self,
+        count: usize,
+        random: impl FnMut() -> u64,
+        take: impl FnMut(&mut Allocator, BucketNr),
+    ) -> usize {
         match self.config.replacement {
-            Replacement::Lru => self.lru(count),
+            Replacement::Lru => self.lru(count, take),
             Replacement::Fifo => {
                 marks::hit(Mark::AllocPolicyFifo);
-                self.fifo(count)
+                self.fifo(count, take)
             }
             Replacement::Random => {
                 marks::hit(Mark::AllocPolicyRandom);
-                self.random(count, random)
+                self.random(count, random, take)
             }
         }
     }
 
-    fn lru(&self, count: usize) -> Vec<BucketNr> {
-        let min_prio = self.min_prio;
-        let mut heap: BinaryHeap<(i64, u64)> = BinaryHeap::with_capacity(count + 1);
-        for nr in self.all().filter(|nr| self.bucket(*nr).is_eligible()) {
-            let candidate = (value(self.bucket(nr), min_prio), nr.0);
-            if heap.len() < count {
-                heap.push(candidate);
-            } else if let Some(mut top) = heap.peek_mut()
-                && candidate < *top
+    /// Value of data of this recency, per sector. Signed and clamped: a recency below the lowest one of the last step must
+    /// not wrap.
+    fn worth(&self, recency: u16) -> u64 {
+        let min_prio = i64::from(self.ageing.min_prio.min(PRIO_FRESH));
+        let floor = (i64::from(PRIO_FRESH) - min_prio) / 8;
+        (i64::from(recency) - min_prio + floor).max(0) as u64
+    }
+
+    fn lru(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> usize {
+        if count == 0 {
+            return 0;
+        }
+        let mut offers: BinaryHeap<Offer> =
+            self.order.heads().map(|head| self.offer(head)).collect();
+        let mut taken = 0;
+        while let Some(Reverse((value, nr, group))) = offers.pop() {
+            let Some(head) = self.order.head_of(group) else {
+                continue;
+            };
+            debug_assert_eq!(head.nr, nr);
+            if let Some(past) = self.order.next_past(&self.buckets, head) {
+                // It came to zero without being told.
+                self.order.lapse(&mut self.buckets, past);
+            } else if self.refuse(nr) {
+            } else if self.value_of(nr) != value {
+                self.refusals.touched += 1;
+                self.order.renew(&mut self.buckets, nr);
+            } else {
+                self.take_out(nr);
+                take(self, BucketNr(u64::from(nr)));
+                taken += 1;
+                if taken == count {
+                    return taken;
+                }
+            }
+            let next = self.order.head_of(group);
+            offers.extend(next.map(|head| self.offer(head)));
+        }
+        taken
+    }
+
+    fn offer(&self, head: Head) -> Offer {
+        Reverse((self.value(head.recency, head.group), head.nr, head.group))
+    }
+
+    fn value(&self, recency: u16, live: u32) -> (u64, u16) {
+        match self.worth(recency) * u64::from(live) {
+            0 if live > 0 => (0, recency),
+            value => (value, 0),
+        }
+    }
+
+    /// The value of a bucket now.
+    fn value_of(&self, nr: u32) -> (u64, u16) {
+        let live = self.buckets[nr as usize].live.get();
+        let recency = self.prio_of(BucketNr(u64::from(nr)));
+        self.value(recency, self.order.group_of(live))
+    }
+
+    fn take_out(&mut self, nr: u32) {
+        let live = self.buckets[nr as usize].live.get();
+        self.order.remove(&mut self.buckets, nr, live);
+    }
+
+    /// Takes a bucket out of the order that may not be recycled now; says whether that is so. It comes back when it may.
+    fn refuse(&mut self, nr: u32) -> bool {
+        let bucket = self.buckets[nr as usize];
+        if bucket.is_eligible() {
+            return false;
+        }
+        self.take_out(nr);
+        if !bucket.is_let_go() {
+            let is_dirty = bucket.dirty.get() > 0;
+            self.refusals.dirty += u64::from(is_dirty);
+            self.refusals.pinned += u64::from(!is_dirty);
+            return true;
+        }
+        let is_old = bucket.gen_age() >= super::GEN_AGE_MAX;
+        self.refusals.gen_age += u64::from(is_old);
+        self.refusals.table_lag += u64::from(!is_old);
+        self.buckets[nr as usize].set(Flag::Parked, true);
+        self.parked.push(nr);
+        true
+    }
+
+    /// Gens have room again: who waited for that comes back into the order.
+    pub(super) fn unpark(&mut self) {
+        for nr in std::mem::take(&mut self.parked) {
+            let bucket = &mut self.buckets[nr as usize];
+            if bucket.place() == Place::Idle && !bucket.may_increment() {
+                self.parked.push(nr);
+                continue;
+            }
+            bucket.set(Flag::Parked, false);
+            if bucket.is_let_go() && !bucket.is(Flag::Ordered) {
+                self.order.insert(&mut self.buckets, nr);
+            }
+        }
+    }
+
+    fn fifo(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> usize {
+        let (mut taken, start) = (0, self.fifo_cursor);
+        while taken < count
+            && let Some(nr) = self.next_from(self.fifo_cursor)
+        {
+            self.fifo_cursor = nr + 1;
+            if !self.refuse(nr) {
+                self.take_out(nr);
+                take(self, BucketNr(u64::from(nr)));
+                taken += 1;
+            }
+        }
+        if taken < count {
+            // All the way round.
+            self.fifo_cursor = start;
+        }
+        taken
+    }
+
+    /// The first in an order by number, from a number on and round.
+    fn next_from(&self, least: u32) -> Option<u32> {
+        let next = self.order.from_number(&self.buckets, least);
+        next.or_else(|| self.order.from_number(&self.buckets, 0))
+    }
+
+    fn random(
+        &mut self,
+        count: usize,
+        mut random: impl FnMut() -> u64,
+        mut take: impl FnMut(&mut Allocator, BucketNr),
+    ) -> usize {
+        let (first, nbuckets) = (self.config.first_bucket, self.config.nbuckets);
+        let mut taken = 0;
+        while taken < count && self.order.len() > 0 {
+            let mut drawn = 0;
+            let mut found = None;
+            for _ in 0..DRAWS {
+                drawn = (first + random() % (nbuckets - first)) as u32;
+                let bucket = &self.buckets[drawn as usize];
+                if bucket.is(Flag::Ordered) && bucket.is_eligible() {
+                    found = Some(drawn);
+                    break;
+                }
+            }
+            while found.is_none()
+                && let Some(nr) = self.next_from(drawn)
             {
-                *top = candidate;
+                found = Some(nr).filter(|nr| !self.refuse(*nr));
             }
+            let Some(nr) = found else { break };
+            self.take_out(nr);
+            take(self, BucketNr(u64::from(nr)));
+            taken += 1;
         }
-        heap.into_sorted_vec()
-            .into_iter()
-            .map(|(_, nr)| BucketNr(nr))
-            .collect()
+        taken
     }
-
-    fn fifo(&mut self, count: usize) -> Vec<BucketNr> {
-        let (first, nbuckets) = (self.config.first_bucket, self.config.nbuckets);
-        let mut chosen = Vec::new();
-        for _ in first..nbuckets {
-            if chosen.len() == count {
-                break;
-            }
-            if self.fifo_cursor < first || self.fifo_cursor >= nbuckets {
-                self.fifo_cursor = first;
-            }
-            let nr = BucketNr(self.fifo_cursor);
-            self.fifo_cursor += 1;
-            if self.bucket(nr).is_eligible() {
-                chosen.push(nr);
-            }
-        }
-        chosen
-    }
-
-    fn random(&self, count: usize, mut random: impl FnMut() -> u64) -> Vec<BucketNr> {
-        let (first, nbuckets) = (self.config.first_bucket, self.config.nbuckets);
-        let mut is_chosen = vec![false; nbuckets as usize];
-        let mut chosen = Vec::new();
-        for _ in 0..(nbuckets / 2).max(1) {
-            if chosen.len() == count {
-                break;
-            }
-            let nr = BucketNr(first + random() % (nbuckets - first));
-            if self.bucket(nr).is_eligible() && !is_chosen[nr.0 as usize] {
-                is_chosen[nr.0 as usize] = true;
-                chosen.push(nr);
-            }
-        }
-        chosen
-    }
-}
-
-/// Smaller goes earlier. Signed and clamped: a prio below the minimum of the last rescale must not wrap.
-fn value(bucket: &Bucket, min_prio: u16) -> i64 {
-    let min_prio = i64::from(min_prio.min(PRIO_FRESH));
-    let floor = (i64::from(PRIO_FRESH) - min_prio) / 8;
-    let recency = (i64::from(bucket.prio) - min_prio + floor).max(0);
-    recency * i64::from(bucket.live_sectors)
 }

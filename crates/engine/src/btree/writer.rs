@@ -14,7 +14,7 @@
 
 use super::index::Index;
 use super::nodes::NodeId;
-use crate::alloc::{GEN_AGE_WANTS_GC, MetadataBucket};
+use crate::alloc::{GEN_AGE_WANTS_GC, GcBase, MetadataBucket};
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
@@ -71,6 +71,8 @@ pub struct Tree<E: Env> {
 
 /// Leaves rewritten in one turn of a pass over all of them.
 const GC_LEAVES: usize = 8;
+/// Buckets that a gc looks at in one step.
+const GC_BUCKETS: usize = 1 << 15;
 /// Words of a node's key in its parent.
 const KEY_WORDS: usize = 3;
 
@@ -728,7 +730,11 @@ impl<E: Env> Tree<E> {
 
     /// Rewrites every leaf, so that no pointer older than now's generations is left in the tree.
     async fn rewrite_everything(&self) -> io::Result<()> {
-        let gens = self.buckets.get().gens_snapshot();
+        let mut base = GcBase::default();
+        while !self.buckets.get().gc_note(&mut base, GC_BUCKETS) {
+            yield_now().await;
+        }
+        let began = self.journal.ask();
         let leaves = {
             let mut index = self.index.borrow_mut();
             let leaves = index.nodes.leaves();
@@ -748,7 +754,12 @@ impl<E: Env> Tree<E> {
             yield_now().await;
         }
         self.settle_root().await?;
-        self.buckets.get_mut().gc_finished(&gens);
+        while !self.buckets.get_mut().gc_finish(&mut base, GC_BUCKETS) {
+            yield_now().await;
+        }
+        if self.journal.durable_last_seq() > began {
+            self.buckets.get_mut().gc_release_empty(&base);
+        }
         marks::hit(Mark::BtreeGcPass);
         self.gc_passes.set(self.gc_passes.get() + 1);
         self.buckets.demand.notify_all();

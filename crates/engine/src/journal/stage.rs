@@ -316,6 +316,11 @@ impl<E: Env> Journal<E> {
         self.state.borrow().durable_seq
     }
 
+    /// No entry before this one can be replayed.
+    pub fn durable_last_seq(&self) -> u64 {
+        self.state.borrow().durable_last_seq
+    }
+
     /// Whether leaves should be written: the ring is half full, or clients are about to be held back, or too many entries are open.
     pub fn is_pressed(&self) -> bool {
         let state = self.state.borrow();

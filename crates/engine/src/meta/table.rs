@@ -14,9 +14,9 @@ use crate::error::Poison;
 use crate::journal::Journal;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::{Notify, join_all};
+use brigade_env::sync::{Notify, join_all, yield_now};
 use brigade_env::{Durability, Env};
-use brigade_format::{BucketNr, Gen, prio};
+use brigade_format::{BucketNr, prio};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
@@ -24,6 +24,11 @@ use std::time::Duration;
 
 /// How often a dry allocator looks again without being asked.
 const DRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Links of a table that are written at once.
+const LINKS_AT_ONCE: usize = 4;
+/// Victims that are chosen in one step.
+const GATHER_AT_ONCE: usize = 256;
 
 /// What the table's writer starts with.
 pub struct TableSetup {
@@ -83,32 +88,37 @@ impl<E: Env> GenTable<E> {
     pub async fn write_links(&self, batch: &Batch) -> io::Result<BucketNr> {
         let seq = self.seq.get() + 1;
         self.seq.set(seq);
-        let entries: Vec<(u16, Gen)> = self.buckets.get().table_snapshot();
         let links: Vec<BucketNr> = batch
             .table_buckets()
             .iter()
             .map(|bucket| bucket.nr)
             .collect();
-        let per_link = prio::entries_per_bucket(self.setup.meta_bytes);
-        let write = |(i, entries): (usize, &[(u16, Gen)])| {
-            let next = links.get(i + 1).map_or(0, |next| next.0);
-            let bytes = prio::encode(
-                seq,
-                next,
-                entries,
-                self.setup.set_magic,
-                self.setup.meta_bytes,
-            );
-            let sector = links[i].0 * self.setup.bucket_sectors;
-            async move {
-                self.disk
-                    .write_metadata(sector, &bytes, Durability::Volatile)
-                    .await
-            }
-        };
-        let results = join_all(entries.chunks(per_link).enumerate().map(write)).await;
-        results.into_iter().collect::<io::Result<()>>()?;
+        let numbered: Vec<(usize, BucketNr)> = links.iter().copied().enumerate().collect();
+        // A few at a time: the links of a large device take much memory.
+        for some in numbered.chunks(LINKS_AT_ONCE) {
+            let writes = some.iter().map(|(at, nr)| {
+                let next = links.get(at + 1).map_or(0, |next| next.0);
+                self.write_link(seq, *at as u64, *nr, next)
+            });
+            let results = join_all(writes.collect::<Vec<_>>()).await;
+            results.into_iter().collect::<io::Result<()>>()?;
+        }
         Ok(links[0])
+    }
+
+    /// Gens may move between one link and the next: each says at least what the batch needs.
+    async fn write_link(&self, seq: u64, at: u64, nr: BucketNr, next: u64) -> io::Result<()> {
+        let per_link = prio::entries_per_bucket(self.setup.meta_bytes) as u64;
+        let bytes = {
+            let alloc = self.buckets.get();
+            let entries = alloc.table_entries(at * per_link..(at + 1) * per_link);
+            let (magic, size) = (self.setup.set_magic, self.setup.meta_bytes);
+            prio::encode(seq, next, &entries, magic, size)
+        };
+        let sector = nr.0 * self.setup.bucket_sectors;
+        self.disk
+            .write_metadata(sector, &bytes, Durability::Volatile)
+            .await
     }
 
     /// The journal names `batch`'s table durably: releases the batch, frees the old chain.
@@ -156,7 +166,7 @@ impl<E: Env> GenTable<E> {
                 self.buckets.wake_all();
                 return;
             }
-            let batch = self.begin();
+            let batch = self.begin().await;
             let Some(batch) = batch else {
                 if self.buckets.is_dry.get() {
                     marks::hit(Mark::AllocDry);
@@ -176,17 +186,42 @@ impl<E: Env> GenTable<E> {
         }
     }
 
-    fn begin(&self) -> Option<Batch> {
+    async fn begin(&self) -> Option<Batch> {
+        let metadata_wanted = &self.buckets.metadata_wanted;
+        {
+            let alloc = self.buckets.get();
+            let metadata_short = metadata_wanted.get() > alloc.metadata_available();
+            if !alloc.wants_batch() && !metadata_short {
+                // Nothing to be had although something is missing is drought as well.
+                self.buckets.is_dry.set(alloc.is_short_of_victims());
+                return None;
+            }
+        }
+        self.gather().await;
         let mut alloc = self.buckets.get_mut();
-        let metadata_short = self.buckets.metadata_wanted.get() > alloc.metadata_available();
-        if !alloc.wants_batch() && !metadata_short {
-            // Nothing to be had although something is missing is drought as well.
-            self.buckets.is_dry.set(alloc.is_short_of_victims());
+        let metadata_short = metadata_wanted.get() > alloc.metadata_available();
+        if !metadata_short && alloc.may_wait_for_more() {
+            self.buckets.is_dry.set(false);
             return None;
         }
-        let batch = alloc.begin_batch(|| self.env.random_u64());
+        let batch = alloc.begin_batch();
         self.buckets.is_dry.set(batch.is_none());
         batch
+    }
+
+    /// Victims for one table, a few at a time: nobody waits for the choice of many thousand.
+    async fn gather(&self) {
+        loop {
+            let gathered = {
+                let mut alloc = self.buckets.get_mut();
+                let gathered = alloc.gather(GATHER_AT_ONCE, || self.env.random_u64());
+                if alloc.is_batch_full() { 0 } else { gathered }
+            };
+            if gathered < GATHER_AT_ONCE || self.is_closing.get() {
+                return;
+            }
+            yield_now().await;
+        }
     }
 
     /// Lets the task end and waits for its last table.

@@ -27,7 +27,7 @@ use std::rc::Rc;
 /// A view of a blank set for reading: nothing is cached.
 pub fn view<E: Env>(found: Found<E>) -> CacheSet<E> {
     let mut alloc = found.allocator();
-    alloc.start();
+    alloc.start(0);
     let buckets = Buckets::new(alloc, found.poison.clone());
     let root = Key::node(Pos::MAX, found.geometry.node_sectors, Ptr::new(0, Gen(0)));
     let index = Rc::new(RefCell::new(empty_index(&found, root, 1)));
@@ -83,7 +83,8 @@ async fn write<E: Env>(
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
     wipe_journal(&found).await?;
-    let buckets = Buckets::new(blank_buckets(&found), found.poison.clone());
+    let alloc = blank_buckets(&found, env.random_u64() as u32);
+    let buckets = Buckets::new(alloc, found.poison.clone());
     let table = found.table(env, &buckets, Vec::new(), 0);
     let batch = buckets
         .get_mut()
@@ -141,14 +142,14 @@ async fn write<E: Env>(
     })
 }
 
-fn blank_buckets<E: Env>(found: &Found<E>) -> Allocator {
+fn blank_buckets<E: Env>(found: &Found<E>, salt: u32) -> Allocator {
     let mut alloc = found.allocator();
     found
         .geometry
         .journal_buckets
         .iter()
         .for_each(|nr| alloc.mark_metadata(BucketNr(*nr)));
-    alloc.start();
+    alloc.start(salt);
     alloc
 }
 

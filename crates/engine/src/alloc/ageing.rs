@@ -1,0 +1,106 @@
+//! Recency: traffic ages all buckets at once, without looking at them.
+//!
+//! The cache has an age, in steps of a 1024th of its size of traffic. A bucket that ages has a stamp, the age at which its
+//! recency comes to zero; what does not age (pinned, being filled, in a list) has its recency itself. So a step is: add one
+//! to the age, and find the lowest recency, for which the number of buckets per stamp is kept. Once in 16384 steps every
+//! bucket is passed, a few at each step, so that stamps of 16 bits are never further than half their range from the age.
+
+use super::order::recency_at;
+use super::{PRIO_FRESH, PRIO_METADATA};
+
+const STAMPS: usize = 1 << 16;
+/// Steps in which each bucket is passed once.
+const SWEEP_STEPS: u64 = 1 << 14;
+
+#[derive(Clone, Debug)]
+pub(super) struct Ageing {
+    age: u64,
+    /// Buckets per stamp that age and are not at zero.
+    counts: Vec<u32>,
+    /// No counted stamp is lower than this one.
+    lowest: u64,
+    /// Smallest recency met by the last step, as the spec has it: 0 before the first, [`PRIO_METADATA`] if there was none.
+    pub min_prio: u16,
+    /// Sectors of traffic until the next step; below zero one is due.
+    traffic: i64,
+    /// The bucket the sweep comes to next.
+    sweep: u64,
+}
+
+impl Ageing {
+    pub fn new() -> Ageing {
+        Ageing {
+            age: 0,
+            counts: vec![0; STAMPS],
+            lowest: 0,
+            min_prio: 0,
+            traffic: 0,
+            sweep: 0,
+        }
+    }
+
+    pub fn age(&self) -> u16 {
+        self.age as u16
+    }
+
+    /// The stamp of a bucket that begins to age with this recency.
+    pub fn stamp(&mut self, prio: u16) -> u16 {
+        let stamp = self.age + u64::from(prio);
+        if prio > 0 {
+            self.counts[stamp as u16 as usize] += 1;
+            self.lowest = self.lowest.min(stamp);
+        }
+        stamp as u16
+    }
+
+    /// The recency of a bucket that ends ageing.
+    pub fn unstamp(&mut self, stamp: u16) -> u16 {
+        let prio = recency_at(stamp, self.age());
+        if prio > 0 {
+            self.counts[stamp as usize] -= 1;
+        }
+        prio
+    }
+
+    /// Counts traffic; says whether a step is due. `step` is its size.
+    pub fn traffic(&mut self, sectors: u64, step: u64) -> bool {
+        self.traffic = self
+            .traffic
+            .saturating_sub(i64::try_from(sectors).unwrap_or(i64::MAX));
+        if self.traffic >= 0 {
+            return false;
+        }
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        self.traffic = self.traffic.saturating_add(step);
+        true
+    }
+
+    /// One step.
+    pub fn step(&mut self) {
+        self.age += 1;
+        self.lowest = self.lowest.max(self.age);
+        let end = self.age + u64::from(PRIO_FRESH);
+        while self.lowest < end && self.counts[self.lowest as u16 as usize] == 0 {
+            self.lowest += 1;
+        }
+        self.min_prio = if self.lowest < end {
+            (self.lowest - self.age) as u16
+        } else {
+            PRIO_METADATA
+        };
+        // These are at zero now, and are counted no more.
+        self.counts[self.age as u16 as usize] = 0;
+    }
+
+    /// The buckets to pass at this step.
+    pub fn sweep(&mut self, nbuckets: u64) -> impl Iterator<Item = u64> + use<> {
+        let (start, count) = (self.sweep, nbuckets.div_ceil(SWEEP_STEPS));
+        self.sweep = (start + count) % nbuckets;
+        (start..start + count).map(move |nr| nr % nbuckets)
+    }
+
+    /// What the counts are, to be compared with a recount.
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
+    }
+}
