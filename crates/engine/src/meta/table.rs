@@ -198,9 +198,10 @@ impl<E: Env> GenTable<E> {
             }
         }
         self.gather().await;
+        let is_data_short = self.buckets.is_data_waited_for();
         let mut alloc = self.buckets.get_mut();
         let metadata_short = metadata_wanted.get() > alloc.metadata_available();
-        if !metadata_short && alloc.may_wait_for_more() {
+        if !metadata_short && !is_data_short && alloc.may_wait_for_more() {
             self.buckets.is_dry.set(false);
             return None;
         }
