@@ -82,11 +82,6 @@ fn nothing_is_dropped(bucket_bytes: u64, request: u64, depth: usize, by_writes: 
     fill(&world, &server, request, depth, by_writes);
     settle(&world);
     let reads = reads(&server);
-    println!(
-        "{bucket_bytes} {request} {depth} {by_writes}: {reads:?} {:?} {}",
-        world.now(),
-        marks::hits(Mark::FillRequestWaits)
-    );
     assert_eq!(
         reads.fill_dropped, 0,
         "{bucket_bytes} {request} {depth} {by_writes}: {reads:?}"
