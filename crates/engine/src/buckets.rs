@@ -210,9 +210,11 @@ impl Buckets {
             };
             if drought.0 > DRY_LOOKS_MAX {
                 let there = self.get().metadata_available();
-                self.poison.throw(format!(
+                let why = format!(
                     "no buckets for nodes: {count} are needed, {there} are free, and nothing can be recycled"
-                ));
+                );
+                self.poison.throw(why.clone());
+                return Err(io::Error::other(why));
             }
         }
     }

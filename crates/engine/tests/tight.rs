@@ -1,6 +1,7 @@
 //! Sets with hardly any room: tiny rings, full volumes, leaves that split while nothing can be recycled.
 
 use brigade_engine::Server;
+use brigade_engine::marks::{self, Mark};
 use brigade_engine::recovery::{self, How};
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, Superblock, jset, key_words};
@@ -254,6 +255,8 @@ fn a_full_flash_volume_refuses_but_never_wedges() {
         world.steps() > 5_000_000 || world.now() > Duration::from_secs(3000)
     });
     assert!(out.is_some(), "does not end");
+    let hits = marks::hits(Mark::ClearSplitRefused);
+    assert!(!cfg!(feature = "instrumented") || hits > 0);
 }
 
 #[test]
