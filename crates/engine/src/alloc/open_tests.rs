@@ -24,7 +24,7 @@ fn with_slots(config: Config, slots: usize) -> Allocator {
         ..Sizes::of(&config)
     };
     let mut alloc = Allocator::with_sizes(config, sizes);
-    alloc.start();
+    alloc.start(1);
     alloc
 }
 
@@ -288,7 +288,7 @@ fn a_stream_claims_no_more_than_some_slots_and_the_others_are_for_everybody() {
     assert_eq!(claimed.count(), 2, "a quarter of the slots");
     let open = begun
         .iter()
-        .filter(|b| alloc.bucket(b.bucket).place == Place::Open);
+        .filter(|b| alloc.bucket(b.bucket).place() == Place::Open);
     assert_eq!(open.count(), 4, "nothing was closed for that");
 }
 
@@ -338,7 +338,7 @@ fn a_rest_of_a_block_stays_open_and_a_shorter_one_is_closed() {
     for (first, is_open) in [(12, true), (13, false)] {
         let mut alloc = with_slots(CONFIG, 4);
         let placed = put(&mut alloc, 1, 0, first);
-        assert_eq!(alloc.bucket(placed.bucket).place == Place::Open, is_open);
+        assert_eq!(alloc.bucket(placed.bucket).place() == Place::Open, is_open);
         assert_eq!(
             alloc.room_for(Data::Cached, false),
             if is_open { 4 } else { 0 }
@@ -363,7 +363,7 @@ fn the_write_that_fills_a_bucket_takes_over_the_pin_of_its_slot() {
         .iter()
         .for_each(|placed| alloc.release_pin(placed.bucket));
     assert_eq!(
-        (alloc.bucket(nr).pin, alloc.bucket(nr).place),
+        (alloc.bucket(nr).pin, alloc.bucket(nr).place()),
         (0, Place::Idle)
     );
 }
@@ -381,7 +381,7 @@ fn no_bucket_is_taken_that_is_not_used_at_once() {
     let idle = |alloc: &Allocator| {
         let is_surplus = |nr: &BucketNr| {
             let bucket = alloc.bucket(*nr);
-            bucket.place == Place::Open && bucket.pin < 2
+            bucket.place() == Place::Open && bucket.pin < 2
         };
         alloc.all().filter(is_surplus).count()
     };
@@ -413,9 +413,9 @@ fn slots_not_used_since_the_tick_before_the_last_are_closed() {
     alloc.close_idle();
     put(&mut alloc, 2, 104, 4);
     alloc.close_idle();
-    assert_eq!(alloc.bucket(busy.bucket).place, Place::Open);
+    assert_eq!(alloc.bucket(busy.bucket).place(), Place::Open);
     let bucket = *alloc.bucket(idle.bucket);
-    assert_eq!((bucket.place, bucket.pin), (Place::Idle, 0));
+    assert_eq!((bucket.place(), bucket.pin), (Place::Idle, 0));
     assert!(bucket.is_eligible(), "it can be recycled now");
     assert_eq!(alloc.room_for(Data::Cached, false), 8);
     assert_ne!(put(&mut alloc, 1, 4, 4).bucket, idle.bucket);
@@ -441,7 +441,8 @@ fn what_is_handed_out_is_never_stale() {
                 handed_out += 1;
             }
             None => {
-                let batch = alloc.begin_batch(|| 0).expect("victims");
+                alloc.gather(usize::MAX, || 0);
+                let batch = alloc.begin_batch().expect("victims");
                 let table: Vec<_> = batch.table_buckets().iter().map(|b| b.nr).collect();
                 alloc.batch_durable(batch);
                 table.into_iter().for_each(|nr| alloc.free_metadata(nr));
@@ -500,7 +501,8 @@ fn an_allocation_is_traced_with_its_bucket_its_first_sector_and_its_reserve() {
             alloc.add_live(placed.ptr, placed.sectors, false);
             alloc.release_pin(placed.bucket);
         }
-        let batch = alloc.begin_batch(|| 0).expect("victims");
+        alloc.gather(usize::MAX, || 0);
+        let batch = alloc.begin_batch().expect("victims");
         events
             .lock()
             .unwrap()
