@@ -402,7 +402,3 @@ impl Buckets {
         self.serve();
     }
 }
-
-#[cfg(test)]
-#[path = "buckets/tests.rs"]
-mod tests;

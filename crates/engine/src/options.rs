@@ -34,6 +34,8 @@ pub struct Options {
     pub writeback_delay: Duration,
     /// Background writeback runs at all.
     pub writeback_running: bool,
+    /// Look for every bucket that is handed out in all lists, which is slow (the kernel's `expensive_debug_checks`).
+    pub expensive_checks: bool,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             writeback_percent: 10,
             writeback_delay: Duration::from_secs(30),
             writeback_running: true,
+            expensive_checks: false,
         }
     }
 }

@@ -135,10 +135,27 @@ pub struct DeviceStatus {
     pub bucket_bytes: u64,
     /// Buckets by use.
     pub buckets: BucketStatus,
+    /// How often a bucket came up to be recycled and was not, by reason, since the server started.
+    pub victims_refused: VictimStatus,
     /// Written since the server started.
     pub written_bytes: u64,
     /// Of these, metadata.
     pub metadata_written_bytes: u64,
+}
+
+/// Why buckets that came up were not recycled.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct VictimStatus {
+    /// Some of the data is dirty.
+    pub dirty: u64,
+    /// Somebody reads or fills it.
+    pub pinned: u64,
+    /// Its generation is too far ahead of the oldest pointer: leaves have to be rewritten first.
+    pub generation: u64,
+    /// Its generation is too far ahead of the table on the device.
+    pub table: u64,
+    /// It was read since it was last looked at.
+    pub used: u64,
 }
 
 /// Buckets by use.

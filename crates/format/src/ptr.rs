@@ -64,6 +64,13 @@ impl Ptr {
         Ptr((sector & SECTOR_MASK) << SECTOR_SHIFT | u64::from(r#gen.0))
     }
 
+    /// The same place on the device with this number, at most seven.
+    #[must_use]
+    pub fn on_device(self, device: u16) -> Ptr {
+        debug_assert!(device < Self::UNAVAILABLE_DEV, "device {device} is none");
+        Ptr(self.0 & !(DEV_MASK << DEV_SHIFT) | u64::from(device) << DEV_SHIFT)
+    }
+
     /// A check pointer; `nonce` tells one from another and may be anything.
     pub fn check(nonce: u64) -> Ptr {
         Ptr(u64::from(Self::CHECK_DEV) << DEV_SHIFT | nonce & ((1 << DEV_SHIFT) - 1))

@@ -203,6 +203,7 @@ fn options(set: &Set) -> Options {
         writeback_delay: Duration::from_millis(10),
         // Otherwise nothing is dirty any more once everything has been read.
         writeback_running: set.chance.percent(40),
+        expensive_checks: false,
         ..Options::default()
     }
 }

@@ -119,6 +119,7 @@ impl Life {
             writeback_percent: chance.pick(&[0, 1, 10, 50]),
             writeback_delay: Duration::from_millis(chance.pick(&[10, 200, 5000])),
             writeback_running: chance.percent(85),
+            expensive_checks: chance.percent(25),
         }
     }
 

@@ -67,6 +67,7 @@ pub fn options(running: bool) -> Options {
         writeback_percent: 10,
         writeback_delay: Duration::from_secs(1000),
         writeback_running: running,
+        expensive_checks: true,
     }
 }
 

@@ -6,7 +6,7 @@ use brigade_format::{BucketNr, Gen};
 use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::metadata::MetadataBucket;
-use super::tokens::{Batch, Incoming};
+use super::tokens::{Batch, Incoming, Ready, TableDurable};
 use super::{Allocator, PRIO_FRESH, TABLE_LAG_WANTS_WRITE};
 
 impl Allocator {
@@ -63,7 +63,11 @@ impl Allocator {
             .saturating_sub(self.lists.incoming.len());
         self.victims(room.min(most), random, |alloc, nr| {
             let bucket = alloc.invalidate(nr);
-            alloc.lists.incoming.push(bucket);
+            if alloc.is_synchronous {
+                alloc.lists.incoming.push(bucket);
+            } else {
+                alloc.release(bucket, &TableDurable::not_needed());
+            }
         })
     }
 
@@ -106,8 +110,7 @@ impl Allocator {
         let lag = |nr: &u32| self.buckets[*nr as usize].table_lag();
         self.table_lag = self.lagging.iter().map(lag).max().unwrap_or(0);
         for bucket in incoming {
-            self.go(bucket.nr(), Place::Incoming, Place::Ready);
-            self.lists.push_ready(bucket.release(&proof));
+            self.release(bucket, &proof);
         }
         self.unpark();
         let taken = (self.lists.taken - self.taken_before) as usize;
@@ -139,6 +142,20 @@ impl Allocator {
     fn end_batch(&mut self) {
         assert!(self.batch_in_progress, "a batch ends once");
         self.batch_in_progress = false;
+    }
+
+    fn release(&mut self, bucket: Incoming, proof: &TableDurable) {
+        let bucket = bucket.release(proof);
+        if self.discards {
+            self.lists.to_discard.push_back(bucket);
+        } else {
+            self.make_ready(bucket);
+        }
+    }
+
+    pub(super) fn make_ready(&mut self, bucket: Ready) {
+        self.go(bucket.nr(), Place::Incoming, Place::Ready);
+        self.lists.push_ready(bucket);
     }
 
     /// All buckets of the table at once, so that a table write never gets stuck half way.

@@ -58,6 +58,10 @@ impl Allocator {
             .into_iter()
             .flat_map(Batch::buckets)
             .for_each(|nr| note(nr, Place::Incoming));
+        let to_discard = self.lists.to_discard.iter();
+        to_discard.for_each(|bucket| note(bucket.nr(), Place::Incoming));
+        let whole = self.lists.whole.iter();
+        whole.for_each(|nr| note(*nr, Place::Open));
         for reserve in RESERVES {
             self.lists
                 .ready(reserve)
@@ -102,6 +106,27 @@ impl Allocator {
             assert!(bucket.gen_age() <= self.need_gc && bucket.table_lag() <= self.table_lag);
         }
         assert_eq!(Counts::of(&self.buckets), self.counts, "ALLOC-8");
+    }
+
+    /// A bucket that was just taken is in no list any more.
+    pub(super) fn check_handed_out(&self, nr: BucketNr) {
+        let ready = RESERVES
+            .into_iter()
+            .flat_map(|reserve| self.lists.ready(reserve));
+        let to_discard = self.lists.to_discard.iter();
+        let mut ready = ready.chain(to_discard).map(|bucket| bucket.nr());
+        assert!(
+            !ready.any(|other| other == nr),
+            "ALLOC-1: {nr:?} is still ready"
+        );
+        let unused = self.lists.unused.iter().map(|bucket| bucket.nr());
+        let mut other = unused.chain(self.lists.incoming.iter().map(Incoming::nr));
+        assert!(
+            !other.any(|other| other == nr),
+            "ALLOC-1: {nr:?} is still listed"
+        );
+        let is_ordered = self.bucket(nr).is(Flag::Ordered);
+        assert!(!is_ordered, "ALLOC-9: {nr:?} is still a victim");
     }
 
     fn check_open(&self) {

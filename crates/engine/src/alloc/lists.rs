@@ -1,6 +1,7 @@
 //! The lists of buckets on their way to reuse, and how many each should hold.
 
-use std::collections::VecDeque;
+use brigade_format::BucketNr;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::Config;
 use super::tokens::{Incoming, Ready, Unused};
@@ -81,6 +82,10 @@ pub(super) struct Lists {
     pub incoming: Vec<Incoming>,
     pub unused: VecDeque<Unused>,
     ready: [VecDeque<Ready>; 4],
+    /// Recycled buckets whose gens are durable, to be discarded before they are ready.
+    pub to_discard: VecDeque<Ready>,
+    /// Buckets taken as a whole, see `devices`.
+    pub whole: BTreeSet<BucketNr>,
     /// How many buckets were taken from what everybody shares.
     pub taken: u64,
 }
@@ -92,6 +97,8 @@ impl Lists {
             incoming: Vec::new(),
             unused: VecDeque::new(),
             ready: Default::default(),
+            to_discard: VecDeque::new(),
+            whole: BTreeSet::new(),
             taken: 0,
         }
     }

@@ -53,6 +53,8 @@
 mod ageing;
 mod batch;
 mod bucket;
+pub mod devices;
+mod discard;
 mod gc;
 mod lists;
 mod metadata;
@@ -144,6 +146,12 @@ pub struct Allocator {
     lists: Lists,
     open: OpenBuckets,
     started: bool,
+    /// Gens have to be durable before buckets are reused. Only a set that never ran can do without.
+    is_synchronous: bool,
+    /// Recycled buckets are discarded before they are ready.
+    discards: bool,
+    /// Every bucket that is handed out is looked for in all lists.
+    checks_everything: bool,
     batch_in_progress: bool,
     ageing: Ageing,
     order: Order,
@@ -190,6 +198,9 @@ impl Allocator {
             lists: Lists::new(sizes),
             open: OpenBuckets::new(sizes.slots),
             started: false,
+            is_synchronous: true,
+            discards: false,
+            checks_everything: false,
             batch_in_progress: false,
             ageing: Ageing::new(),
             order: Order::new(config.bucket_sectors, false, 0),
@@ -290,6 +301,18 @@ impl Allocator {
         self.started = true;
         self.order = Order::new(self.config.bucket_sectors, false, salt);
         self.reorder();
+    }
+
+    /// Whether buckets wait for a table write before they are reused. Without, a crash may bring back what was in them: only
+    /// for a set to which nothing durable points yet, such as one being initialised (the kernel's CACHE_SYNC).
+    pub fn set_synchronous(&mut self, is_synchronous: bool) {
+        self.is_synchronous = is_synchronous;
+    }
+
+    /// Looks for every bucket that is handed out in all lists from now on, which is slow (the kernel's
+    /// `expensive_debug_checks`).
+    pub fn set_expensive_checks(&mut self, on: bool) {
+        self.checks_everything = on;
     }
 
     // ---- pointers ------------------------------------------------------------------------------------------------
@@ -514,6 +537,9 @@ impl Allocator {
             assert_eq!(bucket.place(), from, "ALLOC-1: bucket on its way to {to:?}");
             bucket.put(to);
         });
+        if self.checks_everything && from == Place::Ready {
+            self.check_handed_out(nr);
+        }
     }
 
     /// The bucket whose counters this pointer moves; `None` if it is stale.

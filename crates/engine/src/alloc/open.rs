@@ -324,7 +324,7 @@ impl Allocator {
         self.stats().free.saturating_sub(there as u64)
     }
 
-    fn take_data(&mut self, write_prio: bool) -> Option<Ready> {
+    pub(super) fn take_data(&mut self, write_prio: bool) -> Option<Ready> {
         let mut bucket = self.lists.pop_ready(Reserve::Normal);
         if bucket.is_none() {
             bucket = self.take_unused();

@@ -303,7 +303,7 @@ impl Order {
     }
 
     /// The first bucket from a number on, in an order by number.
-    pub fn from_number(&self, buckets: &[Bucket], least: u32) -> Option<u32> {
+    pub fn next_number(&self, buckets: &[Bucket], least: u32) -> Option<u32> {
         assert!(self.is_by_number);
         let (mut at, mut best) = (self.groups.get(&0)?.root, None);
         while at != NONE {

@@ -23,6 +23,13 @@ pub(super) struct Ready(BucketNr);
 /// Says that a gen table with the gens of one batch is durable.
 pub(super) struct TableDurable(());
 
+impl TableDurable {
+    /// Nothing durable points to any bucket yet, so there is nothing that could come back.
+    pub fn not_needed() -> TableDurable {
+        TableDurable(())
+    }
+}
+
 impl Incoming {
     /// The caller has just added one to the gen.
     pub fn new(nr: BucketNr) -> Incoming {

@@ -213,8 +213,8 @@ impl Allocator {
 
     /// The first in an order by number, from a number on and round.
     fn next_from(&self, least: u32) -> Option<u32> {
-        let next = self.order.from_number(&self.buckets, least);
-        next.or_else(|| self.order.from_number(&self.buckets, 0))
+        let next = self.order.next_number(&self.buckets, least);
+        next.or_else(|| self.order.next_number(&self.buckets, 0))
     }
 
     fn random(

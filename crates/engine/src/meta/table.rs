@@ -30,6 +30,11 @@ const LINKS_AT_ONCE: usize = 4;
 /// Victims that are chosen in one step.
 const GATHER_AT_ONCE: usize = 256;
 
+/// Buckets that are discarded at once.
+const DISCARDS_AT_ONCE: usize = 32;
+/// Time for the discards of one batch; the rest of it is not discarded.
+const DISCARD_TIME: Duration = Duration::from_millis(100);
+
 /// What the table's writer starts with.
 pub struct TableSetup {
     /// See [`brigade_format::CacheGeometry`].
@@ -70,6 +75,7 @@ impl<E: Env> GenTable<E> {
         setup: TableSetup,
     ) -> Rc<Self> {
         let (chain, seq) = (RefCell::new(setup.chain.clone()), Cell::new(setup.seq));
+        buckets.get_mut().set_discards(setup.discard);
         Rc::new(GenTable {
             env,
             disk,
@@ -140,15 +146,33 @@ impl<E: Env> GenTable<E> {
         if !mutations::is(Mutation::AllocReleasesEarly) {
             journal.write_now().await?;
         }
-        if self.setup.discard {
-            for nr in batch.buckets() {
-                let sector = nr.0 * self.setup.bucket_sectors;
-                // A discard is a hint; its failure means nothing.
-                let _ = self.disk.discard(sector, self.setup.bucket_sectors).await;
-            }
-        }
         self.finish(batch);
+        self.discard().await;
         Ok(())
+    }
+
+    /// Tells the device about recycled buckets, as far as there is time; the others are ready without that.
+    async fn discard(&self) {
+        let began = self.env.now();
+        loop {
+            let (runs, count) = self.buckets.get().next_discards(DISCARDS_AT_ONCE);
+            if count == 0 {
+                return;
+            }
+            if self.env.now().saturating_sub(began) > DISCARD_TIME || self.is_closing.get() {
+                self.buckets.get_mut().discarded(usize::MAX);
+            } else {
+                let size = self.setup.bucket_sectors;
+                let discard = |run: std::ops::Range<u64>| async move {
+                    // A discard is a hint; its failure means nothing.
+                    let sectors = (run.end - run.start) * size;
+                    let _ = self.disk.discard(run.start * size, sectors).await;
+                };
+                join_all(runs.into_iter().map(discard).collect::<Vec<_>>()).await;
+                self.buckets.get_mut().discarded(count);
+            }
+            self.buckets.released.notify_all();
+        }
     }
 
     /// The background task: recycles buckets ahead of demand.

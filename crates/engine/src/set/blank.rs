@@ -83,7 +83,8 @@ async fn write<E: Env>(
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
     wipe_journal(&found).await?;
-    let alloc = blank_buckets(&found, env.random_u64() as u32);
+    let mut alloc = blank_buckets(&found, env.random_u64() as u32);
+    alloc.set_expensive_checks(options.expensive_checks);
     let buckets = Buckets::new(alloc, found.poison.clone());
     let table = found.table(env, &buckets, Vec::new(), 0);
     let batch = buckets
@@ -112,6 +113,7 @@ async fn write<E: Env>(
     journal.settle();
     journal.write_now().await?;
     table.finish(batch);
+    buckets.get_mut().set_synchronous(true);
     found.superblock.set_sync(true);
     found.superblock.count_write();
     found.superblock.last_mount = env.unix_seconds();
@@ -150,6 +152,7 @@ fn blank_buckets<E: Env>(found: &Found<E>, salt: u32) -> Allocator {
         .iter()
         .for_each(|nr| alloc.mark_metadata(BucketNr(*nr)));
     alloc.start(salt);
+    alloc.set_synchronous(false);
     alloc
 }
 

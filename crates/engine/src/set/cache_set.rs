@@ -8,7 +8,7 @@ use crate::meta::{GenTable, UuidTable};
 use crate::recovery::{Finding, LoadStats};
 use crate::request::Cache;
 use crate::stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus,
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus, VictimStatus,
 };
 use brigade_env::Env;
 use brigade_format::{CacheGeometry, Superblock};
@@ -96,7 +96,7 @@ impl<E: Env> CacheSet<E> {
     pub fn status(&self) -> CacheSetStatus {
         let index = self.cache.index.borrow();
         let buckets = self.cache.buckets.get();
-        let stats = buckets.stats();
+        let (stats, refused) = (buckets.stats(), buckets.refusals());
         let (written_bytes, metadata_written_bytes) = self.disk().written();
         let root = index.nodes.root();
         let state = match (self.cache.poison.is_thrown(), &self.running) {
@@ -116,6 +116,13 @@ impl<E: Env> CacheSet<E> {
                     clean: stats.clean,
                     dirty: stats.dirty,
                     metadata: stats.metadata,
+                },
+                victims_refused: VictimStatus {
+                    dirty: refused.dirty,
+                    pinned: refused.pinned,
+                    generation: refused.gen_age,
+                    table: refused.table_lag,
+                    used: refused.touched,
                 },
                 written_bytes,
                 metadata_written_bytes,

@@ -419,7 +419,8 @@ async fn start<E: Env>(
     store: Option<E::Survivor>,
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
-    let alloc = load_buckets(&found, &loaded, env.random_u64() as u32);
+    let mut alloc = load_buckets(&found, &loaded, env.random_u64() as u32);
+    alloc.set_expensive_checks(options.expensive_checks);
     let buckets = Buckets::new(alloc, found.poison.clone());
     let nodes = load_nodes(&loaded);
     let map = std::mem::take(&mut loaded.index);
