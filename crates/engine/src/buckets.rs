@@ -402,3 +402,7 @@ impl Buckets {
         self.serve();
     }
 }
+
+#[cfg(test)]
+#[path = "buckets/tests.rs"]
+mod tests;

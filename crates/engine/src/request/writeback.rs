@@ -115,6 +115,10 @@ async fn place<E: Env>(
             }
             Err(NoPlace::Now) => marks::hit(Mark::PlaceWaits),
         }
+        if ticket.is_none() {
+            // Who waits to put there what this is going to cover only stands in the way.
+            core.candidates.cancel(start, start + sectors);
+        }
         ticket
             .get_or_insert_with(|| buckets.queue_for_data(sectors, core.kind()))
             .turn()
