@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod bench_alloc;
 pub mod bench_open;
 pub mod golden;
 pub mod golden_fsck;
