@@ -100,7 +100,11 @@ impl Twin {
     ) {
         let mut index = self.pick(inode, start, stream, kind);
         if !Self::has_space(&self.slots[index], kind) {
-            let first = |got: &Placement| got.ptr.sector() % u64::from(CONFIG.bucket_sectors) == 0;
+            let first = |got: &Placement| {
+                got.ptr
+                    .sector()
+                    .is_multiple_of(CONFIG.bucket_sectors.into())
+            };
             let is_open = |nr| {
                 self.slots
                     .iter()
@@ -393,7 +397,7 @@ fn no_bucket_is_taken_that_is_not_used_at_once() {
             break;
         };
         assert!(alloc.bucket(placed.bucket).pin >= 1 && idle(&alloc) == 0);
-        opened += u64::from(placed.ptr.sector() % 16 == 0);
+        opened += u64::from(placed.ptr.sector().is_multiple_of(16));
         assert_eq!(
             alloc.stats().free,
             free - opened,

@@ -52,13 +52,14 @@ impl Stock {
     }
 }
 
+type Task = Pin<Box<dyn Future<Output = ()>>>;
 type Served = Rc<RefCell<Vec<(usize, usize)>>>;
 
 /// Tasks that ask for something, and a twin that keeps nothing but lists of who asked when.
 struct World {
     queues: Rc<RefCell<Queues>>,
     stock: Rc<RefCell<Stock>>,
-    tasks: Vec<(usize, Pin<Box<dyn Future<Output = ()>>>)>,
+    tasks: Vec<(usize, Task)>,
     served: Served,
     waiting: [Vec<(usize, Need)>; 3],
     next: usize,
@@ -263,8 +264,10 @@ fn a_release_wakes_only_the_one_it_serves_and_once() {
             |count: &std::sync::Arc<Count>| count.0.load(std::sync::atomic::Ordering::Relaxed);
         counts.iter().map(load).collect()
     };
-    let mut stock = Stock::default();
-    stock.buckets = 1;
+    let mut stock = Stock {
+        buckets: 1,
+        ..Stock::default()
+    };
     queues.serve(&stock);
     assert_eq!(woken(), [0, 0, 0], "one bucket is too few for the first");
     stock.buckets = 4;
