@@ -79,7 +79,8 @@ impl Plan {
             deep: false,
         };
         if chance.percent(15) {
-            plan.aimed(&chance)
+            let is_of_opening = chance.percent(50);
+            plan.aimed(&chance, is_of_opening)
         } else {
             plan
         }
@@ -87,12 +88,16 @@ impl Plan {
 
     /// As some seeds of the swarm, whatever the seed.
     pub fn half_done(seed: u64) -> Plan {
-        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d))
+        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), false)
+    }
+
+    /// The same, of openings that are cut off.
+    pub fn cut_openings(seed: u64) -> Plan {
+        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), true)
     }
 
     /// The tree is deep for its size and the cache is full, and crashes come where one root or record takes the place of another.
-    fn aimed(self, chance: &Chance) -> Plan {
-        let is_of_opening = chance.percent(50);
+    fn aimed(self, chance: &Chance, is_of_opening: bool) -> Plan {
         Plan {
             // The record does not outlive a loss of power.
             power_loss: self.power_loss && !is_of_opening,

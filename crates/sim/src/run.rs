@@ -20,16 +20,19 @@ pub type Scripts = Rc<RefCell<Vec<Vec<Request>>>>;
 pub enum Kind {
     /// A life of the swarm.
     Swarm,
-    /// A life whose crashes come half way from one root or record to the next.
+    /// A life whose crashes come half way from one root to the next.
     HalfDone,
+    /// A life whose openings are cut off after they took up the record.
+    CutOpenings,
     /// A short workload, crashed after every device operation.
     Prefixes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 3] = [
+    const ALL: [(&'static str, Kind); 4] = [
         ("swarm", Kind::Swarm),
         ("half-done", Kind::HalfDone),
+        ("cut-openings", Kind::CutOpenings),
         ("prefixes", Kind::Prefixes),
     ];
 
@@ -50,7 +53,8 @@ impl Kind {
     fn for_mistakes(seed: u64) -> Kind {
         match seed % 8 {
             0 => Kind::Prefixes,
-            1..=3 => Kind::HalfDone,
+            1 => Kind::HalfDone,
+            2 | 3 => Kind::CutOpenings,
             _ => Kind::Swarm,
         }
     }
@@ -112,6 +116,7 @@ impl Spec {
         let plan = match self.kind(seed) {
             Kind::Swarm => Plan::swarm(seed),
             Kind::HalfDone => Plan::half_done(seed),
+            Kind::CutOpenings => Plan::cut_openings(seed),
             Kind::Prefixes => {
                 return sweep::prefixes_of(seed, choice, trace, scripts);
             }
