@@ -310,7 +310,7 @@ fn memory(scale: &Scale, report: &mut Report) {
         let mut world = World::load(size, used(size));
         let loaded = HEAP.current_usage();
         HEAP.reset_peak_usage();
-        let (taken, ()) = time(|| world.alloc.start(0x5eed));
+        let (taken, ()) = time(|| world.alloc.start());
         let peak = HEAP.peak_usage() - loaded.min(HEAP.peak_usage());
         let bytes = (HEAP.current_usage() - before) as f64;
         let each = size.nbuckets as f64;

@@ -130,7 +130,7 @@ impl World {
     /// As [`World::load`], and started.
     pub fn start(size: Size, state: impl Fn(u64) -> State) -> World {
         let mut world = World::load(size, state);
-        world.alloc.start(0x5eed);
+        world.alloc.start();
         world
     }
 

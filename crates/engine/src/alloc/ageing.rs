@@ -11,6 +11,8 @@ use super::{PRIO_FRESH, PRIO_METADATA};
 const STAMPS: usize = 1 << 16;
 /// Steps in which each bucket is passed once.
 const SWEEP_STEPS: u64 = 1 << 14;
+/// A stamp that was passed so many steps ago is brought up to the age.
+pub(super) const STAMP_PAST: u16 = 1 << 13;
 
 #[derive(Clone, Debug)]
 pub(super) struct Ageing {
@@ -39,8 +41,14 @@ impl Ageing {
         }
     }
 
+    /// The age as stamps have it.
     pub fn age(&self) -> u16 {
         self.age as u16
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.age
     }
 
     /// The stamp of a bucket that begins to age with this recency.

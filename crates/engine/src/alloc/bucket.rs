@@ -1,6 +1,5 @@
-//! What is known of one bucket, in 24 bytes, because a large device has tens of millions.
-//!
-//! Among them are the two links of the order of victims (`order`), so that the order costs no memory of its own.
+//! What is known of one bucket, in 16 bytes, because a large device has tens of millions. (Its place in the order of victims
+//! takes some 6 more, see `order`.)
 
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
@@ -82,8 +81,6 @@ impl std::fmt::Debug for Sectors {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
-    /// Links of the order of victims, for who is in it.
-    pub links: [u32; 2],
     /// Sectors of keys with the current gen, in the index.
     pub live: Sectors,
     /// Those of them that are dirty.
@@ -103,7 +100,7 @@ pub(super) struct Bucket {
     state: u8,
 }
 
-const _: () = assert!(size_of::<Bucket>() == 24);
+const _: () = assert!(size_of::<Bucket>() == 16);
 
 /// A statement about a bucket.
 #[derive(Clone, Copy)]
@@ -122,7 +119,6 @@ pub(super) enum Flag {
 impl Bucket {
     pub fn new(place: Place) -> Bucket {
         Bucket {
-            links: [0; 2],
             live: Sectors::default(),
             dirty: Sectors::default(),
             pin: 0,

@@ -19,7 +19,7 @@ const CONFIG: Config = Config {
 
 fn started() -> Allocator {
     let mut alloc = Allocator::new(CONFIG);
-    alloc.start(5);
+    alloc.start();
     alloc
 }
 

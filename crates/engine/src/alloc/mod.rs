@@ -73,11 +73,11 @@ use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
-use ageing::Ageing;
+use ageing::{Ageing, STAMP_PAST};
 use bucket::{Bucket, Class, Counts, Flag, Place};
 use lists::Lists;
 use open::OpenBuckets;
-use order::{Order, recency_at};
+use order::{Order, past_at, recency_at};
 
 pub use gc::GcBase;
 pub use lists::{Reserve, Sizes};
@@ -203,7 +203,7 @@ impl Allocator {
             checks_everything: false,
             batch_in_progress: false,
             ageing: Ageing::new(),
-            order: Order::new(config.bucket_sectors, false, 0),
+            order: Order::new(config.bucket_sectors, false),
             fifo_cursor: 0,
             parked: Vec::new(),
             refusals: Refusals::default(),
@@ -272,9 +272,7 @@ impl Allocator {
     }
 
     /// Ends loading: buckets that nothing names become unused, and allocation is legal.
-    ///
-    /// `salt` is drawn by chance, so that no image can be made for which the order of victims is slow.
-    pub fn start(&mut self, salt: u32) {
+    pub fn start(&mut self) {
         self.assert_loading();
         for nr in self.all() {
             let bucket = *self.bucket(nr);
@@ -299,7 +297,6 @@ impl Allocator {
             }
         }
         self.started = true;
-        self.order = Order::new(self.config.bucket_sectors, false, salt);
         self.reorder();
     }
 
@@ -403,7 +400,7 @@ impl Allocator {
             .saturating_mul(u64::from(self.config.bucket_sectors));
         if self.ageing.traffic(sectors, (size / 1024).max(1)) {
             self.ageing.step();
-            self.order.age = self.ageing.age();
+            self.order.age = self.ageing.steps();
             self.sweep();
         }
     }
@@ -413,11 +410,11 @@ impl Allocator {
         for nr in self.ageing.sweep(self.config.nbuckets) {
             let age = self.ageing.age();
             let bucket = &mut self.buckets[nr as usize];
-            if bucket.ages() && recency_at(bucket.stamp, age) == 0 {
+            if bucket.ages() && past_at(bucket.stamp, age) >= STAMP_PAST {
                 bucket.stamp = age;
             }
-            let is_past = bucket.is(Flag::Ordered) && !bucket.is(Flag::Lapsed);
-            if is_past && recency_at(bucket.ordered, age) == 0 {
+            let is_stamped = bucket.is(Flag::Ordered) && !bucket.is(Flag::Lapsed);
+            if is_stamped && past_at(bucket.ordered, age) >= STAMP_PAST {
                 self.order.lapse(&mut self.buckets, nr as u32);
             }
         }

@@ -24,7 +24,7 @@ fn with_slots(config: Config, slots: usize) -> Allocator {
         ..Sizes::of(&config)
     };
     let mut alloc = Allocator::with_sizes(config, sizes);
-    alloc.start(1);
+    alloc.start();
     alloc
 }
 

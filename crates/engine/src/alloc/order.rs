@@ -5,8 +5,10 @@
 //! But among buckets with the *same* number of live sectors the older one is always worth less. So there is one group per
 //! number of live sectors, ordered by recency and number, and the next victim is the best of the groups' first ones.
 //!
-//! A group is a treap: a search tree by (recency, number), and a heap by a hash of the number that is salted by chance, so
-//! that it stays balanced whatever an image says. Its links are in the buckets. Joining and leaving take O(log n).
+//! A group is a list of short sorted runs, found through a map of where each begins. Only the numbers of the buckets are in
+//! them, since the rest of a key is in the bucket: 4 bytes a bucket and some room for growth. Joining and leaving are
+//! O(log n), and the first one is at hand. (A search tree with links in the buckets took as much memory, and a miss of the
+//! processor's cache for each link.)
 //!
 //! A bucket that is read gets more recent often and becomes a victim once, so the order does not follow: what it knows of a
 //! bucket's recency is a lower bound, brought up to date when the bucket comes up. In the same way a bucket that is pinned
@@ -15,34 +17,25 @@
 use super::bucket::{Bucket, Flag, Place};
 use std::collections::BTreeMap;
 
-/// No bucket.
-const NONE: u32 = u32::MAX;
 /// Recency at most.
 const RECENCY_MAX: u16 = 32768;
+/// Buckets in a run at most, and when it is made from many.
+const RUN_MAX: usize = 128;
+const RUN_FILL: usize = 112;
+/// A run with fewer is joined to the one before.
+const RUN_MIN: usize = 40;
 
-/// Where a link is.
-#[derive(Clone, Copy)]
-enum Hook {
-    Root,
-    Of(u32, Side),
-}
-
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Side {
-    Left,
-    Right,
-}
-
-/// First by recency, then by number.
-type Key = (u16, u32);
+/// First by the age at which recency comes to zero (0: it has come), then by number.
+type Key = u64;
 
 /// Buckets with the same number of live sectors.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Group {
-    root: u32,
-    /// The first one, and its stamp (`None`: lapsed), at hand without a look at the bucket.
-    head: u32,
+    /// The first run.
+    first: Vec<u32>,
+    /// The others, by a key that is not above any in the run and above all in the runs before.
+    rest: BTreeMap<Key, Vec<u32>>,
+    /// The stamp of the first bucket (`None`: lapsed), at hand without a look at the bucket.
     stamp: Option<u16>,
 }
 
@@ -50,13 +43,12 @@ struct Group {
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     groups: BTreeMap<u32, Group>,
-    salt: u32,
     /// Buckets are in the order of their numbers, and the rest does not matter.
     is_by_number: bool,
     /// More live sectors than this make no difference.
     live_max: u32,
     /// The age of the cache: what a stamp is compared with.
-    pub age: u16,
+    pub age: u64,
     len: usize,
 }
 
@@ -77,11 +69,18 @@ pub(super) fn recency_at(stamp: u16, age: u16) -> u16 {
     if left <= RECENCY_MAX { left } else { 0 }
 }
 
+/// How long ago recency came to zero; 0 if it has not. Right only if that is less than half the range of stamps ago.
+pub(super) fn past_at(stamp: u16, age: u16) -> u16 {
+    if recency_at(stamp, age) > 0 {
+        return 0;
+    }
+    age.wrapping_sub(stamp)
+}
+
 impl Order {
-    pub fn new(live_max: u32, is_by_number: bool, salt: u32) -> Order {
+    pub fn new(live_max: u32, is_by_number: bool) -> Order {
         Order {
             groups: BTreeMap::new(),
-            salt,
             is_by_number,
             live_max,
             age: 0,
@@ -93,10 +92,6 @@ impl Order {
         self.len
     }
 
-    pub fn salt(&self) -> u32 {
-        self.salt
-    }
-
     /// The group of a bucket with so many live sectors.
     pub fn group_of(&self, live: u32) -> u32 {
         if self.is_by_number {
@@ -105,56 +100,29 @@ impl Order {
         live.min(self.live_max)
     }
 
-    /// A bijection, so that no two buckets are alike (a mix of shifts and odd factors).
-    fn rank(&self, nr: u32) -> u32 {
-        let mut x = nr ^ self.salt;
-        x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-        x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-        x ^ (x >> 16)
-    }
-
-    /// Stamps are within 32768 of the age on either side, see `ageing`.
-    fn key(&self, bucket: &Bucket, nr: u32) -> Key {
-        if bucket.is(Flag::Lapsed) {
-            return (0, nr);
-        }
-        let ahead = bucket.ordered.wrapping_sub(self.age);
-        (ahead.wrapping_add(RECENCY_MAX - 1).max(1), nr)
-    }
-
-    fn key_of(&self, buckets: &[Bucket], nr: u32) -> Key {
-        self.key(&buckets[nr as usize], nr)
-    }
-
     /// Puts a bucket into the order, by its present recency.
     pub fn insert(&mut self, buckets: &mut [Bucket], nr: u32) {
         let bucket = &mut buckets[nr as usize];
         assert!(!bucket.is(Flag::Ordered), "ALLOC-9: ordered twice");
-        let group = self.group_of(bucket.live.get());
-        self.note(bucket, group);
-        let bucket = &buckets[nr as usize];
-        let (key, rank) = (self.key(bucket, nr), self.rank(nr));
-        let stamp = (!bucket.is(Flag::Lapsed)).then_some(bucket.ordered);
-        let first = Group {
-            root: NONE,
-            head: nr,
-            stamp,
+        let number = self.group_of(bucket.live.get());
+        self.note(bucket, number);
+        let (key, stamp) = (key(bucket, nr, self.age), stamp(bucket));
+        let group = self.groups.entry(number).or_default();
+        let (run, is_first) = match group.rest.range_mut(..=key).next_back() {
+            None => (&mut group.first, true),
+            Some((_, run)) => (run, false),
         };
-        let mut root = self.groups.get(&group).map_or(NONE, |group| group.root);
-        let (mut hook, mut at) = (Hook::Root, root);
-        while at != NONE && self.rank(at) > rank {
-            let side = side(key < self.key_of(buckets, at));
-            hook = Hook::Of(at, side);
-            at = link(buckets, at, side);
+        let at = place(buckets, run, key, self.age);
+        if is_first && at == 0 {
+            group.stamp = stamp;
         }
-        self.split(buckets, at, key, nr);
-        set(buckets, &mut root, hook, nr);
-        let head = self.groups.get(&group).map(|group| group.head);
-        let is_head = head.is_none_or(|head| key < self.key_of(buckets, head));
-        let group = self.groups.entry(group).or_insert(first);
-        group.root = root;
-        if is_head {
-            (group.head, group.stamp) = (nr, stamp);
+        if run.len() < RUN_MAX {
+            run.insert(at, nr);
+        } else {
+            let split = split(run, at, nr);
+            let first = split[0];
+            let from = self::key(&buckets[first as usize], first, self.age);
+            group.rest.insert(from, split);
         }
         self.len += 1;
     }
@@ -164,30 +132,12 @@ impl Order {
         let stamp = if bucket.ages() {
             bucket.stamp
         } else {
-            self.age.wrapping_add(bucket.stamp)
+            (self.age as u16).wrapping_add(bucket.stamp)
         };
         bucket.ordered = stamp;
         bucket.set(Flag::Ordered, true);
-        bucket.set(Flag::Lapsed, group == 0 || recency_at(stamp, self.age) == 0);
-    }
-
-    /// What is below `at` goes to both sides of `nr`.
-    fn split(&self, buckets: &mut [Bucket], mut at: u32, key: Key, nr: u32) {
-        let (mut left, mut right) = (Hook::Of(nr, Side::Left), Hook::Of(nr, Side::Right));
-        let mut unused = NONE;
-        while at != NONE {
-            if self.key_of(buckets, at) < key {
-                set(buckets, &mut unused, left, at);
-                left = Hook::Of(at, Side::Right);
-                at = link(buckets, at, Side::Right);
-            } else {
-                set(buckets, &mut unused, right, at);
-                right = Hook::Of(at, Side::Left);
-                at = link(buckets, at, Side::Left);
-            }
-        }
-        set(buckets, &mut unused, left, NONE);
-        set(buckets, &mut unused, right, NONE);
+        let is_past = recency_at(stamp, self.age as u16) == 0;
+        bucket.set(Flag::Lapsed, group == 0 || is_past);
     }
 
     /// Takes a bucket out. `live` are its live sectors when it was put in.
@@ -197,50 +147,31 @@ impl Order {
             "ALLOC-9: not ordered"
         );
         let number = self.group_of(live);
-        let group = *self.groups.get(&number).expect("ALLOC-9: a group");
-        let key = self.key_of(buckets, nr);
-        let (mut root, mut hook, mut at) = (group.root, Hook::Root, group.root);
-        while at != nr {
-            assert!(at != NONE, "ALLOC-9: {nr} is not where its key says");
-            let side = side(key < self.key_of(buckets, at));
-            hook = Hook::Of(at, side);
-            at = link(buckets, at, side);
+        let group = self.groups.get_mut(&number).expect("ALLOC-9: a group");
+        let is_head = group.first[0] == nr;
+        if is_head {
+            group.first.remove(0);
+        } else {
+            let key = key(&buckets[nr as usize], nr, self.age);
+            group.take(key, |run| {
+                let at = place(buckets, run, key, self.age);
+                assert_eq!(run.get(at), Some(&nr), "ALLOC-9: not where its key says");
+                at
+            });
         }
-        self.merge(buckets, &mut root, hook, nr);
         let bucket = &mut buckets[nr as usize];
         bucket.set(Flag::Ordered, false);
         bucket.set(Flag::Lapsed, false);
         self.len -= 1;
-        if root == NONE {
-            self.groups.remove(&number);
-            return;
+        if group.first.is_empty() {
+            let Some((_, next)) = group.rest.pop_first() else {
+                self.groups.remove(&number);
+                return;
+            };
+            group.first = next;
         }
-        let mut changed = Group { root, ..group };
-        if group.head == nr {
-            changed.head = leftmost(buckets, root);
-            let head = &buckets[changed.head as usize];
-            changed.stamp = (!head.is(Flag::Lapsed)).then_some(head.ordered);
-        }
-        self.groups.insert(number, changed);
-    }
-
-    /// What is below `nr` takes its place.
-    fn merge(&self, buckets: &mut [Bucket], root: &mut u32, mut hook: Hook, nr: u32) {
-        let [mut left, mut right] = buckets[nr as usize].links;
-        loop {
-            if left == NONE || right == NONE {
-                let rest = if left == NONE { right } else { left };
-                return set(buckets, root, hook, rest);
-            }
-            if self.rank(left) > self.rank(right) {
-                set(buckets, root, hook, left);
-                hook = Hook::Of(left, Side::Right);
-                left = link(buckets, left, Side::Right);
-            } else {
-                set(buckets, root, hook, right);
-                hook = Hook::Of(right, Side::Left);
-                right = link(buckets, right, Side::Left);
-            }
+        if is_head {
+            group.stamp = stamp(&buckets[group.first[0] as usize]);
         }
     }
 
@@ -254,7 +185,7 @@ impl Order {
     pub fn lapse(&mut self, buckets: &mut [Bucket], nr: u32) {
         let (ages, stamp) = (buckets[nr as usize].ages(), buckets[nr as usize].stamp);
         self.remove(buckets, nr, buckets[nr as usize].live.get());
-        buckets[nr as usize].stamp = if ages { self.age } else { 0 };
+        buckets[nr as usize].stamp = if ages { self.age as u16 } else { 0 };
         self.insert(buckets, nr);
         buckets[nr as usize].stamp = stamp;
     }
@@ -273,54 +204,50 @@ impl Order {
     }
 
     fn to_head(&self, number: u32, group: &Group) -> Head {
+        let recency = |stamp| recency_at(stamp, self.age as u16);
         Head {
             group: number,
-            nr: group.head,
-            recency: group.stamp.map_or(0, |stamp| recency_at(stamp, self.age)),
+            nr: group.first[0],
+            recency: group.stamp.map_or(0, recency),
             is_lapsed: group.stamp.is_none(),
         }
     }
 
     /// One of a group whose recency came to zero since the order was told of it, and which is not yet among the lapsed.
     pub fn next_past(&self, buckets: &[Bucket], head: Head) -> Option<u32> {
-        let is_past = |nr: u32| recency_at(buckets[nr as usize].ordered, self.age) == 0;
         if head.group == 0 || head.recency > 0 {
             return None;
         }
         if !head.is_lapsed {
             return Some(head.nr);
         }
-        let (mut at, mut first) = (self.groups.get(&head.group)?.root, None);
-        while at != NONE {
-            if buckets[at as usize].is(Flag::Lapsed) {
-                at = link(buckets, at, Side::Right);
-            } else {
-                first = Some(at);
-                at = link(buckets, at, Side::Left);
-            }
-        }
-        first.filter(|nr| is_past(*nr))
+        let first = self.next(buckets, head.group, 1 << 32)?;
+        let recency = recency_at(buckets[first as usize].ordered, self.age as u16);
+        (recency == 0).then_some(first)
+    }
+
+    /// The first of a group with this key or a higher one.
+    fn next(&self, buckets: &[Bucket], group: u32, least: Key) -> Option<u32> {
+        let group = self.groups.get(&group)?;
+        let (run, after) = match group.rest.range(..=least).next_back() {
+            None => (&group.first, 0),
+            Some((from, run)) => (run, *from + 1),
+        };
+        let at = place(buckets, run, least, self.age);
+        let next = || group.rest.range(after..).next().map(|(_, run)| &run[0]);
+        run.get(at).or_else(next).copied()
     }
 
     /// The first bucket from a number on, in an order by number.
     pub fn next_number(&self, buckets: &[Bucket], least: u32) -> Option<u32> {
         assert!(self.is_by_number);
-        let (mut at, mut best) = (self.groups.get(&0)?.root, None);
-        while at != NONE {
-            if at >= least {
-                best = Some(at);
-                at = link(buckets, at, Side::Left);
-            } else {
-                at = link(buckets, at, Side::Right);
-            }
-        }
-        best
+        self.next(buckets, 0, u64::from(least))
     }
 
     /// Puts all that may be let go into an empty order at once: much faster than one by one.
     pub fn fill(&mut self, buckets: &mut [Bucket]) {
         assert!(self.groups.is_empty());
-        let mut sorted: Vec<(u64, u32)> = Vec::new();
+        let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (nr, bucket) in (0..).zip(buckets.iter_mut()) {
             bucket.set(Flag::Ordered, false);
             bucket.set(Flag::Lapsed, false);
@@ -329,69 +256,50 @@ impl Order {
             }
             let group = self.group_of(bucket.live.get());
             self.note(bucket, group);
-            let recency = self.key(bucket, nr).0;
-            sorted.push((u64::from(group) << 16 | u64::from(recency), nr));
+            groups.entry(group).or_default().push(nr);
+            self.len += 1;
         }
-        sorted.sort_unstable();
-        self.len = sorted.len();
-        for group in sorted.chunk_by(|a, b| a.0 >> 16 == b.0 >> 16) {
-            let number = (group[0].0 >> 16) as u32;
-            let root = self.grow(buckets, group.iter().map(|(_, nr)| *nr));
-            let (head, first) = (group[0].1, &buckets[group[0].1 as usize]);
-            let stamp = (!first.is(Flag::Lapsed)).then_some(first.ordered);
-            self.groups.insert(number, Group { root, head, stamp });
-        }
-    }
-
-    /// A treap of buckets in order, along its right edge.
-    fn grow(&self, buckets: &mut [Bucket], sorted: impl Iterator<Item = u32>) -> u32 {
-        let mut edge: Vec<u32> = Vec::new();
-        for nr in sorted {
-            let mut below = NONE;
-            while let Some(last) = edge.pop_if(|last| self.rank(*last) < self.rank(nr)) {
-                below = last;
+        for (number, mut all) in groups {
+            let key = |nr: u32| key(&buckets[nr as usize], nr, self.age);
+            if !all.is_sorted_by_key(|nr| key(*nr)) {
+                all.sort_by_cached_key(|nr| key(*nr));
             }
-            buckets[nr as usize].links = [below, NONE];
-            if let Some(last) = edge.last() {
-                buckets[*last as usize].links[Side::Right as usize] = nr;
-            }
-            edge.push(nr);
+            let mut runs = all.chunks(RUN_FILL).map(|run| {
+                let mut some = Vec::with_capacity(if all.len() > RUN_MAX { RUN_MAX } else { 0 });
+                some.extend_from_slice(run);
+                some
+            });
+            let first = runs.next().expect("not empty");
+            let stamp = stamp(&buckets[first[0] as usize]);
+            let rest = runs.map(|run| (key(run[0]), run)).collect();
+            self.groups.insert(number, Group { first, rest, stamp });
         }
-        edge.first().copied().unwrap_or(NONE)
     }
 
     /// Every bucket in the order, by group; the slow way, for checks.
-    pub fn all(&self, buckets: &[Bucket]) -> Vec<(u32, u32)> {
-        let mut found = Vec::new();
-        for (number, group) in &self.groups {
-            let (mut path, mut at) = (Vec::new(), group.root);
-            while at != NONE || !path.is_empty() {
-                while at != NONE {
-                    path.push(at);
-                    at = link(buckets, at, Side::Left);
-                }
-                at = path.pop().expect("not empty");
-                found.push((*number, at));
-                at = link(buckets, at, Side::Right);
-            }
-        }
-        found
+    fn all(&self) -> Vec<(u32, u32)> {
+        let all = self.groups.iter().flat_map(|(number, group)| {
+            let runs = std::iter::once(&group.first).chain(group.rest.values());
+            runs.flatten().map(|nr| (*number, *nr))
+        });
+        all.collect()
     }
 
     /// Panics if a group is not in order or its head is not the first one (ALLOC-9).
     pub fn check(&self, buckets: &[Bucket]) {
-        let all = self.all(buckets);
+        let all = self.all();
         assert_eq!(all.len(), self.len, "ALLOC-9");
+        let key = |nr: u32| key(&buckets[nr as usize], nr, self.age);
         for pair in all.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
-            let [before, after] = [pair[0].1, pair[1].1].map(|nr| self.key_of(buckets, nr));
-            assert!(before < after, "ALLOC-9: {before:?} before {after:?}");
+            assert!(key(pair[0].1) < key(pair[1].1), "ALLOC-9: {pair:?}");
         }
-        for group in all.chunk_by(|a, b| a.0 == b.0) {
-            let (number, nr) = group[0];
-            let kept = &self.groups[&number];
-            let head = &buckets[nr as usize];
-            let stamp = (!head.is(Flag::Lapsed)).then_some(head.ordered);
-            assert_eq!((kept.head, kept.stamp), (nr, stamp), "ALLOC-9: head");
+        for group in self.groups.values() {
+            let first = &buckets[group.first[0] as usize];
+            assert_eq!(group.stamp, stamp(first), "ALLOC-9: head");
+            for (from, run) in &group.rest {
+                assert!(*from <= key(run[0]), "ALLOC-9: a run before its key");
+                assert!(run.len() <= RUN_MAX);
+            }
         }
         for (number, nr) in all {
             let bucket = &buckets[nr as usize];
@@ -401,24 +309,181 @@ impl Order {
     }
 }
 
-fn side(is_left: bool) -> Side {
-    if is_left { Side::Left } else { Side::Right }
-}
-
-fn link(buckets: &[Bucket], nr: u32, side: Side) -> u32 {
-    buckets[nr as usize].links[side as usize]
-}
-
-fn set(buckets: &mut [Bucket], root: &mut u32, hook: Hook, to: u32) {
-    match hook {
-        Hook::Root => *root = to,
-        Hook::Of(nr, side) => buckets[nr as usize].links[side as usize] = to,
+impl Group {
+    /// Takes one out of the run of its key. A short one is joined to the one before, if both fit.
+    fn take(&mut self, key: Key, place: impl Fn(&[u32]) -> usize) {
+        let Some((from, run)) = self.rest.range_mut(..=key).next_back() else {
+            self.first.remove(place(&self.first));
+            return;
+        };
+        let from = *from;
+        run.remove(place(run));
+        if run.len() >= RUN_MIN {
+            return;
+        }
+        let short = self.rest.remove(&from).expect("found just now");
+        let before = self.rest.range_mut(..from).next_back();
+        let before = before.map_or(&mut self.first, |(_, run)| run);
+        if short.is_empty() || before.len() + short.len() <= RUN_FILL {
+            before.extend(short);
+        } else {
+            self.rest.insert(from, short);
+        }
     }
 }
 
-fn leftmost(buckets: &[Bucket], mut at: u32) -> u32 {
-    while link(buckets, at, Side::Left) != NONE {
-        at = link(buckets, at, Side::Left);
+/// Keys do not change while a bucket is in the order, although they are told apart by the age: stamps are within 32768 of it
+/// on either side, see `ageing`.
+fn key(bucket: &Bucket, nr: u32, age: u64) -> Key {
+    if bucket.is(Flag::Lapsed) {
+        return u64::from(nr);
     }
-    at
+    let ahead = bucket.ordered.wrapping_sub(age as u16);
+    let zero_at = if ahead <= RECENCY_MAX {
+        age + u64::from(ahead)
+    } else {
+        age - u64::from(ahead.wrapping_neg())
+    };
+    // One more, so that none has the key of a lapsed one.
+    (zero_at + 1) << 32 | u64::from(nr)
+}
+
+/// Where a key is in a run, or would be.
+fn place(buckets: &[Bucket], run: &[u32], key: Key, age: u64) -> usize {
+    run.partition_point(|nr| self::key(&buckets[*nr as usize], *nr, age) < key)
+}
+
+/// Puts one more into a full run, which becomes two; gives the second. At its end it just goes on in a new one, so that what is
+/// filled in order is dense.
+fn split(run: &mut Vec<u32>, at: usize, nr: u32) -> Vec<u32> {
+    let mut split = Vec::with_capacity(RUN_MAX);
+    if at == run.len() {
+        split.push(nr);
+        return split;
+    }
+    split.extend(run.drain(RUN_MAX / 2..));
+    match at.checked_sub(run.len()) {
+        None | Some(0) => run.insert(at, nr),
+        Some(at) => split.insert(at, nr),
+    }
+    split
+}
+
+fn stamp(bucket: &Bucket) -> Option<u16> {
+    (!bucket.is(Flag::Lapsed)).then_some(bucket.ordered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// Everything in one sorted set: group, whether it has recency left, when that ends, number.
+    type Naive = BTreeSet<(u32, bool, u64, u32)>;
+
+    fn entry(bucket: &Bucket, nr: u32, age: u64) -> (u32, bool, u64, u32) {
+        let left = u64::from(recency_at(bucket.stamp, age as u16));
+        let has_left = left > 0 && bucket.live.get() > 0;
+        let zero_at = if has_left { age + left } else { 0 };
+        (bucket.live.get(), has_left, zero_at, nr)
+    }
+
+    fn idle(live: u32, stamp: u16) -> Bucket {
+        let mut bucket = Bucket::new(Place::Idle);
+        bucket.add_live(live, false);
+        bucket.stamp = stamp;
+        bucket
+    }
+
+    fn heads(naive: &Naive) -> Vec<(u32, u32)> {
+        let mut heads: Vec<(u32, u32)> = Vec::new();
+        for (group, _, _, nr) in naive {
+            if heads.last().is_none_or(|last| last.0 != *group) {
+                heads.push((*group, *nr));
+            }
+        }
+        heads
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn runs_split_join_and_stay_in_order(
+            live in prop::collection::vec(0..4u32, 1500),
+            stamps in prop::collection::vec(0..40u16, 1500),
+            is_filled in any::<bool>(),
+            ops in prop::collection::vec((0..1500u32, 0..4u8), 1..4000),
+        ) {
+            let mut buckets: Vec<Bucket> =
+                live.iter().zip(&stamps).map(|(live, stamp)| idle(*live, *stamp)).collect();
+            let (mut order, mut naive) = (Order::new(64, false), Naive::new());
+            if is_filled {
+                order.fill(&mut buckets);
+                naive = (0..).zip(&buckets).map(|(nr, bucket)| entry(bucket, nr, 0)).collect();
+            }
+            let mut age = 0;
+            for (nr, what) in ops {
+                let bucket = &buckets[nr as usize];
+                let live = bucket.live.get();
+                match (bucket.is(Flag::Ordered), what) {
+                    (true, 0..3) => {
+                        prop_assert!(naive.iter().any(|entry| entry.3 == nr));
+                        naive.retain(|entry| entry.3 != nr);
+                        order.remove(&mut buckets, nr, live);
+                    }
+                    (true, _) => {
+                        naive.retain(|entry| entry.3 != nr);
+                        order.lapse(&mut buckets, nr);
+                        naive.insert((live, false, 0, nr));
+                    }
+                    (false, _) => {
+                        order.insert(&mut buckets, nr);
+                        naive.insert(entry(&buckets[nr as usize], nr, age));
+                    }
+                }
+                if nr % 97 == 0 {
+                    age += 1;
+                    order.age = age;
+                }
+                if nr % 31 == 0 {
+                    order.check(&buckets);
+                    let all: Vec<(u32, u32)> = naive.iter().map(|e| (e.0, e.3)).collect();
+                    prop_assert_eq!(order.all(), all);
+                    let got: Vec<_> = order.heads().map(|head| (head.group, head.nr)).collect();
+                    prop_assert_eq!(got, heads(&naive));
+                }
+            }
+        }
+
+        #[test]
+        fn an_order_by_number_finds_the_next_one(
+            present in prop::collection::btree_set(0..5000u32, 1..3000),
+            least in prop::collection::vec(0..5001u32, 50),
+            is_filled in any::<bool>(),
+        ) {
+            let mut buckets: Vec<Bucket> = (0..5000)
+                .map(|nr| {
+                    let place = if present.contains(&nr) { Place::Idle } else { Place::Open };
+                    Bucket::new(place)
+                })
+                .collect();
+            let mut order = Order::new(64, true);
+            if is_filled {
+                order.fill(&mut buckets);
+            } else {
+                // Not in their order, so that runs split in the middle.
+                for nr in present.iter().step_by(2).chain(present.iter().skip(1).step_by(2)) {
+                    order.insert(&mut buckets, *nr);
+                }
+            }
+            order.check(&buckets);
+            for least in least {
+                prop_assert_eq!(
+                    order.next_number(&buckets, least),
+                    present.range(least..).next().copied()
+                );
+            }
+        }
+    }
 }

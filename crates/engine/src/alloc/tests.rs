@@ -177,7 +177,7 @@ fn next_batch(alloc: &mut Allocator) -> Option<Batch> {
 
 fn started(config: Config) -> Allocator {
     let mut alloc = Allocator::new(config);
-    alloc.start(1);
+    alloc.start();
     alloc
 }
 
@@ -230,7 +230,7 @@ fn what_is_named_or_holds_data_does_not_start_unused() {
     alloc.add_live(Ptr::new(6 * 4, Gen(8)), 4, true);
     alloc.add_live(Ptr::new(7 * 4, Gen(0)), 2, false);
     alloc.set_gen(BucketNr(7), Gen(0), 65535);
-    alloc.start(1);
+    alloc.start();
     let place = |nr: u64| alloc.bucket(BucketNr(nr)).place();
     assert_eq!(
         [place(3), place(4), place(5), place(7)],
@@ -251,7 +251,7 @@ fn a_pointer_outside_the_device_is_stale_and_counts_nothing() {
     let mut alloc = Allocator::new(config(64));
     let outside = Ptr::new(64 * 4, Gen(0));
     alloc.add_live(outside, 4, true);
-    alloc.start(1);
+    alloc.start();
     alloc.sub_live(outside, 4, true);
     assert!(alloc.is_stale(outside));
 }
@@ -262,7 +262,7 @@ fn forged_counts_stick_instead_of_wrapping() {
     let ptr = Ptr::new(3 * 4, Gen(0));
     alloc.add_live(ptr, u32::MAX, true);
     alloc.add_live(ptr, u32::MAX, true);
-    alloc.start(1);
+    alloc.start();
     alloc.sub_live(ptr, u32::MAX, true);
     alloc.sub_live(ptr, u32::MAX, true);
     assert_eq!(alloc.live_of(BucketNr(3)), (0xff_ffff, 0xff_ffff));
@@ -353,7 +353,7 @@ fn traffic_ages_what_is_not_pinned_one_step_per_1024th_of_the_cache() {
         alloc.set_gen(BucketNr(nr), Gen(0), [1, 100, 100][nr as usize - 3]);
         alloc.mark_referenced(BucketNr(nr));
     }
-    alloc.start(1);
+    alloc.start();
     alloc.pin(BucketNr(5));
     let prios = |alloc: &Allocator| [3, 4, 5].map(|nr| alloc.prio_of(BucketNr(nr)));
     alloc.account_traffic(1);
@@ -380,7 +380,7 @@ fn with_data(buckets: &[(u64, u16, u32)]) -> Allocator {
         alloc.mark_referenced(BucketNr(*nr));
         alloc.add_live(Ptr::new(nr * 64, Gen(0)), *live, false);
     }
-    alloc.start(1);
+    alloc.start();
     alloc
 }
 
@@ -449,7 +449,7 @@ fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
     alloc.add_live(Ptr::new(10 * 4, Gen(100)), 4, true);
     alloc.note_pointer_gen(BucketNr(11), Gen(4));
     alloc.note_pointer_gen(BucketNr(12), Gen(5));
-    alloc.start(1);
+    alloc.start();
     alloc.pin(BucketNr(13));
     assert_eq!(alloc.need_gc(), 96);
     let batch = next_batch(&mut alloc).expect("a batch");

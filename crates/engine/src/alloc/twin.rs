@@ -94,7 +94,7 @@ pub struct World {
 impl World {
     pub fn new(config: Config, sizes: Sizes) -> World {
         let mut alloc = Allocator::with_sizes(config, sizes);
-        alloc.start(7);
+        alloc.start();
         let mut world = World {
             alloc,
             truth: vec![Truth::default(); config.nbuckets as usize],

@@ -61,9 +61,8 @@ impl Allocator {
 
     pub(super) fn reorder(&mut self) {
         let is_by_number = self.config.replacement != Replacement::Lru;
-        let salt = self.order.salt();
-        self.order = Order::new(self.config.bucket_sectors, is_by_number, salt);
-        self.order.age = self.ageing.age();
+        self.order = Order::new(self.config.bucket_sectors, is_by_number);
+        self.order.age = self.ageing.steps();
         self.order.fill(&mut self.buckets);
     }
 

@@ -17,7 +17,7 @@ const CONFIG: Config = Config {
 
 fn buckets() -> Rc<Buckets> {
     let mut alloc = Allocator::new(CONFIG);
-    alloc.start(1);
+    alloc.start();
     Buckets::new(alloc, Rc::default())
 }
 

@@ -27,7 +27,7 @@ use std::rc::Rc;
 /// A view of a blank set for reading: nothing is cached.
 pub fn view<E: Env>(found: Found<E>) -> CacheSet<E> {
     let mut alloc = found.allocator();
-    alloc.start(0);
+    alloc.start();
     let buckets = Buckets::new(alloc, found.poison.clone());
     let root = Key::node(Pos::MAX, found.geometry.node_sectors, Ptr::new(0, Gen(0)));
     let index = Rc::new(RefCell::new(empty_index(&found, root, 1)));
@@ -83,7 +83,7 @@ async fn write<E: Env>(
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
     wipe_journal(&found).await?;
-    let mut alloc = blank_buckets(&found, env.random_u64() as u32);
+    let mut alloc = blank_buckets(&found);
     alloc.set_expensive_checks(options.expensive_checks);
     let buckets = Buckets::new(alloc, found.poison.clone());
     let table = found.table(env, &buckets, Vec::new(), 0);
@@ -144,14 +144,14 @@ async fn write<E: Env>(
     })
 }
 
-fn blank_buckets<E: Env>(found: &Found<E>, salt: u32) -> Allocator {
+fn blank_buckets<E: Env>(found: &Found<E>) -> Allocator {
     let mut alloc = found.allocator();
     found
         .geometry
         .journal_buckets
         .iter()
         .for_each(|nr| alloc.mark_metadata(BucketNr(*nr)));
-    alloc.start(salt);
+    alloc.start();
     alloc.set_synchronous(false);
     alloc
 }

@@ -259,7 +259,7 @@ fn check_ring<E: Env>(found: &Found<E>) -> Result<(), Error> {
     Err(Error::refused(found.disk.name(), what))
 }
 
-fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded, salt: u32) -> Allocator {
+fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
     let mut alloc = found.allocator();
     let first = found.geometry.first_bucket;
     for nr in first..found.geometry.nbuckets {
@@ -291,7 +291,7 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded, salt: u32) -> Allocat
             alloc.add_live(ptr, extent.sectors() as u32, extent.dirty);
         }
     }
-    alloc.start(salt);
+    alloc.start();
     alloc
 }
 
@@ -327,7 +327,7 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
 }
 
 fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
-    let buckets = Buckets::new(load_buckets(&found, &loaded, 0), found.poison.clone());
+    let buckets = Buckets::new(load_buckets(&found, &loaded), found.poison.clone());
     let nodes = load_nodes(&loaded);
     let mut map = std::mem::take(&mut loaded.index);
     for extent in &loaded.doubtful {
@@ -419,7 +419,7 @@ async fn start<E: Env>(
     store: Option<E::Survivor>,
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
-    let mut alloc = load_buckets(&found, &loaded, env.random_u64() as u32);
+    let mut alloc = load_buckets(&found, &loaded);
     alloc.set_expensive_checks(options.expensive_checks);
     let buckets = Buckets::new(alloc, found.poison.clone());
     let nodes = load_nodes(&loaded);
