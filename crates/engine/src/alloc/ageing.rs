@@ -8,7 +8,6 @@
 use super::order::recency_at;
 use super::{PRIO_FRESH, PRIO_METADATA};
 
-const STAMPS: usize = 1 << 16;
 /// Steps in which each bucket is passed once.
 const SWEEP_STEPS: u64 = 1 << 14;
 /// A stamp that was passed so many steps ago is brought up to the age.
@@ -18,7 +17,7 @@ pub(super) const STAMP_PAST: u16 = 1 << 13;
 pub(super) struct Ageing {
     age: u64,
     /// Buckets per stamp that age and are not at zero.
-    counts: Vec<u32>,
+    counts: Counts,
     /// No counted stamp is lower than this one.
     lowest: u64,
     /// Smallest recency met by the last step, as the spec has it: 0 before the first, [`PRIO_METADATA`] if there was none.
@@ -33,7 +32,7 @@ impl Ageing {
     pub fn new() -> Ageing {
         Ageing {
             age: 0,
-            counts: vec![0; STAMPS],
+            counts: Counts::new(),
             lowest: 0,
             min_prio: 0,
             traffic: 0,
@@ -55,7 +54,7 @@ impl Ageing {
     pub fn stamp(&mut self, prio: u16) -> u16 {
         let stamp = self.age + u64::from(prio);
         if prio > 0 {
-            self.counts[stamp as u16 as usize] += 1;
+            *self.counts.of(stamp as u16) += 1;
             self.lowest = self.lowest.min(stamp);
         }
         stamp as u16
@@ -65,7 +64,7 @@ impl Ageing {
     pub fn unstamp(&mut self, stamp: u16) -> u16 {
         let prio = recency_at(stamp, self.age());
         if prio > 0 {
-            self.counts[stamp as usize] -= 1;
+            *self.counts.of(stamp) -= 1;
         }
         prio
     }
@@ -88,16 +87,14 @@ impl Ageing {
         self.age += 1;
         self.lowest = self.lowest.max(self.age);
         let end = self.age + u64::from(PRIO_FRESH);
-        while self.lowest < end && self.counts[self.lowest as u16 as usize] == 0 {
-            self.lowest += 1;
-        }
+        self.lowest = self.counts.first(self.lowest, end);
         self.min_prio = if self.lowest < end {
             (self.lowest - self.age) as u16
         } else {
             PRIO_METADATA
         };
         // These are at zero now, and are counted no more.
-        self.counts[self.age as u16 as usize] = 0;
+        self.counts.clear(self.age as u16);
     }
 
     /// The buckets to pass at this step.
@@ -107,8 +104,55 @@ impl Ageing {
         (start..start + count).map(move |nr| nr % nbuckets)
     }
 
-    /// What the counts are, to be compared with a recount.
-    pub fn counts(&self) -> &[u32] {
-        &self.counts
+    /// Stamps that are somebody's and how many have each, to be compared with a recount.
+    pub fn counts(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
+        let pages = (0..).zip(&self.counts.0);
+        let used = pages.filter_map(|(at, page)| Some((at, page.as_ref()?)));
+        used.flat_map(|(at, page)| (at * PAGE..).zip(page.iter()))
+            .filter(|(_, count)| **count > 0)
+            .map(|(stamp, count)| (stamp as u16, *count))
+    }
+}
+
+/// Stamps in a page of counts.
+const PAGE: usize = 1 << 8;
+
+/// How many buckets have each stamp, in pages: nearly all stamps are nobody's for a long time.
+#[derive(Clone, Debug)]
+struct Counts(Vec<Option<Box<[u32; PAGE]>>>);
+
+impl Counts {
+    fn new() -> Counts {
+        Counts(vec![None; (1 << 16) / PAGE])
+    }
+
+    fn of(&mut self, stamp: u16) -> &mut u32 {
+        let at = usize::from(stamp);
+        let page = self.0[at / PAGE].get_or_insert_with(|| Box::new([0; PAGE]));
+        &mut page[at % PAGE]
+    }
+
+    /// The first stamp from one on that is somebody's, before an end.
+    fn first(&self, mut from: u64, end: u64) -> u64 {
+        while from < end {
+            let at = usize::from(from as u16);
+            match &self.0[at / PAGE] {
+                Some(page) if page[at % PAGE] > 0 => return from,
+                Some(_) => from += 1,
+                None => from += (PAGE - at % PAGE) as u64,
+            }
+        }
+        end
+    }
+
+    /// The stamp is nobody's any more, as all before it.
+    fn clear(&mut self, stamp: u16) {
+        let at = usize::from(stamp);
+        if let Some(page) = &mut self.0[at / PAGE] {
+            page[at % PAGE] = 0;
+        }
+        if at % PAGE == PAGE - 1 {
+            self.0[at / PAGE] = None;
+        }
     }
 }
