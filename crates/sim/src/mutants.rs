@@ -13,9 +13,17 @@ use brigade_engine::mutations;
 /// mistake may also end in a step that never does.
 #[cfg(feature = "instrumented")]
 pub fn run(bounds: Bounds, name: &str) -> std::io::Result<bool> {
-    let chosen = mutations::ALL
+    let named = mutations::ALL
         .iter()
         .filter(|(_, text, _)| text.contains(name));
+    let (unit, chosen): (Vec<_>, Vec<_>) =
+        named.partition(|(mutation, _, _)| mutations::is_for_unit_tests(*mutation));
+    if !unit.is_empty() {
+        println!(
+            "left out: {} mistakes that unit tests find (docs/allocator.md)",
+            unit.len()
+        );
+    }
     let (mut found, mut all) = (0, 0);
     for (_, text, what) in chosen {
         let seconds = bounds.time.as_secs().to_string();

@@ -1,6 +1,7 @@
 //! Recycling: victims are gathered, one write of the gen table pays for all of them, and only then are they reused.
 
 use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen};
 
 use super::bucket::{Class, Place};
@@ -18,7 +19,7 @@ impl Allocator {
         }
         let may_help = self.counts[Class::Clean] > 0 || !self.lists.incoming.is_empty();
         (self.ready_for_data() < self.low_water() && may_help)
-            || self.table_lag >= TABLE_LAG_WANTS_WRITE
+            || (self.table_lag >= TABLE_LAG_WANTS_WRITE && !mutations::is(Mutation::AllocLagUnseen))
     }
 
     /// Are buckets for data running low with nothing to recycle in sight?
@@ -47,6 +48,9 @@ impl Allocator {
     /// With fewer buckets than this for data, more are made: twice what was lately taken while a table was written, so that
     /// they last until the next ones come.
     pub fn low_water(&self) -> usize {
+        if mutations::is(Mutation::AllocBatchLate) {
+            return 1;
+        }
         let most = (self.config.nbuckets / 16) as usize;
         let wanted = (2 * self.taken_lately).min(most);
         wanted.max(self.lists.sizes.low_water)
@@ -61,9 +65,11 @@ impl Allocator {
             .sizes
             .batch
             .saturating_sub(self.lists.incoming.len());
+        let one = mutations::is(Mutation::AllocBatchOfOne);
+        let room = if one { room.min(1) } else { room };
         self.victims(room.min(most), random, |alloc, nr| {
             let bucket = alloc.invalidate(nr);
-            if alloc.is_synchronous {
+            if alloc.is_synchronous && !mutations::is(Mutation::AllocNoTable) {
                 alloc.lists.incoming.push(bucket);
             } else {
                 alloc.release(bucket, &TableDurable::not_needed());
@@ -102,7 +108,8 @@ impl Allocator {
         let (incoming, gens, proof) = batch.durable();
         for (nr, r#gen) in gens {
             let bucket = &mut self.buckets[nr as usize];
-            bucket.durable_gen = r#gen;
+            let now = mutations::is(Mutation::AllocTableSaysNow);
+            bucket.durable_gen = if now { bucket.r#gen } else { r#gen };
             if bucket.table_lag() > 0 {
                 self.lagging.push(nr);
             }
@@ -120,6 +127,9 @@ impl Allocator {
     /// The table may or may not have reached the device: nothing is released, and the next batch takes the recycled
     /// buckets along. The table's buckets stay metadata; a caller who knows that nothing durable names them frees them.
     pub fn abandon_batch(&mut self, batch: Batch) {
+        if mutations::is(Mutation::AllocAbandonReleases) {
+            return self.batch_durable(batch);
+        }
         self.end_batch();
         let (incoming, gens) = batch.abandoned();
         self.lagging.extend(gens.into_iter().map(|(nr, _)| nr));
@@ -146,7 +156,7 @@ impl Allocator {
 
     fn release(&mut self, bucket: Incoming, proof: &TableDurable) {
         let bucket = bucket.release(proof);
-        if self.discards {
+        if self.discards && !mutations::is(Mutation::AllocDiscardSkipped) {
             self.lists.to_discard.push_back(bucket);
         } else {
             self.make_ready(bucket);
@@ -182,7 +192,9 @@ impl Allocator {
         }
         self.increment_gen(nr);
         self.go(nr, Place::Idle, Place::Incoming);
-        self.set_prio(nr, PRIO_FRESH);
+        if !mutations::is(Mutation::AllocKeepsPrio) {
+            self.set_prio(nr, PRIO_FRESH);
+        }
         Incoming::new(nr)
     }
 }

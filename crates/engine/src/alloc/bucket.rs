@@ -203,7 +203,8 @@ impl Bucket {
 
     /// Is there room for one more gen?
     pub fn may_increment(&self) -> bool {
-        self.gen_age() < GEN_AGE_MAX && self.table_lag() < TABLE_LAG_MAX
+        (self.gen_age() < GEN_AGE_MAX || mutations::is(Mutation::AllocGenAgeIgnored))
+            && (self.table_lag() < TABLE_LAG_MAX || mutations::is(Mutation::AllocTableLagIgnored))
     }
 
     /// Does nothing but its gen keep it from being recycled?

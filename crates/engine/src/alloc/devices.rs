@@ -8,6 +8,7 @@
 //! Kernel 6.12 and the sets that Brigade opens have one device, where this is one allocation; all callers are in one thread,
 //! so there is nothing to lock and one form is enough.
 
+use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::bucket::Place;
@@ -51,8 +52,12 @@ pub fn allocate_set(
     );
     let mut copies = Vec::with_capacity(count);
     for device in preference(devices).into_iter().take(count) {
+        let same = mutations::is(Mutation::AllocCopiesTogether);
+        let device = if same { 0 } else { device };
         let Some(bucket) = devices[device].take_whole(reserve) else {
-            give_back(devices, &copies);
+            if !mutations::is(Mutation::AllocNoUnwind) {
+                give_back(devices, &copies);
+            }
             return None;
         };
         let sector = bucket.nr.0 * u64::from(devices[device].config.bucket_sectors);
@@ -80,6 +85,8 @@ fn preference(devices: &[Allocator]) -> Vec<usize> {
         let stats = device.stats();
         // In thousandths, so that devices of about the same use take turns by age.
         let used = (stats.total - stats.available) * 1000 / stats.total;
+        let any = mutations::is(Mutation::AllocNoPreference);
+        let used = if any { 0 } else { used };
         (used, device.ageing.min_prio, *at)
     });
     order

@@ -3,6 +3,8 @@
 use brigade_format::BucketNr;
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::mutations::{self, Mutation};
+
 use super::Config;
 use super::tokens::{Incoming, Ready, Unused};
 
@@ -53,6 +55,11 @@ impl Sizes {
             40
         };
         let cheap = config.table_buckets as usize * per_table;
+        let normal = if mutations::is(Mutation::AllocSizesSmall) {
+            unit.max(1)
+        } else {
+            normal
+        };
         let batch = (4 * normal)
             .max(nbuckets / 100)
             .max(cheap.min(nbuckets / 16));
@@ -115,11 +122,14 @@ impl Lists {
 
     /// The reserve that should be filled next, the table's first: without a table nothing can be recycled.
     pub fn hungry_reserve(&self) -> Option<Reserve> {
-        let reserves = [
+        let mut reserves = [
             (Reserve::Prio, self.sizes.prio),
             (Reserve::Btree, self.sizes.btree),
             (Reserve::MovingGc, self.sizes.moving_gc),
         ];
+        if mutations::is(Mutation::AllocReserveOrder) {
+            reserves.swap(0, 1);
+        }
         reserves
             .into_iter()
             .find(|(reserve, size)| self.ready(*reserve).len() < *size)

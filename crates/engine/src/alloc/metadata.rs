@@ -1,5 +1,6 @@
 //! Buckets for btree nodes and tables, and the way of a bucket through Unused.
 
+use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen};
 
 use super::bucket::{Class, Place};
@@ -23,8 +24,10 @@ impl Allocator {
     /// the copying collector's: a node that cannot be written stops everything, a copy that cannot be made stops nothing.
     pub fn take_metadata(&mut self, reserve: Reserve) -> Option<MetadataBucket> {
         self.assert_metadata(reserve);
-        let bucket = self
-            .take_unused()
+        let own = mutations::is(Mutation::AllocOwnReserveFirst);
+        let first = own.then(|| self.lists.pop_ready(reserve)).flatten();
+        let bucket = first
+            .or_else(|| self.take_unused())
             .or_else(|| self.lists.pop_ready(Reserve::Normal))
             .or_else(|| self.lists.pop_ready(reserve))
             .or_else(|| self.lists.pop_ready(Reserve::MovingGc))?;
@@ -39,7 +42,8 @@ impl Allocator {
 
     /// Buckets [`Allocator::take_metadata`] could hand out for the btree right now.
     pub fn metadata_available(&self) -> usize {
-        self.available_for(Reserve::Btree)
+        let more = usize::from(mutations::is(Mutation::AllocCountsTooMany));
+        self.available_for(Reserve::Btree) + more
     }
 
     /// Would `n` calls of [`Allocator::take_metadata`] for the btree succeed?
@@ -51,6 +55,9 @@ impl Allocator {
     /// journal entry that names a newer table, is durable; or it was never used.
     pub fn free_metadata(&mut self, nr: BucketNr) {
         assert_eq!(self.bucket(nr).pin, 0, "free of a bucket in use");
+        if mutations::is(Mutation::AllocFreeLeaks) {
+            return;
+        }
         self.set_prio(nr, PRIO_FRESH);
         self.enter_unused(nr, Place::Metadata);
         self.top_up();
@@ -75,7 +82,7 @@ impl Allocator {
     /// To Unused, or if its gen has no room for one more, to Idle: then a batch takes it once the table or a gc
     /// caught up.
     pub(super) fn enter_unused(&mut self, nr: BucketNr, from: Place) {
-        if self.bucket(nr).may_increment() {
+        if self.bucket(nr).may_increment() && !mutations::is(Mutation::AllocNoUnused) {
             self.go(nr, from, Place::Unused);
             self.lists.unused.push_back(Unused::new(nr));
         } else {

@@ -65,6 +65,8 @@ mod victims;
 
 mod check;
 #[cfg(test)]
+mod rules_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod twin;
@@ -282,7 +284,8 @@ impl Allocator {
             if bucket.stamp > PRIO_FRESH {
                 self.update(nr, |bucket| bucket.stamp = PRIO_FRESH);
             }
-            let is_named = bucket.is(Flag::Referenced) || bucket.live.get() > 0;
+            let is_hidden = mutations::is(Mutation::AllocTakesReferenced);
+            let is_named = bucket.is(Flag::Referenced) && !is_hidden || bucket.live.get() > 0;
             if !is_named && bucket.pin == 0 {
                 self.enter_unused(nr, Place::Idle);
             }
@@ -322,7 +325,10 @@ impl Allocator {
     /// Does the pointer's gen lie behind its bucket's? A pointer to no bucket at all counts as stale.
     pub fn is_stale(&self, ptr: Ptr) -> bool {
         match self.buckets.get(self.nr_of(ptr).0 as usize) {
-            Some(bucket) => bucket.r#gen.after(ptr.r#gen()) > 0,
+            Some(bucket) => {
+                let late = u8::from(mutations::is(Mutation::AllocStaleLate));
+                bucket.r#gen.after(ptr.r#gen()) > late
+            }
             None => true,
         }
     }
@@ -363,7 +369,7 @@ impl Allocator {
 
     /// A read was served from the bucket.
     pub fn touch(&mut self, nr: BucketNr) {
-        if self.bucket(nr).holds_data() {
+        if self.bucket(nr).holds_data() && !mutations::is(Mutation::AllocTouchForgotten) {
             self.set_prio(nr, PRIO_FRESH);
         }
     }
@@ -400,7 +406,14 @@ impl Allocator {
             .saturating_mul(u64::from(self.config.bucket_sectors));
         if self.ageing.traffic(sectors, (size / 1024).max(1)) {
             self.ageing.step();
+<<<<<<< /tmp/mg/ours
+            if mutations::is(Mutation::AllocAgesDouble) {
+                self.ageing.step();
+            }
+            self.order.age = self.ageing.age();
+=======
             self.order.age = self.ageing.steps();
+>>>>>>> /tmp/mg/theirs
             self.sweep();
         }
     }
@@ -424,7 +437,7 @@ impl Allocator {
     pub fn prio_of(&self, nr: BucketNr) -> u16 {
         let bucket = self.bucket(nr);
         match bucket.place() {
-            Place::Metadata => PRIO_METADATA,
+            Place::Metadata if !mutations::is(Mutation::AllocMetadataCold) => PRIO_METADATA,
             _ if self.started && bucket.ages() => recency_at(bucket.stamp, self.ageing.age()),
             _ => bucket.stamp,
         }
@@ -501,7 +514,7 @@ impl Allocator {
         let before = *bucket;
         change(bucket);
         let after = *bucket;
-        if before.class() != after.class() {
+        if before.class() != after.class() && !mutations::is(Mutation::AllocCountsStale) {
             self.counts.shift(before.class(), after.class());
         }
         if self.started {
@@ -532,7 +545,9 @@ impl Allocator {
     fn go(&mut self, nr: BucketNr, from: Place, to: Place) {
         self.update(nr, |bucket| {
             assert_eq!(bucket.place(), from, "ALLOC-1: bucket on its way to {to:?}");
-            bucket.put(to);
+            if to != Place::Metadata || !mutations::is(Mutation::AllocPlaceForgotten) {
+                bucket.put(to);
+            }
         });
         if self.checks_everything && from == Place::Ready {
             self.check_handed_out(nr);
@@ -587,6 +602,9 @@ impl Allocator {
     }
 
     fn note_age(&mut self, nr: BucketNr) {
+        if mutations::is(Mutation::AllocAgeForgotten) {
+            return;
+        }
         let (age, lag) = (self.bucket(nr).gen_age(), self.bucket(nr).table_lag());
         self.need_gc = self.need_gc.max(age);
         self.need_gc_since = self.need_gc_since.max(age);

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::bucket::Place;
@@ -44,20 +45,20 @@ pub struct Placement {
 /// One bucket being filled. Without space left it holds no bucket and no pin.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
-    was_used: bool,
-    inode: u32,
+    pub was_used: bool,
+    pub inode: u32,
     /// Where the last data handed out ends in its volume.
-    end: u64,
+    pub end: u64,
     /// Who claims it.
-    stream: Option<u16>,
-    kind: Data,
+    pub stream: Option<u16>,
+    pub kind: Data,
     /// Larger than that of every slot used earlier; no two are the same.
-    used: u64,
+    pub used: u64,
     /// When it was last used, in ticks.
-    tick: u64,
+    pub tick: u64,
     pub bucket: Option<BucketNr>,
-    r#gen: Gen,
-    next_sector: u64,
+    pub r#gen: Gen,
+    pub next_sector: u64,
     pub sectors_free: u32,
 }
 
@@ -99,12 +100,16 @@ pub(super) struct OpenBuckets {
     /// Sectors free in slots of either kind.
     free: [u64; 2],
     used: u64,
-    tick: u64,
+    pub tick: u64,
 }
 
 impl OpenBuckets {
     pub fn new(slots: usize) -> OpenBuckets {
-        let count = slots.max(1);
+        let count = if mutations::is(Mutation::AllocOneSlot) {
+            1
+        } else {
+            slots.max(1)
+        };
         let mut open = OpenBuckets {
             slots: vec![Slot::EMPTY; count],
             ends: BTreeMap::new(),
@@ -125,8 +130,12 @@ impl OpenBuckets {
     fn pick(&self, inode: u32, start: u64, stream: u16, kind: Data) -> usize {
         let follows = (kind, inode, start, 0)..=(kind, inode, start, u64::MAX);
         let sequential = self.ends.range(follows).next_back();
+        let sequential = sequential.filter(|_| !mutations::is(Mutation::AllocSequentialForgotten));
         let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
-        let of_stream = || self.streams.range(mine).next_back().map(|(_, at)| *at);
+        let of_stream = || {
+            let found = self.streams.range(mine).next_back().map(|(_, at)| *at);
+            found.filter(|_| !mutations::is(Mutation::AllocStreamForgotten))
+        };
         // If every slot is busy with the other kind, the oldest has to go.
         sequential
             .map(|(_, at)| *at)
@@ -214,12 +223,21 @@ impl Allocator {
         kind: Data,
         write_prio: bool,
     ) -> Option<Placement> {
+        let mix = mutations::is(Mutation::AllocKindsMix);
+        let kind = if mix { Data::Cached } else { kind };
         let index = self.open.pick(inode, start, stream, kind);
-        if self.open.slots[index].has_space_for(kind) {
+        let surplus = mutations::is(Mutation::AllocSurplus);
+        if self.open.slots[index].has_space_for(kind) && !surplus {
             return Some(self.put(index, (inode, start, sectors), stream));
         }
         match self.take_data(write_prio) {
             Some(bucket) => {
+                let index = if mutations::is(Mutation::AllocNewBucketElsewhere) {
+                    let oldest = self.open.oldest([None, Some(kind)]);
+                    oldest.unwrap_or(index)
+                } else {
+                    index
+                };
                 self.attach(index, bucket, kind);
                 self.trace_allocation(bucket_of(&self.open, index), reserve_of(write_prio));
                 Some(self.put(index, (inode, start, sectors), stream))
@@ -282,6 +300,9 @@ impl Allocator {
     /// A tick: closes the open buckets not used since the tick before the last one. What space they have is wasted, but they can
     /// be recycled. None of them is empty, as a bucket is taken only to put something into it at once.
     pub fn close_idle(&mut self) {
+        if mutations::is(Mutation::AllocIdleStaysOpen) {
+            return;
+        }
         self.open.tick += 1;
         for index in 0..self.open.slots.len() {
             let slot = &self.open.slots[index];
@@ -294,6 +315,8 @@ impl Allocator {
 
     /// A bucket was taken for a reserve.
     pub fn trace_allocation(&self, nr: BucketNr, reserve: Reserve) {
+        let wrong = mutations::is(Mutation::AllocEventsWrong);
+        let nr = if wrong { BucketNr(reserve as u64) } else { nr };
         let sector = nr.0 * u64::from(self.config.bucket_sectors);
         tracing::debug!(
             target: "brigade::alloc",
@@ -303,6 +326,9 @@ impl Allocator {
 
     /// There was no bucket for a reserve.
     pub fn trace_failure(&self, reserve: Reserve) {
+        if mutations::is(Mutation::AllocFailsSilently) {
+            return;
+        }
         let ready = self.lists.ready(reserve).len();
         let batch = self.batch_in_progress;
         tracing::debug!(
@@ -329,8 +355,11 @@ impl Allocator {
         if bucket.is_none() {
             bucket = self.take_unused();
         }
-        if bucket.is_none() && write_prio {
+        if bucket.is_none() && write_prio && !mutations::is(Mutation::AllocWriterHasNoReserve) {
             bucket = self.lists.pop_ready(Reserve::MovingGc);
+        }
+        if bucket.is_none() && mutations::is(Mutation::AllocDataTakesAll) {
+            bucket = self.lists.pop_ready(Reserve::Btree);
         }
         bucket
     }
@@ -345,10 +374,14 @@ impl Allocator {
                 (0, 0),
                 "ALLOC-4: a ready bucket holds nothing"
             );
-            bucket.stamp = PRIO_FRESH;
+            if !mutations::is(Mutation::AllocOpensCold) {
+                bucket.stamp = PRIO_FRESH;
+            }
         });
         self.pin(nr);
         let r#gen = self.buckets[nr.0 as usize].r#gen;
+        let old = u8::from(mutations::is(Mutation::AllocOpensOldGen));
+        let r#gen = Gen(r#gen.0.wrapping_sub(old));
         let size = self.config.bucket_sectors;
         self.open.change(index, |slot| {
             slot.was_used = true;
@@ -371,8 +404,11 @@ impl Allocator {
             self.started && sectors > 0,
             "allocation of nothing, or while loading"
         );
-        let count = sectors.min(u64::from(self.open.slots[index].sectors_free)) as u32;
-        let end = start.saturating_add(u64::from(count));
+        let more = mutations::is(Mutation::AllocHandsOutMore);
+        let free = u64::from(self.open.slots[index].sectors_free);
+        let count = sectors.min(if more { u64::MAX } else { free }) as u32;
+        let stays = mutations::is(Mutation::AllocEndForgotten);
+        let end = start.saturating_add(if stays { 0 } else { u64::from(count) });
         self.open.used_by(index, inode, end, stream);
         self.hand_out(index, count)
     }
@@ -396,8 +432,12 @@ impl Allocator {
             slot.next_sector += u64::from(count);
             slot.sectors_free -= count;
         });
-        self.pin(bucket);
-        if self.open.slots[index].sectors_free < self.config.block_sectors {
+        if !mutations::is(Mutation::AllocPinForgotten) {
+            self.pin(bucket);
+        }
+        let kept = mutations::is(Mutation::AllocTailKept);
+        let least = if kept { 1 } else { self.config.block_sectors };
+        if self.open.slots[index].sectors_free < least {
             self.seal(index);
         }
         placement
@@ -408,7 +448,9 @@ impl Allocator {
         self.open.change(index, |slot| slot.sectors_free = 0);
         if let Some(nr) = self.open.slots[index].bucket.take() {
             self.go(nr, Place::Open, Place::Idle);
-            self.unpin(nr);
+            if !mutations::is(Mutation::AllocCloseLeaks) {
+                self.unpin(nr);
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Small worlds completely, large ones at random, and the rules one by one.
 
+use std::collections::BTreeSet;
+
 use brigade_format::{BucketNr, Gen, Ptr};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
 
 use super::bucket::Place;
-use super::twin::{Step, World};
+use super::twin::{Step, World, dice};
 use super::{Allocator, Batch, Config, Data, PRIO_FRESH, Replacement, Reserve, Sizes};
 
 const CONFIG: Config = Config {
@@ -31,15 +32,50 @@ fn config(nbuckets: u64) -> Config {
     Config { nbuckets, ..CONFIG }
 }
 
-fn explore(world: &World, steps: &[Step], depth: usize, seen: &mut u64) {
-    for step in steps {
-        let mut next = world.clone();
-        next.step(*step);
-        *seen += 1;
-        if depth > 1 {
-            explore(&next, steps, depth - 1, seen);
+/// A number from the environment, for longer runs than the gate's.
+fn asked_for(name: &str, default: u64) -> u64 {
+    let asked = std::env::var(name).ok();
+    asked.map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Takes every sequence of these steps up to a length, but each world that is met again only once: what comes after it was
+/// seen. In each world the power fails in every way.
+fn explore(world: &World, steps: &[Step], depth: u32) {
+    let started = std::time::Instant::now();
+    let mut seen: BTreeSet<[u64; 2]> = BTreeSet::from([world.digest()]);
+    let mut worlds = vec![world.clone()];
+    let (mut taken, mut crashes) = (0u64, 0);
+    for level in 1..=depth {
+        let mut next = Vec::new();
+        for world in &worlds {
+            for step in steps {
+                let mut changed = world.clone();
+                changed.step(*step);
+                taken += 1;
+                if seen.insert(changed.digest()) {
+                    crashes += changed.crash_every_way();
+                    if level < depth {
+                        next.push(changed);
+                    }
+                }
+            }
         }
+        worlds = next;
     }
+    let sequences: u64 = (1..=depth)
+        .map(|depth| (steps.len() as u64).pow(depth))
+        .sum();
+    println!(
+        "{sequences} sequences of up to {depth} of {} steps: {} worlds, {taken} steps taken, {crashes} power losses, {:.1} s",
+        steps.len(),
+        seen.len(),
+        started.elapsed().as_secs_f32()
+    );
+}
+
+/// How long the sequences are.
+fn depth() -> u32 {
+    asked_for("BRIGADE_ALLOC_DEPTH", 8) as u32
 }
 
 #[test]
@@ -59,9 +95,7 @@ fn every_short_history_of_a_five_bucket_world_keeps_the_invariants() {
         Step::Durable,
         Step::AbandonBatch,
     ];
-    let mut seen = 0;
-    explore(&World::new(CONFIG, SIZES), &steps, 6, &mut seen);
-    assert_eq!(seen, (1..=6).map(|depth| 9u64.pow(depth)).sum::<u64>());
+    explore(&World::new(CONFIG, SIZES), &steps, depth());
 }
 
 #[test]
@@ -92,32 +126,43 @@ fn every_short_history_of_a_full_world_keeps_the_invariants() {
         Step::AbandonBatch,
         Step::CloseOpen,
     ];
-    explore(&world, &steps, 5, &mut 0);
+    explore(&world, &steps, depth());
+}
+
+/// Pins, reads, power losses and garbage collection.
+#[test]
+fn every_short_history_of_a_world_that_crashes_keeps_the_invariants() {
+    let mut world = World::new(CONFIG, SIZES);
+    for dirty in [false, true] {
+        world.step(Step::Allocate {
+            stream: 1,
+            sectors: 4,
+            kind: Data::Cached,
+        });
+        world.step(Step::Insert { dirty });
+    }
+    let steps = [
+        Step::Allocate {
+            stream: 1,
+            sectors: 4,
+            kind: Data::Cached,
+        },
+        Step::Insert { dirty: false },
+        Step::Hold(0),
+        Step::LetGo,
+        Step::Remove(0),
+        Step::BeginBatch,
+        Step::Durable,
+        Step::Gc,
+        Step::Flush,
+        Step::Crash(0),
+        Step::Crash(3),
+    ];
+    explore(&world, &steps, depth());
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let kind = prop_oneof![3 => Just(Data::Cached), 1 => Just(Data::Flash)];
-    prop_oneof![
-        8 => (0..4u16, 1..9u8, kind)
-            .prop_map(|(stream, sectors, kind)| Step::Allocate { stream, sectors, kind }),
-        8 => prop::bool::weighted(0.3).prop_map(|dirty| Step::Insert { dirty }),
-        1 => Just(Step::Abandon),
-        6 => any::<u8>().prop_map(Step::Clean),
-        3 => any::<u8>().prop_map(Step::Remove),
-        3 => any::<u8>().prop_map(Step::Touch),
-        2 => Just(Step::TakeNode),
-        2 => any::<u8>().prop_map(Step::FreeNode),
-        6 => Just(Step::BeginBatch),
-        1 => Just(Step::BeginTable),
-        6 => Just(Step::Durable),
-        1 => Just(Step::AbandonBatch),
-        2 => any::<u8>().prop_map(Step::Hold),
-        2 => Just(Step::LetGo),
-        1 => (0..4u8).prop_map(Step::Age),
-        3 => (0..5u8).prop_map(Step::Gather),
-        2 => Just(Step::Gc),
-        1 => Just(Step::CloseOpen),
-    ]
+    any::<[u8; 4]>().prop_map(Step::of)
 }
 
 fn policy() -> impl Strategy<Value = Replacement> {
@@ -139,10 +184,9 @@ proptest! {
     }
 }
 
-/// Gens wrap several times. Histories come from a seed, so a failure repeats.
-#[test]
-fn a_long_run_with_wrapping_gens_equals_its_twin() {
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
+/// So many steps at random. Histories come from a seed, so a failure repeats.
+fn long_run(replacement: Replacement, seed: u64) {
+    let steps = asked_for("BRIGADE_ALLOC_STEPS", 150_000);
     let sizes = Sizes {
         prio: 2,
         moving_gc: 1,
@@ -150,23 +194,83 @@ fn a_long_run_with_wrapping_gens_equals_its_twin() {
         batch: 6,
         ..SIZES
     };
+    let config = Config {
+        bucket_sectors: 8,
+        replacement,
+        ..config(16)
+    };
+    let mut world = World::new(config, sizes);
+    let mut dice = dice(seed);
+    let started = std::time::Instant::now();
+    for _ in 0..steps {
+        world.step(Step::of((dice() as u32).to_le_bytes()));
+    }
+    println!(
+        "{replacement:?}: {steps} steps, {} recycled, {} crashes, {:.1} s",
+        world.recycled,
+        world.crashes,
+        started.elapsed().as_secs_f32()
+    );
+    assert!(world.handed_out > steps / 12);
+    assert!(world.recycled > steps / 40, "gens come round");
+}
+
+#[test]
+fn a_long_run_of_lru_equals_its_twin() {
+    long_run(Replacement::Lru, 1);
+}
+
+#[test]
+fn a_long_run_of_fifo_equals_its_twin() {
+    long_run(Replacement::Fifo, 2);
+}
+
+#[test]
+fn a_long_run_of_random_equals_its_twin() {
+    long_run(Replacement::Random, 3);
+}
+
+/// Gens of one bucket come round again and again while the power fails; the world looks at every pointer that is left.
+#[test]
+fn a_bucket_reused_many_times_never_brings_an_old_pointer_back() {
+    let reuses = asked_for("BRIGADE_ALLOC_REUSES", 10_000);
     let mut world = World::new(
         Config {
-            bucket_sectors: 8,
-            ..config(16)
+            nbuckets: 5,
+            ..CONFIG
         },
-        sizes,
+        SIZES,
     );
-    for _ in 0..120_000 {
-        let next = step().new_tree(&mut runner).expect("a step").current();
-        world.step(next);
+    let mut dice = dice(4);
+    let (mut steps, started) = (0u64, std::time::Instant::now());
+    while world.reuses() < reuses {
+        let which = dice() as u8;
+        world.step(match dice() % 128 {
+            0..32 => Step::Allocate {
+                stream: 1,
+                sectors: 4,
+                kind: Data::Cached,
+            },
+            32..64 => Step::Insert { dirty: which < 16 },
+            64..68 => Step::Clean(which),
+            68..74 => Step::Remove(which),
+            74..96 => Step::BeginBatch,
+            96..118 => Step::Durable,
+            118..120 => Step::AbandonBatch,
+            120..123 => Step::Gc,
+            123..126 => Step::Flush,
+            126 => Step::CloseOpen,
+            _ => Step::Crash(which),
+        });
+        steps += 1;
+        assert!(steps < 100_000 + reuses * 200, "buckets are not reused");
     }
-    assert!(world.handed_out > 10_000);
-    assert!(
-        world.recycled > 16 * 300,
-        "only {} recycled: gens did not wrap",
-        world.recycled
+    println!(
+        "{reuses} reuses of one bucket in {steps} steps with {} crashes, {:.1} s",
+        world.crashes,
+        started.elapsed().as_secs_f32()
     );
+    assert!(world.crashes > reuses / 100);
 }
 
 /// Everything that can be recycled at once.

@@ -1,9 +1,15 @@
 //! A world around the allocator that knows the truth the naive way: gens that never wrap, every pointer ever made,
 //! and what the durable table says. Its caller takes steps; after each one everything is compared.
+//!
+//! What happens to the index has a time, and the journal keeps it in order: what a power loss leaves is what was true at
+//! some time not before the last one known to be durable. From that and a table the allocator is loaded anew.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use brigade_format::{BucketNr, Gen, Ptr};
 
-use super::bucket::Place;
+use super::bucket::{Flag, Place};
+use super::order::recency_at;
 use super::{
     Allocator, Batch, Config, Data, GcBase, MetadataBucket, Placement, Replacement, Reserve, Sizes,
 };
@@ -45,6 +51,53 @@ pub enum Step {
     /// A gc notes the gens, or ends.
     Gc,
     CloseOpen,
+    /// From now on recycled buckets are discarded before they are ready, or not; some of them were.
+    Discards(bool),
+    Discarded(u8),
+    /// All that happened so far becomes durable, but no table.
+    Flush,
+    /// The power fails: some of the last events are lost, and of a table under way nobody knows.
+    Crash(u8),
+}
+
+impl Step {
+    /// The step that four bytes, perhaps drawn by chance, stand for.
+    pub fn of([what, which, size, kind]: [u8; 4]) -> Step {
+        match what % 64 {
+            0..8 => Step::Allocate {
+                stream: u16::from(which % 4),
+                sectors: size % 8 + 1,
+                kind: if kind % 4 == 0 {
+                    Data::Flash
+                } else {
+                    Data::Cached
+                },
+            },
+            8..16 => Step::Insert { dirty: size < 77 },
+            16 => Step::Abandon,
+            17..23 => Step::Clean(which),
+            23..26 => Step::Remove(which),
+            26..29 => Step::Touch(which),
+            29..31 => Step::TakeNode,
+            31..33 => Step::FreeNode(which),
+            33..39 => Step::BeginBatch,
+            39 => Step::BeginTable,
+            40..47 => Step::Durable,
+            47 => Step::AbandonBatch,
+            48..50 => Step::Hold(which),
+            50..52 => Step::LetGo,
+            52 => Step::Age(which % 4),
+            53..56 => Step::Gather(which % 5),
+            56..58 => Step::Gc,
+            58 => Step::CloseOpen,
+            // Seldom, so that gens come far between two of them.
+            59 if kind < 32 => Step::Crash(which),
+            59 => Step::Discards(kind < 160),
+            60 => Step::Discarded(which % 8),
+            61 => Step::Flush,
+            _ => Step::Insert { dirty: false },
+        }
+    }
 }
 
 /// A key in the index. `epoch` is its gen without wrapping.
@@ -55,6 +108,30 @@ struct Key {
     dirty: bool,
     bucket: usize,
     epoch: u64,
+    /// When it entered the index, and left it.
+    born: u64,
+    died: u64,
+    /// When it became clean.
+    cleaned: u64,
+}
+
+/// Has not happened.
+const NEVER: u64 = u64::MAX;
+
+impl Key {
+    fn is_there_at(&self, time: u64) -> bool {
+        self.born <= time && time < self.died
+    }
+}
+
+/// A table on disk, or one that may be.
+#[derive(Clone, Debug)]
+struct Table {
+    buckets: Vec<MetadataBucket>,
+    /// Recency, and gen that does not wrap.
+    entries: Vec<(u16, u64)>,
+    /// All that happened until then is durable if the table is.
+    time: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -67,6 +144,10 @@ struct Truth {
     newest_key: Option<u64>,
     pins: u32,
     prio: u16,
+    /// The epoch in which it was last overwritten.
+    overwritten: u64,
+    /// How often it was.
+    pub reuses: u64,
 }
 
 #[derive(Clone)]
@@ -74,11 +155,17 @@ pub struct World {
     pub alloc: Allocator,
     truth: Vec<Truth>,
     keys: Vec<Key>,
+    /// Keys that left the index, and still stand in some leaf.
+    removed: Vec<Key>,
+    /// Events so far, and those that are surely durable.
+    now: u64,
+    safe: u64,
     placements: Vec<Placement>,
-    nodes: Vec<MetadataBucket>,
-    table: Vec<MetadataBucket>,
-    batch: Option<(Batch, Vec<u64>)>,
-    gc_base: Option<(GcBase, Vec<u64>)>,
+    /// With the time when they were taken.
+    nodes: Vec<(MetadataBucket, u64)>,
+    table: Table,
+    batch: Option<(Batch, Table)>,
+    gc_base: Option<(GcBase, Vec<u64>, u64)>,
     positions: [u64; 4],
     held: Vec<usize>,
     /// The kernel's way to age buckets: one by one.
@@ -89,6 +176,7 @@ pub struct World {
     /// How often data or metadata was handed out; a test that never gets there tests nothing.
     pub handed_out: u64,
     pub recycled: u64,
+    pub crashes: u64,
 }
 
 impl World {
@@ -99,9 +187,16 @@ impl World {
             alloc,
             truth: vec![Truth::default(); config.nbuckets as usize],
             keys: Vec::new(),
+            removed: Vec::new(),
+            now: 0,
+            safe: 0,
             placements: Vec::new(),
             nodes: Vec::new(),
-            table: Vec::new(),
+            table: Table {
+                buckets: Vec::new(),
+                entries: vec![(0, 0); config.nbuckets as usize],
+                time: 0,
+            },
             batch: None,
             gc_base: None,
             positions: [0; 4],
@@ -112,6 +207,7 @@ impl World {
             dice: 0,
             handed_out: 0,
             recycled: 0,
+            crashes: 0,
         };
         world.follow_gens();
         world.check();
@@ -148,6 +244,20 @@ impl World {
             Step::AbandonBatch => self.abandon_batch(),
             Step::Gc => self.gc(),
             Step::CloseOpen => self.alloc.close_open_buckets(),
+            Step::Discards(on) => self.alloc.set_discards(on),
+            Step::Discarded(most) => {
+                let (runs, count) = self.alloc.next_discards(usize::from(most));
+                assert_eq!(
+                    runs.iter().map(|run| run.end - run.start).sum::<u64>(),
+                    count as u64
+                );
+                self.alloc.discarded(count);
+            }
+            Step::Flush => self.safe = self.now,
+            Step::Crash(which) => {
+                let lost = u64::from(which >> 1) % (self.now - self.safe + 1);
+                self.crash(self.now - lost, which & 1 != 0);
+            }
         }
     }
 
@@ -204,12 +314,16 @@ impl World {
         );
         self.alloc.add_live(placement.ptr, placement.sectors, dirty);
         self.truth[bucket].newest_key = Some(epoch);
+        self.now += 1;
         self.keys.push(Key {
             ptr: placement.ptr,
             sectors: placement.sectors,
             dirty,
             bucket,
             epoch,
+            born: self.now,
+            died: NEVER,
+            cleaned: NEVER,
         });
     }
 
@@ -222,6 +336,8 @@ impl World {
             return;
         };
         let key = &mut self.keys[index];
+        self.now += 1;
+        key.cleaned = self.now;
         self.alloc.sub_live(key.ptr, key.sectors, true);
         self.alloc.add_live(key.ptr, key.sectors, false);
         key.dirty = false;
@@ -231,8 +347,11 @@ impl World {
         let Some(index) = self.pick(which) else {
             return;
         };
-        let key = self.keys.swap_remove(index);
+        let mut key = self.keys.swap_remove(index);
         self.alloc.sub_live(key.ptr, key.sectors, key.dirty);
+        self.now += 1;
+        key.died = self.now;
+        self.removed.push(key);
     }
 
     fn touch(&mut self, which: u8) {
@@ -293,50 +412,66 @@ impl World {
         if let Some(node) = got {
             self.assert_may_be_overwritten(node.nr);
             assert_eq!(self.alloc.gen_of(node.nr), node.r#gen);
-            self.nodes.push(node);
+            self.now += 1;
+            self.nodes.push((node, self.now));
         }
     }
 
     fn free_node(&mut self, which: u8) {
         if !self.nodes.is_empty() {
-            let node = self
-                .nodes
-                .swap_remove(usize::from(which) % self.nodes.len());
+            let which = usize::from(which) % self.nodes.len();
+            let (node, _) = self.nodes.swap_remove(which);
+            // That it left the tree has to be durable before.
+            self.now += 1;
+            self.safe = self.now;
             self.alloc.free_metadata(node.nr);
         }
     }
 
-    fn is_eligible(&self, nr: BucketNr) -> bool {
+    /// Live and dirty sectors of every bucket.
+    fn sums(&self) -> Vec<(u32, u32)> {
+        let mut sums = vec![(0, 0); self.truth.len()];
+        for key in &self.keys {
+            if key.epoch == self.truth[key.bucket].epoch {
+                let sum = &mut sums[key.bucket];
+                sum.0 += key.sectors;
+                sum.1 += if key.dirty { key.sectors } else { 0 };
+            }
+        }
+        sums
+    }
+
+    fn is_eligible(&self, nr: BucketNr, dirty: u32) -> bool {
         let truth = &self.truth[nr.0 as usize];
         let bucket = self.alloc.bucket(nr);
         bucket.place() == Place::Idle
             && truth.pins == 0
-            && !self.live_keys(nr.0 as usize).any(|key| key.dirty)
+            && dirty == 0
             && bucket.gen_age() < 96
             && truth.epoch - truth.durable < 64
     }
 
     /// The naive order: a look at everything.
     fn expected_victims(&mut self, count: usize) -> Vec<BucketNr> {
+        let sums = self.sums();
         let eligible: Vec<BucketNr> = self
             .alloc
             .all()
-            .filter(|nr| self.is_eligible(*nr))
+            .filter(|nr| self.is_eligible(*nr, sums[nr.0 as usize].1))
             .collect();
         match self.alloc.config.replacement {
-            Replacement::Lru => self.lru(eligible, count),
+            Replacement::Lru => self.lru(&sums, eligible, count),
             Replacement::Fifo => self.fifo(eligible, count),
             Replacement::Random => self.random(eligible, count),
         }
     }
 
-    fn lru(&self, eligible: Vec<BucketNr>, count: usize) -> Vec<BucketNr> {
+    fn lru(&self, sums: &[(u32, u32)], eligible: Vec<BucketNr>, count: usize) -> Vec<BucketNr> {
         let min_prio = i128::from(self.min_prio.min(32768));
         let value = |nr: BucketNr| {
             let recency = i128::from(self.truth[nr.0 as usize].prio);
             let heat = (recency - min_prio + (32768 - min_prio) / 8).max(0);
-            let live = self.live_keys(nr.0 as usize);
-            let live = live.map(|key| i128::from(key.sectors)).sum::<i128>();
+            let live = i128::from(sums[nr.0 as usize].0);
             let is_cut_off = heat == 0 && live > 0;
             (heat * live, if is_cut_off { recency } else { 0 })
         };
@@ -419,27 +554,37 @@ impl World {
             .iter()
             .for_each(|bucket| self.assert_may_be_overwritten(bucket.nr));
         let snapshot = self.alloc.table_entries(0..u64::MAX);
-        let epochs: Vec<u64> = self.truth.iter().map(|truth| truth.epoch).collect();
+        let entries: Vec<(u16, u64)> = snapshot
+            .iter()
+            .zip(&self.truth)
+            .map(|((prio, _), truth)| (*prio, truth.epoch))
+            .collect();
         assert!(
             snapshot
                 .iter()
-                .zip(&epochs)
-                .all(|((_, r#gen), epoch)| r#gen.0 == *epoch as u8)
+                .zip(&entries)
+                .all(|((_, r#gen), (_, epoch))| r#gen.0 == *epoch as u8)
         );
-        self.batch = Some((batch, epochs));
+        let table = Table {
+            buckets: batch.table_buckets().to_vec(),
+            entries,
+            time: self.now,
+        };
+        self.batch = Some((batch, table));
     }
 
     fn durable(&mut self) {
-        let Some((batch, epochs)) = self.batch.take() else {
+        let Some((batch, table)) = self.batch.take() else {
             return;
         };
-        self.truth
-            .iter_mut()
-            .zip(epochs)
-            .for_each(|(truth, epoch)| truth.durable = epoch);
-        let old = std::mem::replace(&mut self.table, batch.table_buckets().to_vec());
+        for (truth, (_, epoch)) in self.truth.iter_mut().zip(&table.entries) {
+            truth.durable = *epoch;
+        }
+        self.safe = self.safe.max(table.time);
+        let old = std::mem::replace(&mut self.table, table);
         self.alloc.batch_durable(batch);
-        old.iter()
+        old.buckets
+            .iter()
             .for_each(|bucket| self.alloc.free_metadata(bucket.nr));
     }
 
@@ -458,25 +603,130 @@ impl World {
         match self.gc_base.take() {
             None => {
                 let epochs = self.truth.iter().map(|truth| truth.epoch).collect();
-                self.gc_base = Some((self.alloc.gc_base(), epochs));
+                self.gc_base = Some((self.alloc.gc_base(), epochs, self.now));
             }
-            Some((mut base, epochs)) => {
-                self.keys.retain(|key| key.epoch >= epochs[key.bucket]);
+            Some((mut base, epochs, time)) => {
+                let is_kept = |key: &Key| key.epoch >= epochs[key.bucket];
+                self.keys.retain(is_kept);
+                self.removed.retain(|key| is_kept(key) && key.died > time);
+                self.safe = self.safe.max(time);
                 self.alloc.gc_finished(&mut base);
             }
         }
     }
 
-    fn live_keys(&self, bucket: usize) -> impl Iterator<Item = &Key> {
-        let epoch = self.truth[bucket].epoch;
-        self.keys
+    /// The power fails. What happened later than `time` is lost; if `is_newer`, a table under way is durable.
+    pub fn crash(&mut self, time: u64, is_newer: bool) {
+        let (mut table, mut time) = (self.table.clone(), time);
+        if let Some((_, newer)) = self.batch.take()
+            && is_newer
+        {
+            time = time.max(newer.time);
+            table = newer;
+        }
+        self.lose(time);
+        self.load(table);
+        self.assert_nothing_stale_is_good();
+        self.crashes += 1;
+    }
+
+    /// Puts the index back to what it was.
+    fn lose(&mut self, time: u64) {
+        let all: Vec<Key> = self.keys.drain(..).chain(self.removed.drain(..)).collect();
+        for key in all.into_iter().filter(|key| key.born <= time) {
+            let is_there = key.is_there_at(time);
+            let is_cleaned = key.cleaned <= time;
+            let before = Key {
+                dirty: key.dirty || key.cleaned != NEVER && !is_cleaned,
+                cleaned: NEVER,
+                born: 0,
+                died: if is_there { NEVER } else { 0 },
+                ..key
+            };
+            let to = if is_there {
+                &mut self.keys
+            } else {
+                &mut self.removed
+            };
+            to.push(before);
+        }
+        self.nodes.retain(|(_, born)| *born <= time);
+        self.nodes.iter_mut().for_each(|(_, born)| *born = 0);
+        (self.now, self.safe) = (0, 0);
+        self.placements.clear();
+        self.held.clear();
+        self.gc_base = None;
+    }
+
+    /// Loads a new allocator as recovery does.
+    fn load(&mut self, table: Table) {
+        let (config, sizes) = (self.alloc.config, self.alloc.lists.sizes);
+        let mut alloc = Allocator::with_sizes(config, sizes);
+        for (nr, (prio, epoch)) in table.entries.iter().enumerate() {
+            alloc.set_gen(BucketNr(nr as u64), Gen(*epoch as u8), *prio);
+            let truth = &mut self.truth[nr];
+            (truth.epoch, truth.durable) = (*epoch, *epoch);
+            (truth.newest_key, truth.pins, truth.prio) = (None, 0, (*prio).min(32768));
+        }
+        let stored = || self.keys.iter().chain(&self.removed);
+        for key in stored() {
+            alloc.raise_gen(BucketNr(key.bucket as u64), key.ptr.r#gen());
+            let truth = &mut self.truth[key.bucket];
+            truth.epoch = truth.epoch.max(key.epoch);
+            truth.newest_key = truth.newest_key.max(Some(key.epoch));
+        }
+        for node in self
+            .nodes
             .iter()
-            .filter(move |key| key.bucket == bucket && key.epoch == epoch)
+            .map(|(node, _)| node)
+            .chain(&table.buckets)
+        {
+            alloc.raise_gen(node.nr, node.r#gen);
+            let truth = &mut self.truth[node.nr.0 as usize];
+            let ahead = node.r#gen.after(Gen(truth.epoch as u8));
+            truth.epoch += u64::from(ahead);
+            alloc.mark_metadata(node.nr);
+        }
+        for key in stored() {
+            let nr = BucketNr(key.bucket as u64);
+            alloc.note_pointer_gen(nr, key.ptr.r#gen());
+            if key.epoch == self.truth[key.bucket].epoch {
+                alloc.mark_referenced(nr);
+            }
+        }
+        for key in &self.keys {
+            alloc.add_live(key.ptr, key.sectors, key.dirty);
+        }
+        for (nr, truth) in self.truth.iter().enumerate() {
+            let r#gen = alloc.gen_of(BucketNr(nr as u64));
+            assert_eq!(r#gen, Gen(truth.epoch as u8), "gen of {nr} after a crash");
+        }
+        self.table = table;
+        alloc.start(7);
+        self.alloc = alloc;
+        (self.min_prio, self.rescale, self.fifo_cursor) = (0, 0, 0);
+    }
+
+    /// A pointer that a crash left is good only if its bucket was not overwritten in a later epoch.
+    fn assert_nothing_stale_is_good(&mut self) {
+        for key in &self.keys {
+            let truth = &self.truth[key.bucket];
+            assert!(
+                self.alloc.is_stale(key.ptr) || truth.overwritten <= key.epoch,
+                "ALLOC-2: {key:?} {truth:?}"
+            );
+        }
+        // What was overwritten in an epoch that nobody remembers is nobody's.
+        for truth in &mut self.truth {
+            truth.overwritten = truth.overwritten.min(truth.epoch);
+        }
     }
 
     /// After a crash the table says `durable`; no key that ever pointed here may count again then.
-    fn assert_may_be_overwritten(&self, nr: BucketNr) {
-        let truth = &self.truth[nr.0 as usize];
+    fn assert_may_be_overwritten(&mut self, nr: BucketNr) {
+        let truth = &mut self.truth[nr.0 as usize];
+        truth.reuses += u64::from(truth.overwritten < truth.epoch);
+        truth.overwritten = truth.epoch;
         let newest_key = truth.newest_key.filter(|epoch| *epoch != truth.epoch);
         assert!(
             newest_key.is_none_or(|epoch| epoch < truth.durable),
@@ -503,25 +753,19 @@ impl World {
     fn check(&mut self) {
         self.alloc
             .check(self.batch.as_ref().map(|(batch, _)| batch));
-        for index in 0..self.truth.len() {
-            let sum = |dirty_only: bool| -> u32 {
-                self.live_keys(index)
-                    .filter(|key| key.dirty || !dirty_only)
-                    .map(|key| key.sectors)
-                    .sum()
-            };
+        let mut slot_pins = vec![0; self.truth.len()];
+        for slot in &self.alloc.open.slots {
+            slot.bucket
+                .iter()
+                .for_each(|nr| slot_pins[nr.0 as usize] += 1);
+        }
+        for (index, sum) in self.sums().into_iter().enumerate() {
             assert_eq!(
                 self.alloc.live_of(BucketNr(index as u64)),
-                (sum(false), sum(true)),
+                sum,
                 "ALLOC-4: bucket {index}"
             );
-            let slot_pins = self
-                .alloc
-                .open
-                .slots
-                .iter()
-                .filter(|slot| slot.bucket == Some(BucketNr(index as u64)));
-            let pins = self.truth[index].pins + slot_pins.count() as u32;
+            let pins = self.truth[index].pins + slot_pins[index];
             let bucket = BucketNr(index as u64);
             if self.alloc.bucket(bucket).holds_data() {
                 assert_eq!(self.alloc.prio_of(bucket), self.truth[index].prio);
@@ -558,10 +802,158 @@ impl World {
         );
         self.handed_out += self.placements.len() as u64;
     }
+
+    /// The most often any bucket was overwritten in a new epoch.
+    pub fn reuses(&self) -> u64 {
+        let reuses = self.truth.iter().map(|truth| truth.reuses);
+        reuses.max().unwrap_or(0)
+    }
+
+    /// Every way in which the power may fail now, each in a world of its own.
+    pub fn crash_every_way(&self) -> u64 {
+        let mut ways = 0;
+        for time in self.safe..=self.now {
+            for is_newer in [false, true] {
+                if is_newer && self.batch.is_none() {
+                    continue;
+                }
+                let mut world = self.clone();
+                world.crash(time, is_newer);
+                world.follow_gens();
+                world.check();
+                ways += 1;
+            }
+        }
+        ways
+    }
+
+    /// Of all worlds that go on in the same way the same number, and of others another. Leaves out how far gens, times and
+    /// positions have come, where only differences matter, and what only statistics see.
+    pub fn digest(&self) -> [u64; 2] {
+        [0, 1].map(|salt: u8| {
+            let mut hasher = DefaultHasher::new();
+            salt.hash(&mut hasher);
+            self.hash_buckets(&mut hasher);
+            self.hash_lists(&mut hasher);
+            self.hash_index(&mut hasher);
+            hasher.finish()
+        })
+    }
+
+    fn behind(&self, nr: BucketNr, r#gen: Gen) -> u8 {
+        self.alloc.gen_of(nr).0.wrapping_sub(r#gen.0)
+    }
+
+    fn hash_buckets(&self, hasher: &mut DefaultHasher) {
+        let age = self.alloc.ageing.age();
+        for (nr, (bucket, truth)) in self.alloc.buckets.iter().zip(&self.truth).enumerate() {
+            let nr = BucketNr(nr as u64);
+            (bucket.place() as u8, bucket.live.get(), bucket.dirty.get()).hash(hasher);
+            (bucket.pin, self.alloc.prio_of(nr), bucket.gen_age()).hash(hasher);
+            let flags = [Flag::Ordered, Flag::Lapsed, Flag::Parked].map(|flag| bucket.is(flag));
+            flags.hash(hasher);
+            if bucket.is(Flag::Ordered) {
+                recency_at(bucket.ordered, age).hash(hasher);
+            }
+            let lag = truth.epoch - truth.durable;
+            let newest = truth.newest_key.map(|epoch| (truth.epoch - epoch).min(64));
+            (lag, newest, truth.pins, truth.prio).hash(hasher);
+            (truth.epoch - truth.overwritten).min(64).hash(hasher);
+        }
+        (self.alloc.need_gc, self.alloc.need_gc_since).hash(hasher);
+        (self.alloc.table_lag, self.min_prio, self.rescale).hash(hasher);
+    }
+
+    fn hash_lists(&self, hasher: &mut DefaultHasher) {
+        let lists = &self.alloc.lists;
+        let waiting: Vec<u64> = lists.to_discard.iter().map(|one| one.nr().0).collect();
+        (waiting, self.alloc.discards).hash(hasher);
+        let unused: Vec<u64> = lists.unused.iter().map(|bucket| bucket.nr().0).collect();
+        let incoming: Vec<u64> = self.incoming().iter().map(|nr| nr.0).collect();
+        (unused, incoming).hash(hasher);
+        for reserve in [
+            Reserve::Btree,
+            Reserve::Prio,
+            Reserve::MovingGc,
+            Reserve::Normal,
+        ] {
+            let ready = lists.ready(reserve).iter();
+            ready
+                .map(|bucket| bucket.nr().0)
+                .collect::<Vec<_>>()
+                .hash(hasher);
+        }
+        for set in [&self.alloc.lagging, &self.alloc.parked] {
+            let mut set = set.clone();
+            set.sort_unstable();
+            set.hash(hasher);
+        }
+        let slots = &self.alloc.open.slots;
+        for slot in slots {
+            let before = slots.iter().filter(|other| other.used < slot.used);
+            let rank = before.count();
+            let is_followed = self.positions[slot.inode as usize % 4] == slot.end;
+            let place = slot.bucket.map(|nr| nr.0);
+            (rank, slot.inode, is_followed, place, slot.sectors_free).hash(hasher);
+            let idle = self.alloc.open.tick - slot.tick;
+            (slot.was_used, slot.stream, slot.kind as u8, idle.min(3)).hash(hasher);
+            if slot.bucket.is_some() {
+                slot.next_sector.hash(hasher);
+            }
+        }
+    }
+
+    fn hash_index(&self, hasher: &mut DefaultHasher) {
+        let since = |time: u64| match time {
+            NEVER => NEVER,
+            time => time.saturating_sub(self.safe),
+        };
+        for keys in [&self.keys, &self.removed] {
+            keys.len().hash(hasher);
+            for key in keys {
+                let behind = self.truth[key.bucket].epoch - key.epoch;
+                (key.ptr.sector(), behind, key.sectors, key.dirty).hash(hasher);
+                (since(key.born), since(key.died), since(key.cleaned)).hash(hasher);
+            }
+        }
+        (self.now - self.safe).hash(hasher);
+        for placement in &self.placements {
+            (placement.ptr.sector(), placement.sectors).hash(hasher);
+        }
+        self.held.hash(hasher);
+        for (node, born) in &self.nodes {
+            (node.nr.0, self.behind(node.nr, node.r#gen), since(*born)).hash(hasher);
+        }
+        let tables = [
+            Some(&self.table),
+            self.batch.as_ref().map(|(_, table)| table),
+        ];
+        for (table, is_newer) in tables.into_iter().flatten().zip([false, true]) {
+            (is_newer, since(table.time)).hash(hasher);
+            for bucket in &table.buckets {
+                (bucket.nr.0, self.behind(bucket.nr, bucket.r#gen)).hash(hasher);
+            }
+            for ((prio, epoch), truth) in table.entries.iter().zip(&self.truth) {
+                (prio, truth.epoch - epoch).hash(hasher);
+            }
+        }
+        if let Some((batch, _)) = &self.batch {
+            let incoming: Vec<u64> = batch.buckets().map(|nr| nr.0).collect();
+            incoming.hash(hasher);
+        }
+        if let Some((_, epochs, time)) = &self.gc_base {
+            since(*time).hash(hasher);
+            let behind = epochs
+                .iter()
+                .zip(&self.truth)
+                .map(|(epoch, truth)| truth.epoch - epoch);
+            behind.collect::<Vec<_>>().hash(hasher);
+        }
+    }
 }
 
 /// The same numbers for the same seed.
-fn dice(seed: u64) -> impl FnMut() -> u64 {
+pub fn dice(seed: u64) -> impl FnMut() -> u64 {
     let mut x = seed;
     move || {
         x = x

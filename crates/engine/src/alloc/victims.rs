@@ -7,6 +7,7 @@
 //! All of them take victims out of `order`, a few at a time, in O(log n) each.
 
 use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -53,6 +54,9 @@ impl Allocator {
     pub fn set_replacement(&mut self, replacement: Replacement) {
         let is_by_number = replacement != Replacement::Lru;
         let was_by_number = self.config.replacement != Replacement::Lru;
+        if mutations::is(Mutation::AllocPolicyStuck) {
+            return;
+        }
         self.config.replacement = replacement;
         if self.started && is_by_number != was_by_number {
             self.reorder();
@@ -96,6 +100,7 @@ impl Allocator {
     fn worth(&self, recency: u16) -> u64 {
         let min_prio = i64::from(self.ageing.min_prio.min(PRIO_FRESH));
         let floor = (i64::from(PRIO_FRESH) - min_prio) / 8;
+        let floor = floor * i64::from(!mutations::is(Mutation::AllocFloorless));
         (i64::from(recency) - min_prio + floor).max(0) as u64
     }
 
@@ -115,7 +120,7 @@ impl Allocator {
                 // It came to zero without being told.
                 self.order.lapse(&mut self.buckets, past);
             } else if self.refuse(nr) {
-            } else if self.value_of(nr) != value {
+            } else if self.value_of(nr) != value && !mutations::is(Mutation::AllocTrustsOrder) {
                 self.refusals.touched += 1;
                 self.order.renew(&mut self.buckets, nr);
             } else {
@@ -137,6 +142,8 @@ impl Allocator {
     }
 
     fn value(&self, recency: u16, live: u32) -> (u64, u16) {
+        let ignored = mutations::is(Mutation::AllocIgnoresLive);
+        let live = if ignored { live.min(1) } else { live };
         match self.worth(recency) * u64::from(live) {
             0 if live > 0 => (0, recency),
             value => (value, 0),
@@ -178,6 +185,9 @@ impl Allocator {
 
     /// Gens have room again: who waited for that comes back into the order.
     pub(super) fn unpark(&mut self) {
+        if mutations::is(Mutation::AllocParkedForgotten) {
+            return;
+        }
         for nr in std::mem::take(&mut self.parked) {
             let bucket = &mut self.buckets[nr as usize];
             if bucket.place() == Place::Idle && !bucket.may_increment() {
@@ -196,7 +206,9 @@ impl Allocator {
         while taken < count
             && let Some(nr) = self.next_from(self.fifo_cursor)
         {
-            self.fifo_cursor = nr + 1;
+            if !mutations::is(Mutation::AllocFifoRestarts) {
+                self.fifo_cursor = nr + 1;
+            }
             if !self.refuse(nr) {
                 self.take_out(nr);
                 take(self, BucketNr(u64::from(nr)));
@@ -229,6 +241,9 @@ impl Allocator {
             let mut found = None;
             for _ in 0..DRAWS {
                 drawn = (first + random() % (nbuckets - first)) as u32;
+                if mutations::is(Mutation::AllocRandomFixed) {
+                    drawn = first as u32;
+                }
                 let bucket = &self.buckets[drawn as usize];
                 if bucket.is(Flag::Ordered) && bucket.is_eligible() {
                     found = Some(drawn);

@@ -8,6 +8,7 @@
 //! * BKT-2: while somebody waits for buckets for metadata, data takes no bucket, only what open buckets still have.
 //! * BKT-3: whenever what is there suffices for the first of a queue, that one is awake.
 
+use crate::mutations::{self, Mutation};
 use brigade_env::sync::Notify;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -88,7 +89,9 @@ impl Queues {
 
     /// Whether one who waits, or else a newcomer, is next (BKT-1).
     pub fn is_next(&self, need: Need, waiter: Option<&Rc<Waiter>>) -> bool {
+        let overtakes = mutations::is(Mutation::AllocNewcomerOvertakes);
         match (self.0[need.queue()].front(), waiter) {
+            _ if overtakes => true,
             (None, _) => true,
             (Some(first), Some(waiter)) => Rc::ptr_eq(first, waiter),
             (Some(_), None) => false,
@@ -97,7 +100,7 @@ impl Queues {
 
     /// Whether data may take buckets (BKT-2).
     pub fn new_buckets(&self) -> bool {
-        self.0[0].is_empty()
+        self.0[0].is_empty() || mutations::is(Mutation::AllocDataBeforeMetadata)
     }
 
     /// Whether anybody waits for room for data.
@@ -118,7 +121,8 @@ impl Queues {
     pub fn serve(&self, supply: &impl Supply) {
         let new_buckets = self.new_buckets();
         for first in self.0.iter().filter_map(VecDeque::front) {
-            if supply.suffices(first.need, new_buckets) {
+            let is_lost = mutations::is(Mutation::AllocWakesNobody);
+            if supply.suffices(first.need, new_buckets) && !is_lost {
                 first.wake();
             }
         }
