@@ -406,14 +406,10 @@ impl Allocator {
             .saturating_mul(u64::from(self.config.bucket_sectors));
         if self.ageing.traffic(sectors, (size / 1024).max(1)) {
             self.ageing.step();
-<<<<<<< /tmp/mg/ours
             if mutations::is(Mutation::AllocAgesDouble) {
                 self.ageing.step();
             }
-            self.order.age = self.ageing.age();
-=======
             self.order.age = self.ageing.steps();
->>>>>>> /tmp/mg/theirs
             self.sweep();
         }
     }

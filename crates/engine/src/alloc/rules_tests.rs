@@ -23,7 +23,7 @@ const CONFIG: Config = Config {
 
 fn started(config: Config) -> Allocator {
     let mut alloc = Allocator::new(config);
-    alloc.start(1);
+    alloc.start();
     alloc
 }
 
@@ -35,7 +35,7 @@ fn with_data(config: Config, buckets: &[(u64, u16, u32)]) -> Allocator {
         alloc.mark_referenced(BucketNr(*nr));
         alloc.add_live(first_sector(*nr, 0), *live, false);
     }
-    alloc.start(1);
+    alloc.start();
     alloc
 }
 
@@ -84,7 +84,7 @@ fn end(alloc: &mut Allocator, batch: Batch) {
 fn a_pointer_is_good_only_while_its_gen_is_not_behind_its_buckets() {
     let mut alloc = Allocator::new(CONFIG);
     alloc.set_gen(BucketNr(3), Gen(5), 0);
-    alloc.start(1);
+    alloc.start();
     // The start may have added one to it.
     let own = alloc.gen_of(BucketNr(3)).0;
     assert!(!alloc.is_stale(first_sector(3, own)));
@@ -113,7 +113,7 @@ fn how_far_a_gen_is_from_its_oldest_pointer_is_known_at_once() {
     alloc.set_gen(BucketNr(10), Gen(255), 0);
     alloc.mark_referenced(BucketNr(10));
     alloc.note_pointer_gen(BucketNr(10), Gen(250));
-    alloc.start(1);
+    alloc.start();
     assert_eq!(alloc.need_gc(), 5);
     let batch = next_batch(&mut alloc);
     assert_eq!(alloc.gen_of(BucketNr(10)), Gen(0), "it wraps");
@@ -212,7 +212,7 @@ fn a_freed_node_is_used_again_without_a_table_and_one_gen_on() {
 fn a_bucket_that_something_hidden_names_is_taken_over_only_with_a_table() {
     let mut alloc = Allocator::new(CONFIG);
     alloc.mark_referenced(BucketNr(4));
-    alloc.start(1);
+    alloc.start();
     assert_eq!(alloc.bucket(BucketNr(4)).place(), Place::Idle);
     let batch = next_batch(&mut alloc);
     assert_eq!(numbers(&batch), [4]);
@@ -229,7 +229,7 @@ fn a_bucket_whose_gen_is_96_ahead_of_a_pointer_waits_for_a_gc() {
         alloc.mark_referenced(BucketNr(nr));
         alloc.note_pointer_gen(BucketNr(nr), Gen(oldest));
     }
-    alloc.start(1);
+    alloc.start();
     let batch = next_batch(&mut alloc);
     assert_eq!(numbers(&batch), [10]);
     end(&mut alloc, batch);
@@ -354,7 +354,7 @@ fn the_reserve_of_the_table_is_filled_first_and_what_everybody_shares_last() {
     for nr in 1..2048 {
         alloc.mark_referenced(BucketNr(nr));
     }
-    alloc.start(1);
+    alloc.start();
     alloc.lists.sizes = sizes;
     alloc.gather(7, || 0);
     let gathered = std::mem::take(&mut alloc.lists.incoming);

@@ -702,7 +702,7 @@ impl World {
             assert_eq!(r#gen, Gen(truth.epoch as u8), "gen of {nr} after a crash");
         }
         self.table = table;
-        alloc.start(7);
+        alloc.start();
         self.alloc = alloc;
         (self.min_prio, self.rescale, self.fifo_cursor) = (0, 0, 0);
     }
