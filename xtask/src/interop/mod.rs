@@ -9,6 +9,7 @@ mod check_kernel;
 mod check_own;
 mod filesystem;
 mod golden_images;
+mod histories;
 mod kill;
 mod power_loss;
 mod sim_images;
@@ -143,6 +144,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: true,
         rounds: [6, 200],
         run: sim_images::run,
+    },
+    Test {
+        name: "histories",
+        shows: "the kernel takes sets whose buckets had many lives, ran out, or were first used by Brigade",
+        needs_kernel: true,
+        rounds: [1, 10],
+        run: histories::run,
     },
     Test {
         name: "ext4",
