@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod bench_alloc;
+pub mod bench_fills;
 pub mod bench_open;
 pub mod golden;
 pub mod golden_fsck;

@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 use xtask::{
-    bench, bench_alloc, bench_open, golden, golden_fsck, interop, kernel, process, sectors, sim,
-    test, tidy,
+    bench, bench_alloc, bench_fills, bench_open, golden, golden_fsck, interop, kernel, process,
+    sectors, sim, test, tidy,
 };
 
 const USAGE: &str = "\
@@ -14,6 +14,7 @@ cargo x tidy                     house rules
 cargo x bench nbd [--rounds N]   beside nbdkit
 cargo x bench open [--extents N] opening a set with a million extents
 cargo x bench alloc [--quick]    the bucket allocator beside a full scan of all buckets
+cargo x bench fills              what gets into a small cache, beside the kernel
 cargo x golden list              the kernel-made images in fixtures/
 cargo x golden unpack NAME DIR   one of them, ready to open
 cargo x golden check DIR [--rw]  every case of a folder against Brigade; --rw: and then against a kernel
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         }
         (_, "bench") if arguments.get(2).is_some_and(|name| name == "alloc") => {
             bench_alloc::main(&arguments[3..])
+        }
+        (_, "bench") if arguments.get(2).is_some_and(|name| name == "fills") => {
+            bench_fills::main(&arguments[3..])
         }
         (_, "bench") => bench::main(&arguments[2..]),
         (_, "golden") if arguments.get(2).is_some_and(|name| name == "fsck") => {
