@@ -40,7 +40,7 @@ fn asked_for(name: &str, default: u64) -> u64 {
 
 /// Takes every sequence of these steps up to a length, but each world that is met again only once: what comes after it was
 /// seen. In each world the power fails in every way.
-fn explore(world: &World, steps: &[Step], depth: u32) {
+fn explore(world: &World, steps: &[Step], depth: u32) -> BTreeSet<[u64; 2]> {
     let started = std::time::Instant::now();
     let mut seen: BTreeSet<[u64; 2]> = BTreeSet::from([world.digest()]);
     let mut worlds = vec![world.clone()];
@@ -71,6 +71,17 @@ fn explore(world: &World, steps: &[Step], depth: u32) {
         seen.len(),
         started.elapsed().as_secs_f32()
     );
+    seen
+}
+
+/// The worlds that all sequences lead to, each gone through to its end.
+fn explore_all(world: &World, steps: &[Step], depth: u32, seen: &mut BTreeSet<[u64; 2]>) {
+    seen.insert(world.digest());
+    for step in steps.iter().filter(|_| depth > 0) {
+        let mut changed = world.clone();
+        changed.step(*step);
+        explore_all(&changed, steps, depth - 1, seen);
+    }
 }
 
 /// How long the sequences are.
@@ -129,9 +140,8 @@ fn every_short_history_of_a_full_world_keeps_the_invariants() {
     explore(&world, &steps, depth());
 }
 
-/// Pins, reads, power losses and garbage collection.
-#[test]
-fn every_short_history_of_a_world_that_crashes_keeps_the_invariants() {
+/// A world with a clean and a dirty bucket, and steps with pins, power losses and garbage collection.
+fn crashing() -> (World, [Step; 11]) {
     let mut world = World::new(CONFIG, SIZES);
     for dirty in [false, true] {
         world.step(Step::Allocate {
@@ -158,7 +168,22 @@ fn every_short_history_of_a_world_that_crashes_keeps_the_invariants() {
         Step::Crash(0),
         Step::Crash(3),
     ];
+    (world, steps)
+}
+
+#[test]
+fn every_short_history_of_a_world_that_crashes_keeps_the_invariants() {
+    let (world, steps) = crashing();
     explore(&world, &steps, depth());
+}
+
+/// Else going through a world only once would not be enough.
+#[test]
+fn worlds_that_look_alike_go_on_alike() {
+    let (world, steps) = crashing();
+    let mut all = BTreeSet::new();
+    explore_all(&world, &steps, 4, &mut all);
+    assert_eq!(all, explore(&world, &steps, 4));
 }
 
 fn step() -> impl Strategy<Value = Step> {
