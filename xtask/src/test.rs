@@ -115,6 +115,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         ]))
     });
     gate.part("test", tests);
+    gate.part("mistakes", mistakes);
     gate.part("deny", deny);
     interop_parts(&mut gate, fast, seed);
     Ok(gate.finish(start.elapsed()))
@@ -150,6 +151,20 @@ fn tests() -> Result<Passed> {
     ];
     quietly(cargo().args(flags).args(["--final-status-level", "fail"]))?;
     quietly(cargo().args(["test", "--quiet", "--workspace", "--doc"]))
+}
+
+/// Every deliberate mistake of the allocator is seen by a test of the rule it breaks (docs/allocator.md).
+fn mistakes() -> Result<Passed> {
+    quietly(cargo().args([
+        "test",
+        "--quiet",
+        "--package",
+        "brigade-engine",
+        "--features",
+        "instrumented",
+        "--lib",
+        "every_mistake_of_the_allocator",
+    ]))
 }
 
 fn deny() -> Result<Passed> {

@@ -1,7 +1,7 @@
 //! `cargo x tidy`: house rules that compilers do not check.
 //!
-//! Layers of the engine, words that must not stay, module docs, white space, paths of somebody's machine, and
-//! numbers of invariants. The longest functions and files are printed as news; they are no error.
+//! Layers of the engine, words that must not stay, module docs, white space, paths of somebody's machine,
+//! numbers of invariants, and the allocator's table of rules. The longest functions and files are printed as news; they are no error.
 
 use crate::interop::Passed;
 use crate::process::{Context, Result, project_root};
@@ -87,6 +87,7 @@ pub fn check() -> Result<Passed> {
         layers(source, &mut complaints);
     }
     invariants(&sources, &mut complaints);
+    allocator_rules(&sources, &mut complaints);
     news(&sources);
     if complaints.is_empty() {
         return Ok(Passed::Ran(format!("{} files", sources.len())));
@@ -318,6 +319,76 @@ fn invariants(sources: &[Source], complaints: &mut Vec<String>) {
     }
 }
 
+const ALLOCATOR_RULES: &str = "docs/allocator.md";
+const ALLOCATOR_RULES_COUNT: usize = 58;
+
+/// The allocator's table of rules names functions, tests and deliberate mistakes that exist, and every rule once.
+fn allocator_rules(sources: &[Source], complaints: &mut Vec<String>) {
+    let text_of = |path: &str| {
+        let source = sources.iter().find(|source| source.path == path);
+        source.map(|source| source.text.as_str())
+    };
+    let Some(table) = text_of(ALLOCATOR_RULES) else {
+        return;
+    };
+    let mistakes = text_of("crates/engine/src/mutations.rs").unwrap_or_default();
+    let rust = sources.iter().filter(|source| source.is_rust());
+    let tests: BTreeSet<String> = rust.flat_map(|source| test_names(&source.text)).collect();
+    let mut numbers = Vec::new();
+    for (at, row) in table.lines().enumerate() {
+        let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, number, _, places, tested, broken, _] = columns.as_slice() else {
+            continue;
+        };
+        let Some(number) = number.strip_prefix('A') else {
+            continue;
+        };
+        numbers.extend(number.parse::<usize>());
+        let mut complain = |what: String| {
+            complaints.push(format!("{ALLOCATOR_RULES}:{}: A{number}: {what}", at + 1));
+        };
+        for place in quoted(places) {
+            let (file, name) = place.split_once("::").unwrap_or((place, ""));
+            let text = text_of(&format!("crates/engine/src/{file}"));
+            let is_there = |text: &str| functions(text).iter().any(|found| found.1 == name);
+            if !text.is_some_and(is_there) {
+                complain(format!("there is no function {place}"));
+            }
+        }
+        for test in quoted(tested).filter(|test| !tests.contains(*test)) {
+            complain(format!("there is no test {test}"));
+        }
+        let is_known = |name: &str| {
+            let starts = [format!("    {name}: "), format!("    {name} (unit): ")];
+            let mut lines = mistakes.lines();
+            lines.any(|line| starts.iter().any(|start| line.starts_with(start)))
+        };
+        for name in quoted(broken).filter(|name| !is_known(name)) {
+            complain(format!("there is no deliberate mistake {name}"));
+        }
+    }
+    for number in 1..=ALLOCATOR_RULES_COUNT {
+        let count = numbers.iter().filter(|found| **found == number).count();
+        if count != 1 {
+            complaints.push(format!(
+                "{ALLOCATOR_RULES}: A{number} is there {count} times"
+            ));
+        }
+    }
+}
+
+/// What stands in back quotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Functions that are tests.
+fn test_names(text: &str) -> Vec<String> {
+    let after_marks = text.split("#[test]").skip(1);
+    let name = |after: &str| Some(identifier(&after[after.find("fn ")? + 3..]));
+    after_marks.filter_map(name).collect()
+}
+
 fn news(sources: &[Source]) {
     let mut long: BTreeMap<(usize, String), ()> = BTreeMap::new();
     for source in sources.iter().filter(|source| source.is_rust()) {
@@ -417,6 +488,35 @@ mod tests {
         banned_words(&bad, &mut complaints);
         module_doc(&bad, &mut complaints);
         assert_eq!(complaints.len(), 3, "{complaints:?}");
+    }
+
+    #[test]
+    fn a_table_of_rules_that_names_what_is_not_there_is_found() {
+        let table = |row: &str| {
+            let rest = (2..=58).map(|number| format!("| A{number} | | | | |\n"));
+            source(
+                ALLOCATOR_RULES,
+                &format!("{row}\n{}", rest.collect::<String>()),
+            )
+        };
+        let code = source(
+            "crates/engine/src/alloc/a.rs",
+            "#[test]\n#[should_panic]\nfn t() {\n}\nfn f() {\n}\n",
+        );
+        let mistakes = source("crates/engine/src/mutations.rs", "    M (unit): \"x\",\n");
+        let complain = |row: &str| {
+            let mut complaints = Vec::new();
+            let code = source(&code.path, &code.text);
+            let mistakes = source(&mistakes.path, &mistakes.text);
+            allocator_rules(&[table(row), code, mistakes], &mut complaints);
+            complaints.len()
+        };
+        assert_eq!(complain("| A1 | r | `alloc/a.rs::f` | `t` | `M` |"), 0);
+        assert_eq!(complain("| A1 | r | `alloc/a.rs::g` | `t` | `M` |"), 1);
+        assert_eq!(complain("| A1 | r | `alloc/b.rs::f` | `t` | `M` |"), 1);
+        assert_eq!(complain("| A1 | r | `alloc/a.rs::f` | `f` | `M` |"), 1);
+        assert_eq!(complain("| A1 | r | `alloc/a.rs::f` | `t` | `N` |"), 1);
+        assert_eq!(complain("| A2 | r | | | |"), 2, "one missing, one twice");
     }
 
     #[test]
