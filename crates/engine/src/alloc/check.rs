@@ -29,7 +29,7 @@ impl Allocator {
     }
 
     /// The same, with the batch that is under way, if one is.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn check(&self, batch: Option<&Batch>) {
         self.check_partition(batch, false);
         self.check_counters();

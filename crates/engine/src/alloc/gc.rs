@@ -75,13 +75,13 @@ impl Allocator {
     }
 
     /// The whole of it at once.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn gc_finished(&mut self, base: &mut GcBase) {
         assert!(self.gc_finish(base, usize::MAX));
     }
 
     /// All gens at once.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn gc_base(&self) -> GcBase {
         let mut base = GcBase::default();
         self.gc_note(&mut base, usize::MAX / 2);

@@ -55,6 +55,8 @@ mod batch;
 mod bucket;
 pub mod devices;
 mod discard;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gc;
 mod lists;
 mod metadata;
@@ -68,7 +70,7 @@ mod check;
 mod rules_tests;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod twin;
 
 use crate::marks::{self, Mark};

@@ -461,6 +461,7 @@ mod mistakes {
             ("BRIGADE_ALLOC_DEPTH", "6"),
             ("BRIGADE_ALLOC_STEPS", "20000"),
             ("BRIGADE_ALLOC_REUSES", "500"),
+            ("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1"),
             ("RUST_BACKTRACE", "0"),
         ];
         command.envs(smaller);

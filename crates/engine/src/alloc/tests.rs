@@ -209,6 +209,16 @@ proptest! {
     }
 }
 
+/// As the fuzz target, which begins anywhere.
+#[test]
+fn no_bytes_make_a_history_that_differs_from_its_twin() {
+    let mut dice = dice(5);
+    for length in 0..300 {
+        let bytes: Vec<u8> = (0..length * 8).map(|_| dice() as u8).collect();
+        super::fuzzing::steps(&bytes);
+    }
+}
+
 /// So many steps at random. Histories come from a seed, so a failure repeats.
 fn long_run(replacement: Replacement, seed: u64) {
     let steps = asked_for("BRIGADE_ALLOC_STEPS", 150_000);

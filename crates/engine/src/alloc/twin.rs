@@ -4,12 +4,13 @@
 //! What happens to the index has a time, and the journal keeps it in order: what a power loss leaves is what was true at
 //! some time not before the last one known to be durable. From that and a table the allocator is loaded anew.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+mod crash;
+#[cfg(test)]
+mod digest;
 
 use brigade_format::{BucketNr, Gen, Ptr};
 
-use super::bucket::{Flag, Place};
-use super::order::recency_at;
+use super::bucket::Place;
 use super::{
     Allocator, Batch, Config, Data, GcBase, MetadataBucket, Placement, Replacement, Reserve, Sizes,
 };
@@ -150,7 +151,7 @@ struct Truth {
     pub reuses: u64,
 }
 
-#[derive(Clone)]
+#[cfg_attr(test, derive(Clone))]
 pub struct World {
     pub alloc: Allocator,
     truth: Vec<Truth>,
@@ -615,113 +616,6 @@ impl World {
         }
     }
 
-    /// The power fails. What happened later than `time` is lost; if `is_newer`, a table under way is durable.
-    pub fn crash(&mut self, time: u64, is_newer: bool) {
-        let (mut table, mut time) = (self.table.clone(), time);
-        if let Some((_, newer)) = self.batch.take()
-            && is_newer
-        {
-            time = time.max(newer.time);
-            table = newer;
-        }
-        self.lose(time);
-        self.load(table);
-        self.assert_nothing_stale_is_good();
-        self.crashes += 1;
-    }
-
-    /// Puts the index back to what it was.
-    fn lose(&mut self, time: u64) {
-        let all: Vec<Key> = self.keys.drain(..).chain(self.removed.drain(..)).collect();
-        for key in all.into_iter().filter(|key| key.born <= time) {
-            let is_there = key.is_there_at(time);
-            let is_cleaned = key.cleaned <= time;
-            let before = Key {
-                dirty: key.dirty || key.cleaned != NEVER && !is_cleaned,
-                cleaned: NEVER,
-                born: 0,
-                died: if is_there { NEVER } else { 0 },
-                ..key
-            };
-            let to = if is_there {
-                &mut self.keys
-            } else {
-                &mut self.removed
-            };
-            to.push(before);
-        }
-        self.nodes.retain(|(_, born)| *born <= time);
-        self.nodes.iter_mut().for_each(|(_, born)| *born = 0);
-        (self.now, self.safe) = (0, 0);
-        self.placements.clear();
-        self.held.clear();
-        self.gc_base = None;
-    }
-
-    /// Loads a new allocator as recovery does.
-    fn load(&mut self, table: Table) {
-        let (config, sizes) = (self.alloc.config, self.alloc.lists.sizes);
-        let mut alloc = Allocator::with_sizes(config, sizes);
-        for (nr, (prio, epoch)) in table.entries.iter().enumerate() {
-            alloc.set_gen(BucketNr(nr as u64), Gen(*epoch as u8), *prio);
-            let truth = &mut self.truth[nr];
-            (truth.epoch, truth.durable) = (*epoch, *epoch);
-            (truth.newest_key, truth.pins, truth.prio) = (None, 0, (*prio).min(32768));
-        }
-        let stored = || self.keys.iter().chain(&self.removed);
-        for key in stored() {
-            alloc.raise_gen(BucketNr(key.bucket as u64), key.ptr.r#gen());
-            let truth = &mut self.truth[key.bucket];
-            truth.epoch = truth.epoch.max(key.epoch);
-            truth.newest_key = truth.newest_key.max(Some(key.epoch));
-        }
-        for node in self
-            .nodes
-            .iter()
-            .map(|(node, _)| node)
-            .chain(&table.buckets)
-        {
-            alloc.raise_gen(node.nr, node.r#gen);
-            let truth = &mut self.truth[node.nr.0 as usize];
-            let ahead = node.r#gen.after(Gen(truth.epoch as u8));
-            truth.epoch += u64::from(ahead);
-            alloc.mark_metadata(node.nr);
-        }
-        for key in stored() {
-            let nr = BucketNr(key.bucket as u64);
-            alloc.note_pointer_gen(nr, key.ptr.r#gen());
-            if key.epoch == self.truth[key.bucket].epoch {
-                alloc.mark_referenced(nr);
-            }
-        }
-        for key in &self.keys {
-            alloc.add_live(key.ptr, key.sectors, key.dirty);
-        }
-        for (nr, truth) in self.truth.iter().enumerate() {
-            let r#gen = alloc.gen_of(BucketNr(nr as u64));
-            assert_eq!(r#gen, Gen(truth.epoch as u8), "gen of {nr} after a crash");
-        }
-        self.table = table;
-        alloc.start();
-        self.alloc = alloc;
-        (self.min_prio, self.rescale, self.fifo_cursor) = (0, 0, 0);
-    }
-
-    /// A pointer that a crash left is good only if its bucket was not overwritten in a later epoch.
-    fn assert_nothing_stale_is_good(&mut self) {
-        for key in &self.keys {
-            let truth = &self.truth[key.bucket];
-            assert!(
-                self.alloc.is_stale(key.ptr) || truth.overwritten <= key.epoch,
-                "ALLOC-2: {key:?} {truth:?}"
-            );
-        }
-        // What was overwritten in an epoch that nobody remembers is nobody's.
-        for truth in &mut self.truth {
-            truth.overwritten = truth.overwritten.min(truth.epoch);
-        }
-    }
-
     /// After a crash the table says `durable`; no key that ever pointed here may count again then.
     fn assert_may_be_overwritten(&mut self, nr: BucketNr) {
         let truth = &mut self.truth[nr.0 as usize];
@@ -804,151 +698,10 @@ impl World {
     }
 
     /// The most often any bucket was overwritten in a new epoch.
+    #[cfg(test)]
     pub fn reuses(&self) -> u64 {
         let reuses = self.truth.iter().map(|truth| truth.reuses);
         reuses.max().unwrap_or(0)
-    }
-
-    /// Every way in which the power may fail now, each in a world of its own.
-    pub fn crash_every_way(&self) -> u64 {
-        let mut ways = 0;
-        for time in self.safe..=self.now {
-            for is_newer in [false, true] {
-                if is_newer && self.batch.is_none() {
-                    continue;
-                }
-                let mut world = self.clone();
-                world.crash(time, is_newer);
-                world.follow_gens();
-                world.check();
-                ways += 1;
-            }
-        }
-        ways
-    }
-
-    /// Of all worlds that go on in the same way the same number, and of others another. Leaves out how far gens, times and
-    /// positions have come, where only differences matter, and what only statistics see.
-    pub fn digest(&self) -> [u64; 2] {
-        [0, 1].map(|salt: u8| {
-            let mut hasher = DefaultHasher::new();
-            salt.hash(&mut hasher);
-            self.hash_buckets(&mut hasher);
-            self.hash_lists(&mut hasher);
-            self.hash_index(&mut hasher);
-            hasher.finish()
-        })
-    }
-
-    fn behind(&self, nr: BucketNr, r#gen: Gen) -> u8 {
-        self.alloc.gen_of(nr).0.wrapping_sub(r#gen.0)
-    }
-
-    fn hash_buckets(&self, hasher: &mut DefaultHasher) {
-        let age = self.alloc.ageing.age();
-        for (nr, (bucket, truth)) in self.alloc.buckets.iter().zip(&self.truth).enumerate() {
-            let nr = BucketNr(nr as u64);
-            (bucket.place() as u8, bucket.live.get(), bucket.dirty.get()).hash(hasher);
-            (bucket.pin, self.alloc.prio_of(nr), bucket.gen_age()).hash(hasher);
-            let flags = [Flag::Ordered, Flag::Lapsed, Flag::Parked].map(|flag| bucket.is(flag));
-            flags.hash(hasher);
-            if bucket.is(Flag::Ordered) {
-                recency_at(bucket.ordered, age).hash(hasher);
-            }
-            let lag = truth.epoch - truth.durable;
-            let newest = truth.newest_key.map(|epoch| (truth.epoch - epoch).min(64));
-            (lag, newest, truth.pins, truth.prio).hash(hasher);
-            (truth.epoch - truth.overwritten).min(64).hash(hasher);
-        }
-        (self.alloc.need_gc, self.alloc.need_gc_since).hash(hasher);
-        (self.alloc.table_lag, self.min_prio, self.rescale).hash(hasher);
-    }
-
-    fn hash_lists(&self, hasher: &mut DefaultHasher) {
-        let lists = &self.alloc.lists;
-        let waiting: Vec<u64> = lists.to_discard.iter().map(|one| one.nr().0).collect();
-        (waiting, self.alloc.discards).hash(hasher);
-        let unused: Vec<u64> = lists.unused.iter().map(|bucket| bucket.nr().0).collect();
-        let incoming: Vec<u64> = self.incoming().iter().map(|nr| nr.0).collect();
-        (unused, incoming).hash(hasher);
-        for reserve in [
-            Reserve::Btree,
-            Reserve::Prio,
-            Reserve::MovingGc,
-            Reserve::Normal,
-        ] {
-            let ready = lists.ready(reserve).iter();
-            ready
-                .map(|bucket| bucket.nr().0)
-                .collect::<Vec<_>>()
-                .hash(hasher);
-        }
-        for set in [&self.alloc.lagging, &self.alloc.parked] {
-            let mut set = set.clone();
-            set.sort_unstable();
-            set.hash(hasher);
-        }
-        let slots = &self.alloc.open.slots;
-        for slot in slots {
-            let before = slots.iter().filter(|other| other.used < slot.used);
-            let rank = before.count();
-            let is_followed = self.positions[slot.inode as usize % 4] == slot.end;
-            let place = slot.bucket.map(|nr| nr.0);
-            (rank, slot.inode, is_followed, place, slot.sectors_free).hash(hasher);
-            let idle = self.alloc.open.tick - slot.tick;
-            (slot.was_used, slot.stream, slot.kind as u8, idle.min(3)).hash(hasher);
-            if slot.bucket.is_some() {
-                slot.next_sector.hash(hasher);
-            }
-        }
-    }
-
-    fn hash_index(&self, hasher: &mut DefaultHasher) {
-        let since = |time: u64| match time {
-            NEVER => NEVER,
-            time => time.saturating_sub(self.safe),
-        };
-        for keys in [&self.keys, &self.removed] {
-            keys.len().hash(hasher);
-            for key in keys {
-                let behind = self.truth[key.bucket].epoch - key.epoch;
-                (key.ptr.sector(), behind, key.sectors, key.dirty).hash(hasher);
-                (since(key.born), since(key.died), since(key.cleaned)).hash(hasher);
-            }
-        }
-        (self.now - self.safe).hash(hasher);
-        for placement in &self.placements {
-            (placement.ptr.sector(), placement.sectors).hash(hasher);
-        }
-        self.held.hash(hasher);
-        for (node, born) in &self.nodes {
-            (node.nr.0, self.behind(node.nr, node.r#gen), since(*born)).hash(hasher);
-        }
-        let tables = [
-            Some(&self.table),
-            self.batch.as_ref().map(|(_, table)| table),
-        ];
-        for (table, is_newer) in tables.into_iter().flatten().zip([false, true]) {
-            (is_newer, since(table.time)).hash(hasher);
-            for bucket in &table.buckets {
-                (bucket.nr.0, self.behind(bucket.nr, bucket.r#gen)).hash(hasher);
-            }
-            for ((prio, epoch), truth) in table.entries.iter().zip(&self.truth) {
-                (prio, truth.epoch - epoch).hash(hasher);
-            }
-        }
-        if let Some((batch, _)) = &self.batch {
-            let incoming: Vec<u64> = batch.buckets().map(|nr| nr.0).collect();
-            incoming.hash(hasher);
-        }
-        if let Some((_, epochs, time)) = &self.gc_base {
-            since(*time).hash(hasher);
-            let behind = epochs
-                .iter()
-                .zip(&self.truth)
-                .map(|(epoch, truth)| truth.epoch - epoch);
-            behind.collect::<Vec<_>>().hash(hasher);
-        }
     }
 }
 
