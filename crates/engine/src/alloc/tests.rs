@@ -265,6 +265,43 @@ fn a_long_run_of_random_equals_its_twin() {
     long_run(Replacement::Random, 3);
 }
 
+/// So many buckets that the order of victims has several runs in a group.
+#[test]
+fn a_run_with_many_buckets_equals_its_twin() {
+    for (seed, replacement) in [
+        (6, Replacement::Lru),
+        (7, Replacement::Fifo),
+        (8, Replacement::Random),
+    ] {
+        let config = Config {
+            bucket_sectors: 8,
+            replacement,
+            ..config(600)
+        };
+        let sizes = Sizes {
+            btree: 4,
+            prio: 2,
+            batch: 40,
+            ..SIZES
+        };
+        let mut world = World::new(config, sizes);
+        let mut dice = dice(seed);
+        for _ in 0..asked_for("BRIGADE_ALLOC_STEPS", 150_000) / 20 {
+            let bytes = (dice() as u32).to_le_bytes();
+            let step = match Step::of(bytes) {
+                // It loses nothing, so that buckets stay full.
+                Step::Crash(_) => Step::Crash(bytes[1] % 2),
+                Step::Insert { .. } => Step::Insert {
+                    dirty: bytes[2] < 20,
+                },
+                step => step,
+            };
+            world.step(step);
+        }
+        assert!(world.recycled > 300, "{} recycled", world.recycled);
+    }
+}
+
 /// Gens of one bucket come round again and again while the power fails; the world looks at every pointer that is left. For
 /// long times there is no collection, no table or no power loss, so that gens run as far ahead as they may.
 #[test]
