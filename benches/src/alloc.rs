@@ -20,7 +20,7 @@ const BUCKET_SECTORS: u32 = 1024;
 const TOUCHED_OF: u64 = 4;
 
 /// Other steps than the engine's.
-const SMALLER_STEPS: [usize; 2] = [1, 32];
+const SMALLER_STEPS: [usize; 2] = [1, 256];
 /// Steps of ageing per look at the clock, which takes longer than one step.
 const STEPS_TIMED: u32 = 4;
 

@@ -6,7 +6,7 @@ use brigade_engine::alloc::{GEN_AGE_WANTS_GC, PRIO_FRESH};
 use brigade_format::{BucketNr, Gen, Ptr, prio};
 
 /// Victims that the engine chooses in one step.
-pub const GATHER_AT_ONCE: usize = 256;
+pub use brigade_engine::alloc::GATHER_STEP as GATHER_AT_ONCE;
 /// Sectors of the usual request.
 pub const PIECE: u64 = 8;
 /// The volume everything is written to.

@@ -98,6 +98,8 @@ pub const PRIO_METADATA: u16 = 65535;
 pub const GEN_AGE_MAX: u8 = 96;
 /// From this age on, leaves with old pointers should be rewritten in the background.
 pub const GEN_AGE_WANTS_GC: u8 = 64;
+/// Victims to be chosen in one synchronous step: some tens of microseconds.
+pub const GATHER_STEP: usize = 32;
 /// No gen may be further than this ahead of the durable table (docs/format.md 6.3).
 pub const TABLE_LAG_MAX: u8 = 64;
 /// From this lag on a table write is wanted even without victims.

@@ -81,6 +81,16 @@ impl Slot {
         self.sectors_free > 0 && self.kind == kind
     }
 
+    fn end_key(&self) -> Option<(Data, u32, u64, u64)> {
+        self.was_used
+            .then_some((self.kind, self.inode, self.end, self.used))
+    }
+
+    fn stream_key(&self) -> Option<(Data, u16, u64)> {
+        let stream = self.stream.filter(|_| self.was_used)?;
+        Some((self.kind, stream, self.used))
+    }
+
     /// For the order of use among slots without space, and among those with space for each kind.
     fn class(&self) -> Option<Data> {
         (self.sectors_free > 0).then_some(self.kind)
@@ -121,7 +131,7 @@ impl OpenBuckets {
         };
         for index in 0..count {
             open.slots[index].used = index as u64;
-            open.note(index);
+            open.classes.insert((None, index as u64), index);
         }
         open
     }
@@ -163,49 +173,53 @@ impl OpenBuckets {
         (self.slots.len() / 4).max(2)
     }
 
-    /// Changes a slot, and all that says something about it.
+    /// Changes a slot, and what says something about it that is no longer so.
     fn change(&mut self, index: usize, change: impl FnOnce(&mut Slot)) {
         let old = self.slots[index];
-        if old.was_used {
-            self.ends.remove(&(old.kind, old.inode, old.end, old.used));
-            if let Some(stream) = old.stream {
-                self.streams.remove(&(old.kind, stream, old.used));
-            }
-        }
-        self.classes.remove(&(old.class(), old.used));
-        self.free[old.kind as usize] -= u64::from(old.sectors_free);
         change(&mut self.slots[index]);
-        self.note(index);
-    }
-
-    fn note(&mut self, index: usize) {
         let new = self.slots[index];
-        if new.was_used {
-            self.ends
-                .insert((new.kind, new.inode, new.end, new.used), index);
-            if let Some(stream) = new.stream {
-                self.streams.insert((new.kind, stream, new.used), index);
-            }
-        }
-        self.classes.insert((new.class(), new.used), index);
+        follow(&mut self.ends, old.end_key(), new.end_key(), index);
+        follow(&mut self.streams, old.stream_key(), new.stream_key(), index);
+        let classes = [old, new].map(|slot| Some((slot.class(), slot.used)));
+        follow(&mut self.classes, classes[0], classes[1], index);
+        self.free[old.kind as usize] -= u64::from(old.sectors_free);
         self.free[new.kind as usize] += u64::from(new.sectors_free);
     }
 
     /// The slot was used last, for data of this stream that ends here.
     fn used_by(&mut self, index: usize, inode: u32, end: u64, stream: u16) {
-        let (used, tick) = (self.used, self.tick);
-        self.used += 1;
+        let (old, mut used) = (self.slots[index], self.used);
+        if old.used + 1 == used {
+            // It is the last one already, and stays what it is.
+            used = old.used;
+        }
+        (self.used, self.slots[index].tick) = (used + 1, self.tick);
         self.change(index, |slot| {
-            (slot.inode, slot.end, slot.stream) = (inode, end, Some(stream));
-            (slot.used, slot.tick) = (used, tick);
+            (slot.inode, slot.end, slot.stream, slot.used) = (inode, end, Some(stream), used);
         });
-        let kind = self.slots[index].kind;
+        if old.stream == Some(stream) && old.was_used {
+            return;
+        }
+        let kind = old.kind;
         let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
         if self.streams.range(mine.clone()).count() > self.claims_max() {
             marks::hit(Mark::SlotsOfStreamCapped);
             let oldest = *self.streams.range(mine).next().expect("just counted").1;
             self.change(oldest, |slot| slot.stream = None);
         }
+    }
+}
+
+/// Takes an entry to its new key, if that is another one.
+fn follow<K: Ord>(map: &mut BTreeMap<K, usize>, old: Option<K>, new: Option<K>, index: usize) {
+    if old == new {
+        return;
+    }
+    if let Some(old) = old {
+        map.remove(&old);
+    }
+    if let Some(new) = new {
+        map.insert(new, index);
     }
 }
 

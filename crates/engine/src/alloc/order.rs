@@ -22,6 +22,8 @@ const RECENCY_MAX: u16 = 32768;
 /// Buckets in a run at most, and when it is made from many.
 const RUN_MAX: usize = 128;
 const RUN_FILL: usize = 112;
+/// More live sectors than this make no difference.
+const LIVE_MAX: u32 = 8191;
 /// A run with fewer is joined to the one before.
 const RUN_MIN: usize = 40;
 
@@ -31,22 +33,27 @@ type Key = u64;
 /// Buckets with the same number of live sectors.
 #[derive(Clone, Debug, Default)]
 struct Group {
-    /// The first run.
+    /// The first run, last one first, so that the first one is taken off its end.
     first: Vec<u32>,
     /// The others, by a key that is not above any in the run and above all in the runs before.
     rest: BTreeMap<Key, Vec<u32>>,
-    /// The stamp of the first bucket (`None`: lapsed), at hand without a look at the bucket.
+}
+
+/// The first of a group and its stamp (`None`: lapsed), at hand without a look at the bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Top {
+    nr: u32,
     stamp: Option<u16>,
 }
 
 /// See the module documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
-    groups: BTreeMap<u32, Group>,
+    /// By live sectors.
+    groups: Vec<Group>,
+    tops: Vec<Option<Top>>,
     /// Buckets are in the order of their numbers, and the rest does not matter.
     is_by_number: bool,
-    /// More live sectors than this make no difference.
-    live_max: u32,
     /// The age of the cache: what a stamp is compared with.
     pub age: u64,
     len: usize,
@@ -78,11 +85,17 @@ pub(super) fn past_at(stamp: u16, age: u16) -> u16 {
 }
 
 impl Order {
-    pub fn new(live_max: u32, is_by_number: bool) -> Order {
+    /// For buckets of this size.
+    pub fn new(bucket_sectors: u32, is_by_number: bool) -> Order {
+        let count = if is_by_number {
+            1
+        } else {
+            bucket_sectors.min(LIVE_MAX) as usize + 1
+        };
         Order {
-            groups: BTreeMap::new(),
+            groups: vec![Group::default(); count],
+            tops: vec![None; count],
             is_by_number,
-            live_max,
             age: 0,
             len: 0,
         }
@@ -94,10 +107,7 @@ impl Order {
 
     /// The group of a bucket with so many live sectors.
     pub fn group_of(&self, live: u32) -> u32 {
-        if self.is_by_number {
-            return 0;
-        }
-        live.min(self.live_max)
+        live.min(self.groups.len() as u32 - 1)
     }
 
     /// Puts a bucket into the order, by its present recency.
@@ -106,25 +116,30 @@ impl Order {
         assert!(!bucket.is(Flag::Ordered), "ALLOC-9: ordered twice");
         let number = self.group_of(bucket.live.get());
         self.note(bucket, number);
-        let (key, stamp) = (key(bucket, nr, self.age), stamp(bucket));
-        let group = self.groups.entry(number).or_default();
-        let (run, is_first) = match group.rest.range_mut(..=key).next_back() {
-            None => (&mut group.first, true),
-            Some((_, run)) => (run, false),
+        let (key, top) = (key(bucket, nr, self.age), top(bucket, nr));
+        self.len += 1;
+        let group = &mut self.groups[number as usize];
+        let Some((_, run)) = group.rest.range_mut(..=key).next_back() else {
+            let at = place_back(buckets, &group.first, key, self.age);
+            if at == group.first.len() {
+                self.tops[number as usize] = Some(top);
+            }
+            group.first.insert(at, nr);
+            if group.first.len() > RUN_MAX {
+                let split = group.split_first();
+                let from = self::key(&buckets[split[0] as usize], split[0], self.age);
+                group.rest.insert(from, split);
+            }
+            return;
         };
         let at = place(buckets, run, key, self.age);
-        if is_first && at == 0 {
-            group.stamp = stamp;
-        }
         if run.len() < RUN_MAX {
             run.insert(at, nr);
         } else {
             let split = split(run, at, nr);
-            let first = split[0];
-            let from = self::key(&buckets[first as usize], first, self.age);
+            let from = self::key(&buckets[split[0] as usize], split[0], self.age);
             group.rest.insert(from, split);
         }
-        self.len += 1;
     }
 
     /// How the order will know this bucket.
@@ -147,31 +162,26 @@ impl Order {
             "ALLOC-9: not ordered"
         );
         let number = self.group_of(live);
-        let group = self.groups.get_mut(&number).expect("ALLOC-9: a group");
-        let is_head = group.first[0] == nr;
+        let group = &mut self.groups[number as usize];
+        let is_head = group.first.last() == Some(&nr);
         if is_head {
-            group.first.remove(0);
+            group.first.pop();
         } else {
-            let key = key(&buckets[nr as usize], nr, self.age);
-            group.take(key, |run| {
-                let at = place(buckets, run, key, self.age);
-                assert_eq!(run.get(at), Some(&nr), "ALLOC-9: not where its key says");
-                at
-            });
+            group.take(buckets, nr, self.age);
         }
         let bucket = &mut buckets[nr as usize];
         bucket.set(Flag::Ordered, false);
         bucket.set(Flag::Lapsed, false);
         self.len -= 1;
-        if group.first.is_empty() {
-            let Some((_, next)) = group.rest.pop_first() else {
-                self.groups.remove(&number);
-                return;
-            };
+        if group.first.is_empty()
+            && let Some((_, next)) = group.rest.pop_first()
+        {
             group.first = next;
+            group.first.reverse();
         }
         if is_head {
-            group.stamp = stamp(&buckets[group.first[0] as usize]);
+            let next = group.first.last();
+            self.tops[number as usize] = next.map(|nr| top(&buckets[*nr as usize], *nr));
         }
     }
 
@@ -192,24 +202,23 @@ impl Order {
 
     /// The first of each group, fewest live sectors first.
     pub fn heads(&self) -> impl Iterator<Item = Head> {
-        let head = |(number, group): (&u32, &Group)| self.to_head(*number, group);
-        self.groups.iter().map(head)
+        (0..)
+            .zip(&self.tops)
+            .filter_map(|(group, top)| Some(self.to_head(group, (*top)?)))
     }
 
     /// The first of one group.
     pub fn head_of(&self, group: u32) -> Option<Head> {
-        self.groups
-            .get(&group)
-            .map(|found| self.to_head(group, found))
+        self.tops[group as usize].map(|top| self.to_head(group, top))
     }
 
-    fn to_head(&self, number: u32, group: &Group) -> Head {
+    fn to_head(&self, group: u32, top: Top) -> Head {
         let recency = |stamp| recency_at(stamp, self.age as u16);
         Head {
-            group: number,
-            nr: group.first[0],
-            recency: group.stamp.map_or(0, recency),
-            is_lapsed: group.stamp.is_none(),
+            group,
+            nr: top.nr,
+            recency: top.stamp.map_or(0, recency),
+            is_lapsed: top.stamp.is_none(),
         }
     }
 
@@ -228,14 +237,21 @@ impl Order {
 
     /// The first of a group with this key or a higher one.
     fn next(&self, buckets: &[Bucket], group: u32, least: Key) -> Option<u32> {
-        let group = self.groups.get(&group)?;
-        let (run, after) = match group.rest.range(..=least).next_back() {
-            None => (&group.first, 0),
-            Some((from, run)) => (run, *from + 1),
+        let group = &self.groups[group as usize];
+        let first_from = |from: Key| group.rest.range(from..).next().map(|(_, run)| run[0]);
+        let Some((from, run)) = group.rest.range(..=least).next_back() else {
+            // Those before this place are not below.
+            let at = match least.checked_sub(1) {
+                Some(below) => place_back(buckets, &group.first, below, self.age),
+                None => group.first.len(),
+            };
+            return match at.checked_sub(1) {
+                Some(at) => Some(group.first[at]),
+                None => first_from(0),
+            };
         };
         let at = place(buckets, run, least, self.age);
-        let next = || group.rest.range(after..).next().map(|(_, run)| &run[0]);
-        run.get(at).or_else(next).copied()
+        run.get(at).copied().or_else(|| first_from(*from + 1))
     }
 
     /// The first bucket from a number on, in an order by number.
@@ -246,7 +262,7 @@ impl Order {
 
     /// Puts all that may be let go into an empty order at once: much faster than one by one.
     pub fn fill(&mut self, buckets: &mut [Bucket]) {
-        assert!(self.groups.is_empty());
+        assert_eq!(self.len, 0, "it is empty");
         let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (nr, bucket) in (0..).zip(buckets.iter_mut()) {
             bucket.set(Flag::Ordered, false);
@@ -264,23 +280,28 @@ impl Order {
             if !all.is_sorted_by_key(|nr| key(*nr)) {
                 all.sort_by_cached_key(|nr| key(*nr));
             }
+            self.tops[number as usize] = Some(top(&buckets[all[0] as usize], all[0]));
             let mut runs = all.chunks(RUN_FILL).map(|run| {
                 let mut some = Vec::with_capacity(if all.len() > RUN_MAX { RUN_MAX } else { 0 });
                 some.extend_from_slice(run);
                 some
             });
-            let first = runs.next().expect("not empty");
-            let stamp = stamp(&buckets[first[0] as usize]);
+            let mut first = runs.next().expect("not empty");
+            first.reverse();
             let rest = runs.map(|run| (key(run[0]), run)).collect();
-            self.groups.insert(number, Group { first, rest, stamp });
+            self.groups[number as usize] = Group { first, rest };
         }
     }
 
     /// Every bucket in the order, by group; the slow way, for checks.
     fn all(&self) -> Vec<(u32, u32)> {
-        let all = self.groups.iter().flat_map(|(number, group)| {
-            let runs = std::iter::once(&group.first).chain(group.rest.values());
-            runs.flatten().map(|nr| (*number, *nr))
+        let all = (0..).zip(&self.groups).flat_map(|(number, group)| {
+            let all = group
+                .first
+                .iter()
+                .rev()
+                .chain(group.rest.values().flatten());
+            all.map(move |nr| (number, *nr))
         });
         all.collect()
     }
@@ -293,9 +314,11 @@ impl Order {
         for pair in all.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             assert!(key(pair[0].1) < key(pair[1].1), "ALLOC-9: {pair:?}");
         }
-        for group in self.groups.values() {
-            let first = &buckets[group.first[0] as usize];
-            assert_eq!(group.stamp, stamp(first), "ALLOC-9: head");
+        for (group, kept) in self.groups.iter().zip(&self.tops) {
+            let first = group.first.last();
+            let first = first.map(|nr| top(&buckets[*nr as usize], *nr));
+            assert_eq!(*kept, first, "ALLOC-9: head");
+            assert!(first.is_some() || group.rest.is_empty(), "ALLOC-9");
             for (from, run) in &group.rest {
                 assert!(*from <= key(run[0]), "ALLOC-9: a run before its key");
                 assert!(run.len() <= RUN_MAX);
@@ -311,24 +334,44 @@ impl Order {
 
 impl Group {
     /// Takes one out of the run of its key. A short one is joined to the one before, if both fit.
-    fn take(&mut self, key: Key, place: impl Fn(&[u32]) -> usize) {
+    fn take(&mut self, buckets: &[Bucket], nr: u32, age: u64) {
+        let key = key(&buckets[nr as usize], nr, age);
         let Some((from, run)) = self.rest.range_mut(..=key).next_back() else {
-            self.first.remove(place(&self.first));
+            let at = place_back(buckets, &self.first, key, age);
+            assert_eq!(
+                self.first.get(at),
+                Some(&nr),
+                "ALLOC-9: not where its key says"
+            );
+            self.first.remove(at);
             return;
         };
         let from = *from;
-        run.remove(place(run));
+        let at = place(buckets, run, key, age);
+        assert_eq!(run.get(at), Some(&nr), "ALLOC-9: not where its key says");
+        run.remove(at);
         if run.len() >= RUN_MIN {
             return;
         }
         let short = self.rest.remove(&from).expect("found just now");
-        let before = self.rest.range_mut(..from).next_back();
-        let before = before.map_or(&mut self.first, |(_, run)| run);
-        if short.is_empty() || before.len() + short.len() <= RUN_FILL {
-            before.extend(short);
-        } else {
-            self.rest.insert(from, short);
+        if short.is_empty() {
+            return;
         }
+        match self.rest.range_mut(..from).next_back() {
+            Some((_, before)) if before.len() + short.len() <= RUN_FILL => before.extend(short),
+            None if self.first.len() + short.len() <= RUN_FILL => {
+                self.first.splice(..0, short.into_iter().rev());
+            }
+            _ => drop(self.rest.insert(from, short)),
+        }
+    }
+
+    /// Takes the later half off a first run that is too long.
+    fn split_first(&mut self) -> Vec<u32> {
+        let mut split = Vec::with_capacity(RUN_MAX);
+        split.extend(self.first.drain(..RUN_MAX / 2));
+        split.reverse();
+        split
     }
 }
 
@@ -353,6 +396,11 @@ fn place(buckets: &[Bucket], run: &[u32], key: Key, age: u64) -> usize {
     run.partition_point(|nr| self::key(&buckets[*nr as usize], *nr, age) < key)
 }
 
+/// The same in a run that begins with the last one.
+fn place_back(buckets: &[Bucket], run: &[u32], key: Key, age: u64) -> usize {
+    run.partition_point(|nr| self::key(&buckets[*nr as usize], *nr, age) > key)
+}
+
 /// Puts one more into a full run, which becomes two; gives the second. At its end it just goes on in a new one, so that what is
 /// filled in order is dense.
 fn split(run: &mut Vec<u32>, at: usize, nr: u32) -> Vec<u32> {
@@ -369,8 +417,9 @@ fn split(run: &mut Vec<u32>, at: usize, nr: u32) -> Vec<u32> {
     split
 }
 
-fn stamp(bucket: &Bucket) -> Option<u16> {
-    (!bucket.is(Flag::Lapsed)).then_some(bucket.ordered)
+fn top(bucket: &Bucket, nr: u32) -> Top {
+    let stamp = (!bucket.is(Flag::Lapsed)).then_some(bucket.ordered);
+    Top { nr, stamp }
 }
 
 #[cfg(test)]

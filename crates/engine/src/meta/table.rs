@@ -7,7 +7,7 @@
 //! (docs/format.md 6.6, 10.3.) A freed node's gen is not raised in memory before the parent's append is durable, so the table
 //! never says more than the tree (10.5).
 
-use crate::alloc::Batch;
+use crate::alloc::{Batch, GATHER_STEP};
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
@@ -27,8 +27,6 @@ const DRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Links of a table that are written at once.
 const LINKS_AT_ONCE: usize = 4;
-/// Victims that are chosen in one step.
-const GATHER_AT_ONCE: usize = 256;
 
 /// Buckets that are discarded at once.
 const DISCARDS_AT_ONCE: usize = 32;
@@ -239,10 +237,10 @@ impl<E: Env> GenTable<E> {
         loop {
             let gathered = {
                 let mut alloc = self.buckets.get_mut();
-                let gathered = alloc.gather(GATHER_AT_ONCE, || self.env.random_u64());
+                let gathered = alloc.gather(GATHER_STEP, || self.env.random_u64());
                 if alloc.is_batch_full() { 0 } else { gathered }
             };
-            if gathered < GATHER_AT_ONCE || self.is_closing.get() {
+            if gathered < GATHER_STEP || self.is_closing.get() {
                 return;
             }
             yield_now().await;
