@@ -56,8 +56,8 @@ pub async fn write<E: Env>(
         return to_backing(backing, start, end - start, what, fua).await;
     };
     let is_copied = admit && end - start <= FILL_SECTORS_MAX;
-    // Memory for a copy that will wait for a bucket is waited for before anything is held.
-    let room = if is_copied && cache.buckets.is_data_waited_for() {
+    // Memory for a copy that may have to wait for a bucket is waited for before anything is held.
+    let room = if is_copied {
         fill::ahead(core, &cache, (end - start) as usize * 512).await
     } else {
         None
