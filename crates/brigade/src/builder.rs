@@ -76,6 +76,12 @@ impl Builder {
         self
     }
 
+    /// Look for every bucket that is handed out in all lists, which is slow.
+    pub fn expensive_checks(mut self, on: bool) -> Builder {
+        self.options.expensive_checks = on;
+        self
+    }
+
     /// How I/O is done.
     pub fn engine(mut self, engine: Engine) -> Builder {
         self.host.engine = engine;

@@ -150,6 +150,9 @@ pub struct ServeFlags {
     /// How I/O is done
     #[arg(long, value_enum, default_value = "auto")]
     pub engine: Engine,
+    /// Look for every bucket that is handed out in all lists, which is slow (kernel: expensive_debug_checks)
+    #[arg(long)]
+    pub expensive_checks: bool,
     /// Where the acknowledgement record lies; a memory file system [default: /dev/shm/brigade or /run/brigade]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,

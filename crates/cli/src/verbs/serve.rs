@@ -35,6 +35,7 @@ fn builder(flags: &ServeFlags) -> Builder {
     let mut builder = Builder::new()
         .read_only(flags.read_only)
         .engine(flags.engine.into())
+        .expensive_checks(flags.expensive_checks)
         .ack(match flags.ack {
             Ack::Memory => AckPolicy::Memory,
             Ack::Journal => AckPolicy::Journal,
