@@ -28,13 +28,10 @@ use crate::recovery::{self, How, Loaded, SurvivorEntry};
 use crate::request::{Cache, CacheWriter};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BucketNr, CacheGeometry, Superblock};
+use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-
-/// Words of the longest key there can be.
-const KEY_WORDS_MAX: usize = 8;
 
 /// A cache device whose superblock was read and found good.
 pub struct Found<E: Env> {
@@ -508,6 +505,10 @@ pub(super) fn begin_record<E: Env>(
 }
 
 /// Gives keys that only the record in memory had, and dirty keys that the tree kept against the journal, a durable entry.
+///
+/// A stage of the record becomes one entry (JNL-8): should this opening be cut off, the next one goes by the number of the newest
+/// entry, and takes stages out of the record only from there on, whole ones. (An entry without keys that never got to the disk
+/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.)
 async fn journal_again<E: Env>(
     journal: &Rc<Journal<E>>,
     survivors: impl Iterator<Item = &SurvivorEntry>,
@@ -518,7 +519,7 @@ async fn journal_again<E: Env>(
         if mutations::is(Mutation::RecordForgotten) {
             continue;
         }
-        for keys in entry.keys.chunks(journal.words_max() / KEY_WORDS_MAX) {
+        for keys in in_entries(&entry.keys, journal.words_max()) {
             journal.append(keys.iter().copied());
             journal.flush().await?;
         }
@@ -528,6 +529,22 @@ async fn journal_again<E: Env>(
         journal.flush().await?;
     }
     Ok(())
+}
+
+/// Cuts keys into as few runs as their order allows, each of at most so many words. What was a stage once is one run; only a
+/// record that no server of this set can have written is cut.
+fn in_entries(keys: &[Key], words_max: usize) -> Vec<&[Key]> {
+    let mut runs = Vec::with_capacity(1);
+    let (mut from, mut words) = (0, 0);
+    for (at, key) in keys.iter().enumerate() {
+        if words + key.words() > words_max {
+            runs.push(&keys[from..at]);
+            (from, words) = (at, 0);
+        }
+        words += key.words();
+    }
+    runs.push(&keys[from..]);
+    runs
 }
 
 /// Puts what replay decided into the leaves' pending sets. The map has it already.
@@ -564,4 +581,26 @@ pub fn read_superblock_bytes<E: Env>(disk: &Disk<E>) -> Result<(), Error> {
         return Err(Error::format(disk.name(), what));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use brigade_format::{Gen, Ptr};
+
+    #[test]
+    fn keys_of_a_stage_stay_together_and_what_is_too_long_for_one_is_cut() {
+        let key = |at| Key::extent(1, at * 8, 8, Ptr::new(at * 8, Gen(0)), false);
+        let keys: Vec<_> = (0..10).map(key).collect();
+        let counts = |words| -> Vec<usize> {
+            in_entries(&keys, words)
+                .iter()
+                .map(|run| run.len())
+                .collect()
+        };
+        assert_eq!(counts(30), [10]);
+        assert_eq!(counts(29), [9, 1]);
+        assert_eq!(counts(12), [4, 4, 2]);
+        assert_eq!(in_entries(&keys, 12).concat(), keys);
+    }
 }

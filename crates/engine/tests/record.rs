@@ -1,0 +1,155 @@
+//! Stories of the record in memory: acknowledged data that a cut-off opening lost.
+
+use brigade_engine::Server;
+use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_sim::disk::{DiskState, End, Io};
+use brigade_sim::exec::{Chance, Store, World};
+use brigade_sim::small::{disks, open, options};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Keys that are only in the record when the server is killed. One entry takes 160 of them.
+const WRITES: u64 = 140;
+
+/// What is left when a server is killed.
+struct Left {
+    cache: Rc<RefCell<DiskState>>,
+    backing: Rc<RefCell<DiskState>>,
+    record: Store,
+    chance: Chance,
+}
+
+impl Left {
+    fn end(&self, world: &World) {
+        world.kill();
+        self.cache.borrow_mut().end(End::Kill, &self.chance);
+        self.backing.borrow_mut().end(End::Kill, &self.chance);
+    }
+
+    /// Every other sector is written and acknowledged; then the server is killed before any entry has that.
+    fn by_a_server_with_long_stages(seed: u64, write: Duration) -> Left {
+        let (cache, backing) = disks(1500, 8, 1, 80000);
+        let left = Left {
+            cache,
+            backing,
+            record: Store::default(),
+            chance: Chance::new(seed),
+        };
+        let pace = |write: Duration, flush: Duration| {
+            left.cache.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| match io {
+                Io::Flush => Some(flush),
+                _ => Some(write),
+            }));
+        };
+        // An entry takes 2 ms; so keys are on their way to the next one four times as long.
+        let (moment, ages) = (Duration::from_millis(1), Duration::from_secs(1000));
+        pace(moment, moment);
+        let world = World::new(left.chance.clone(), Duration::from_secs(1));
+        let server = open(
+            &world,
+            &left.cache,
+            &left.backing,
+            &left.record,
+            options(false),
+        );
+        let volume = server.volumes()[0].clone();
+        let entries = || server.status().cache_sets[0].journal.entries_written;
+        // Its first buckets are ready by then.
+        let sleeper = world.clone();
+        let settled = async move { sleeper.sleep(Duration::from_secs(10)).await };
+        world.run(settled, || false).expect("ends");
+        let entries_before = entries();
+        // One stage is on its way and gets no further; what comes after that is the next one.
+        pace(write, ages);
+        let writes = async move {
+            for at in 0..WRITES {
+                let mut buffer = volume.buffer(512);
+                buffer.fill(value(at));
+                let offset = at * 1024;
+                volume
+                    .write(StreamId(1), offset, buffer, false)
+                    .await
+                    .expect("acknowledged");
+            }
+        };
+        world.run(writes, || false).expect("ends");
+        assert_eq!(entries(), entries_before, "all of it is only in the record");
+        left.end(&world);
+        left.cache.borrow_mut().pace = None;
+        left
+    }
+
+    /// Opens until so many device operations were completed. Whether it came to its end before.
+    fn open_and_kill(&self, operations: u64) -> bool {
+        let world = World::new(self.chance.clone(), Duration::from_secs(50));
+        let record = self.record.clone();
+        let opening = Server::open(
+            world.clone(),
+            vec![world.device(&self.cache)],
+            vec![world.device(&self.backing)],
+            move |_| Some(record.clone()),
+            options(false),
+        );
+        let limited = world.clone();
+        let opened = world.run(opening, || limited.device_operations() >= operations);
+        self.end(&world);
+        let is_whole = opened.is_some();
+        drop(opened.map(|server| server.expect("it can be opened")));
+        is_whole
+    }
+
+    /// Sectors that do not read as what was acknowledged.
+    fn lost(&self) -> Vec<u64> {
+        let world = World::new(self.chance.clone(), Duration::from_secs(100));
+        let server = open(
+            &world,
+            &self.cache,
+            &self.backing,
+            &self.record,
+            options(false),
+        );
+        let volume = server.volumes()[0].clone();
+        let reads = async move {
+            let mut lost = Vec::new();
+            for at in 0..WRITES {
+                let read = volume.read(StreamId(1), at * 1024, 512).await;
+                if read.expect("read")[..] != [value(at); 512] {
+                    lost.push(at);
+                }
+            }
+            server.stop().await.expect("stop");
+            lost
+        };
+        world.run(reads, || false).expect("ends")
+    }
+}
+
+fn value(at: u64) -> u8 {
+    (at % 255) as u8 + 1
+}
+
+/// The opening gave the keys of one stage several entries. Their numbers were also those of stages in the record, so after the
+/// first of these entries the next opening took the whole stage for journalled, and the keys of the others were gone.
+#[test]
+fn an_opening_cut_off_while_it_journals_the_record_loses_nothing_of_it() {
+    // All of it is one stage, or the second one is long.
+    for write in [10, 150].map(Duration::from_micros) {
+        for operations in 1.. {
+            let left = Left::by_a_server_with_long_stages(operations, write);
+            let mut is_whole = true;
+            for _ in 0..3 {
+                is_whole &= left.open_and_kill(operations);
+            }
+            let lost = left.lost();
+            assert!(
+                lost.is_empty(),
+                "writes of {write:?}, killed after {operations} operations: {lost:?} are gone"
+            );
+            if is_whole {
+                assert!(operations > 10, "it was cut off at all");
+                break;
+            }
+        }
+    }
+}
