@@ -590,7 +590,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_stage_stay_together_and_what_is_too_long_for_one_is_cut() {
-        let key = |at| Key::extent(1, at * 8, 8, Ptr::new(at * 8, Gen(0)), false);
+        let key = |at: u64| Key::extent(1, at * 8, 8, Ptr::new(at * 8, Gen(0)), false);
         let keys: Vec<_> = (0..10).map(key).collect();
         let counts = |words| -> Vec<usize> {
             in_entries(&keys, words)
