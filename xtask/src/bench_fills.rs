@@ -11,7 +11,7 @@
 //!   requests); of Brigade by its counter of bytes that were hit.
 //!
 //! Nothing may be bypassed as sequential. The kernel is told so; Brigade's server has no such switch, so it is asked in an order
-//! in which no request follows the one before: of each [`WINDOW`] of requests the odd ones first. All images are in memory, which
+//! in which no request follows the one before: of each `WINDOW` of requests the odd ones first. All images are in memory, which
 //! makes it harder: a slow backing device would leave more time to recycle.
 
 use crate::kernel::{self, Boot};
