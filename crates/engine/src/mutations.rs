@@ -110,6 +110,7 @@ mutations! {
     PoisonForgotten: "a failed metadata write is not remembered",
     ReadIgnoresReuse: "a read does not look whether its bucket was recycled",
     RecordForgotten: "keys of the record in memory are not journalled again",
+    RecordInPieces: "a stage of the record in memory is journalled in several entries",
     RecordOfAnyone: "a record in memory of another set or opening is used",
     RecordWithoutHoles: "the record in memory leaves out keys without data",
     ReplayFromLater: "replay leaves out the oldest entry that is needed",

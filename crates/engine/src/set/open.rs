@@ -519,7 +519,11 @@ async fn journal_again<E: Env>(
         if mutations::is(Mutation::RecordForgotten) {
             continue;
         }
-        for keys in in_entries(&entry.keys, journal.words_max()) {
+        let words_max = match mutations::is(Mutation::RecordInPieces) {
+            true => journal.words_max() / 8,
+            false => journal.words_max(),
+        };
+        for keys in in_entries(&entry.keys, words_max) {
             journal.append(keys.iter().copied());
             journal.flush().await?;
         }
