@@ -1,7 +1,7 @@
 //! `cargo x tidy`: house rules that compilers do not check.
 //!
 //! Layers of the engine, words that must not stay, module docs, white space, paths of somebody's machine,
-//! numbers of invariants, and the allocator's table of rules. The longest functions and files are printed as news; they are no error.
+//! numbers of invariants, the allocator's table of rules, and the table of marks. The longest functions and files are printed as news; they are no error.
 
 use crate::interop::Passed;
 use crate::process::{Context, Result, project_root};
@@ -88,6 +88,7 @@ pub fn check() -> Result<Passed> {
     }
     invariants(&sources, &mut complaints);
     allocator_rules(&sources, &mut complaints);
+    marks_table(&sources, &mut complaints);
     news(&sources);
     if complaints.is_empty() {
         return Ok(Passed::Ran(format!("{} files", sources.len())));
@@ -377,6 +378,65 @@ fn allocator_rules(sources: &[Source], complaints: &mut Vec<String>) {
     }
 }
 
+const MARKS_TABLE: &str = "docs/simulation.md";
+
+/// The table of marks that the swarm rarely reaches names marks and tests that exist, and the tests assert them.
+fn marks_table(sources: &[Source], complaints: &mut Vec<String>) {
+    let text_of = |path: &str| {
+        let source = sources.iter().find(|source| source.path == path);
+        source.map_or("", |source| source.text.as_str())
+    };
+    let known = text_of("crates/engine/src/marks.rs");
+    let rows = text_of(MARKS_TABLE)
+        .lines()
+        .enumerate()
+        .skip_while(|(_, row)| *row != "| mark | test |")
+        .skip(2)
+        .take_while(|(_, row)| row.starts_with('|'));
+    for (at, row) in rows {
+        let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, marks, test, _] = columns.as_slice() else {
+            complaints.push(format!("{MARKS_TABLE}:{}: not two columns", at + 1));
+            continue;
+        };
+        let (file, test) = test.split_once("::").unwrap_or((test, ""));
+        let (file, test) = (file.trim_matches('`'), test.trim_matches('`'));
+        let text = text_of(&format!("crates/engine/{file}"));
+        let body = body_of_test(text, test);
+        for mark in marks.split(',').map(str::trim) {
+            let mut complain = |what: String| {
+                complaints.push(format!("{MARKS_TABLE}:{}: {mark}: {what}", at + 1));
+            };
+            if !known.contains(&format!("\n    {mark}: \"")) {
+                complain("there is no such mark".into());
+            }
+            match body {
+                None => complain(format!("there is no test {test} in {file}")),
+                Some(body) if !names(body, &format!("Mark::{mark}")) => {
+                    complain(format!("{test} does not assert it"));
+                }
+                Some(_) => (),
+            }
+        }
+    }
+}
+
+/// A test's text, from its name on.
+fn body_of_test<'a>(text: &'a str, test: &str) -> Option<&'a str> {
+    let after_marks = text.split("#[test]").skip(1);
+    let mut found = after_marks.filter_map(|after| Some(&after[after.find("fn ")? + 3..]));
+    let body = found.find(|after| !test.is_empty() && identifier(after) == test)?;
+    Some(&body[..body.find("\n}").unwrap_or(body.len())])
+}
+
+/// Whether a path is there as a whole, not as the start of a longer one.
+fn names(text: &str, path: &str) -> bool {
+    text.match_indices(path).any(|(at, _)| {
+        let next = text[at + path.len()..].chars().next();
+        !next.is_some_and(|c| c.is_alphanumeric() || c == '_')
+    })
+}
+
 /// What stands in back quotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
@@ -517,6 +577,34 @@ mod tests {
         assert_eq!(complain("| A1 | r | `alloc/a.rs::f` | `f` | `M` |"), 1);
         assert_eq!(complain("| A1 | r | `alloc/a.rs::f` | `t` | `N` |"), 1);
         assert_eq!(complain("| A2 | r | | | |"), 2, "one missing, one twice");
+    }
+
+    #[test]
+    fn a_table_of_marks_that_names_what_is_not_there_is_found() {
+        let complain = |row: &str| {
+            let head = "# x\n\n| mark | test |\n| --- | --- |\n";
+            let marks = "marks! {\n    One: \"x\",\n    OneMore: \"x\",\n}\n";
+            let test =
+                "#[test]\nfn t() {\n    reached(Mark::OneMore);\n}\nfn f() {\n    Mark::One;\n}\n";
+            let sources = [
+                source(
+                    MARKS_TABLE,
+                    &format!("{head}{row}\n\n| a | table | more |\n"),
+                ),
+                source("crates/engine/src/marks.rs", marks),
+                source("crates/engine/tests/rare.rs", test),
+            ];
+            let mut complaints = Vec::new();
+            marks_table(&sources, &mut complaints);
+            complaints.len()
+        };
+        assert_eq!(complain("| OneMore | `tests/rare.rs::t` |"), 0);
+        assert_eq!(complain("| One | `tests/rare.rs::t` |"), 1);
+        assert_eq!(complain("| OneMore, One | `tests/rare.rs::t` |"), 1);
+        assert_eq!(complain("| OneMore | `tests/rare.rs::f` |"), 1);
+        assert_eq!(complain("| OneMore | `tests/tight.rs::t` |"), 1);
+        assert_eq!(complain("| OneMore | none yet |"), 1);
+        assert_eq!(complain("| Two | `tests/rare.rs::t` |"), 2);
     }
 
     #[test]

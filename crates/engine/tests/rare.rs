@@ -4,6 +4,7 @@
 use brigade_engine::marks::{self, Mark};
 use brigade_engine::recovery::{self, How};
 use brigade_engine::{Server, Volume};
+use brigade_env::sync::join_all;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, Superblock, jset, key_words};
 use brigade_sim::disk::{DiskState, Io};
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const NODE_MAGIC: u64 = 0x9013_5c78_b99e_07f5;
+const TABLE_MAGIC: u64 = 0x6750_e15f_8733_7f91;
 
 /// Marks are counted with the feature `instrumented` only.
 fn assert_reached(mark: Mark) {
@@ -70,6 +72,54 @@ fn a_tree_that_grows_write_by_write_splits_its_interior_nodes() {
     let btree = world.run(story, || false).expect("ends");
     assert!(btree.depth >= 2 && btree.keys == 17_000, "{btree:?}");
     assert_reached(Mark::BtreeInteriorSplit);
+}
+
+#[test]
+fn leaves_that_find_few_buckets_are_rewritten_some_at_a_time() {
+    marks::take();
+    let (c, b) = disks(3400, 8, 1, 60_000);
+    let magic = superblock(&c).set_magic() ^ TABLE_MAGIC;
+    let is_slow = Rc::new(Cell::new(false));
+    let slow = is_slow.clone();
+    let world = World::new(Chance::new(17), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &Store::default(), options(false));
+    c.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        let is_table = matches!(io, Io::Write(_, data) if data[8..16] == magic.to_le_bytes());
+        Some(if is_table && slow.get() {
+            Duration::from_secs(1000)
+        } else {
+            Duration::from_micros(100)
+        })
+    }));
+    let (s, v, w) = (server.clone(), server.volumes()[0].clone(), world.clone());
+    let story = async move {
+        // Clean sectors all over the volume: more than a hundred leaves.
+        for number in 0..17_000u64 {
+            let at = number * 7919 % 17_000 * 2;
+            v.read(StreamId(1), at * 512, 512).await.unwrap();
+        }
+        w.sleep(Duration::from_secs(100)).await;
+        // While no table is finished, clean data takes the buckets that are ready, but for the reserves.
+        is_slow.set(true);
+        for number in 0..2000u64 {
+            let at = 40_000 + number * 8;
+            v.read(StreamId(2), at * 512, 4096).await.unwrap();
+        }
+        // Holes in all leaves at once take no bucket, until the leaves are written.
+        let discard = |number: u64| {
+            let v = v.clone();
+            let at = number * 7919 % 17_000 * 2;
+            async move { v.discard(at * 512, 512, false).await.unwrap() }
+        };
+        join_all((0..17_000).map(discard).collect::<Vec<_>>()).await;
+        w.sleep(Duration::from_secs(100)).await;
+        is_slow.set(false);
+        s.stop().await.unwrap();
+        s.status().errors
+    };
+    let errors = world.run(story, || false).expect("ends");
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_reached(Mark::BtreeFewerAtOnce);
 }
 
 /// A set with four ring buckets, two entries in each, whose nodes take this long to write from a write on that is acknowledged.

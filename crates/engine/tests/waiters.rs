@@ -1,6 +1,6 @@
 //! Who waits for buckets: fills are never dropped because a batch is being persisted, and nobody waits for ever.
 
-use brigade_engine::marks;
+use brigade_engine::marks::{self, Mark};
 use brigade_engine::{Options, ReadStatus, Server};
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::CacheMode;
@@ -48,6 +48,28 @@ fn slow_flushes(disk: &Disk, flush: Duration) {
             _ => Duration::from_micros(50),
         })
     }));
+}
+
+/// Makes a cache device fast but for its nodes.
+fn slow_nodes(disk: &Disk, node: Duration) {
+    // The constant for nodes and the magic of the set that all disks here are of.
+    let magic = 0x9013_5c78_b99e_07f5_u64 ^ 0x0909_0909_0909_0909;
+    disk.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        let is_node = matches!(io, Io::Write(_, data) if data[8..16] == magic.to_le_bytes());
+        Some(if is_node {
+            node
+        } else {
+            Duration::from_micros(50)
+        })
+    }));
+}
+
+/// Marks are counted with the feature `instrumented` only.
+fn assert_reached(marks: &[Mark]) {
+    for mark in marks {
+        let is_reached = !cfg!(feature = "instrumented") || marks::hits(*mark) > 0;
+        assert!(is_reached, "{mark:?} is not reached");
+    }
 }
 
 fn reads(server: &Server<World>) -> ReadStatus {
@@ -170,6 +192,64 @@ fn misses_far_ahead_of_the_tables_wait_for_them_and_no_request_waits_long() {
     assert!(reads.fill_waits > 100, "{reads:?}");
     assert_eq!(reads.fill_dropped, 0, "{reads:?}");
     assert!(slowest.get() < Duration::from_millis(600), "{slowest:?}");
+}
+
+/// Tables take longer than a request waits, and misses that nobody waits for fill all memory there is for them.
+#[test]
+fn a_request_that_waited_long_enough_for_memory_goes_on_and_its_fill_is_dropped() {
+    marks::take();
+    let (world, server, cache) = with_disk(64 * KIB, options(false));
+    slow_flushes(&cache, Duration::from_secs(3));
+    fill(&world, &server, 256 * KIB, 4, false);
+    settle(&world);
+    let reads = reads(&server);
+    assert!(reads.fill_dropped_memory > 0, "{reads:?}");
+    assert_eq!(reads.fill_dropped, reads.fill_dropped_memory, "{reads:?}");
+    assert_reached(&[
+        Mark::FillRequestWaits,
+        Mark::FillDroppedMemory,
+        Mark::CopyDropped,
+    ]);
+}
+
+/// Writes that came all at once, and so were all let into the cache, have taken nearly all buckets. Then nodes take their time,
+/// and each fill leaves something to write in another leaf.
+#[test]
+fn fills_whose_keys_might_find_no_buckets_for_nodes_are_dropped() {
+    marks::take();
+    let (c, b) = disks(520, 8, 1, 60_000);
+    let world = World::new(Chance::new(11), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &Store::default(), options(false));
+    let v = server.volumes()[0].clone();
+    let write = |number: u64| {
+        let v = v.clone();
+        async move {
+            let buffer = v.buffer(512);
+            v.write(StreamId(1), number * 2 * 512, buffer, false)
+                .await
+                .unwrap();
+        }
+    };
+    let writes: Vec<_> = (0..3450).map(write).collect();
+    let all = async move {
+        brigade_env::sync::join_all(writes).await;
+    };
+    world.run(all, || false).unwrap();
+    slow_nodes(&c, Duration::from_secs(5));
+    let read = async move {
+        for number in 0..300 {
+            // All over the volume, between what was written.
+            let at = (number * 1409 % 3450 * 2 + 1) * 512;
+            v.read(StreamId(2), at, 512).await.unwrap();
+        }
+    };
+    world.run(read, || false).unwrap();
+    settle(&world);
+    let reads = reads(&server);
+    assert!(reads.fill_dropped_keys > 0, "{reads:?}");
+    assert_reached(&[Mark::FillDroppedKeys, Mark::CopyDropped]);
+    let stopped = world.run(async move { server.stop().await }, || false);
+    stopped.expect("ends").expect("in order");
 }
 
 /// What a test knows of a volume: the newest byte of each piece written.

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::bucket::Place;
 use super::twin::{Step, World, dice};
 use super::{Allocator, Batch, Config, Data, PRIO_FRESH, Replacement, Reserve, Sizes};
+use crate::marks::{self, Mark};
 
 const CONFIG: Config = Config {
     first_bucket: 1,
@@ -30,6 +31,14 @@ const SIZES: Sizes = Sizes {
 
 fn config(nbuckets: u64) -> Config {
     Config { nbuckets, ..CONFIG }
+}
+
+/// Marks are counted with the feature `instrumented` only.
+fn assert_reached(mark: Mark) {
+    assert!(
+        !cfg!(feature = "instrumented") || marks::hits(mark) > 0,
+        "{mark:?} is not reached"
+    );
 }
 
 /// A number from the environment, for longer runs than the gate's.
@@ -626,6 +635,7 @@ fn random_takes_what_the_dice_say_and_each_bucket_once() {
 
 #[test]
 fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
+    marks::take();
     let mut alloc = Allocator::new(config(64));
     for nr in 10..16 {
         alloc.set_gen(BucketNr(nr), Gen(100), 1);
@@ -642,6 +652,7 @@ fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
         batch.buckets().map(|nr| nr.0).collect::<Vec<_>>(),
         [12, 14, 15]
     );
+    assert_reached(Mark::AllocGenAtLimit);
     alloc.batch_durable(batch);
     let mut base = alloc.gc_base();
     alloc.gc_finished(&mut base);
@@ -652,6 +663,7 @@ fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
 
 #[test]
 fn metadata_churn_without_table_writes_stops_before_gens_run_too_far_ahead() {
+    marks::take();
     let mut alloc = started(config(16));
     let mut taken = 0u32;
     while let Some(node) = alloc.take_metadata(Reserve::Btree) {
@@ -661,6 +673,7 @@ fn metadata_churn_without_table_writes_stops_before_gens_run_too_far_ahead() {
     assert!(taken > 64, "{taken}");
     assert!(alloc.table_lag() <= 64 && alloc.wants_batch());
     let batch = next_batch(&mut alloc).expect("the table's reserve was not touched by nodes");
+    assert_reached(Mark::AllocBatchOfNothing);
     alloc.batch_durable(batch);
     assert!(
         alloc.wants_batch(),
