@@ -77,7 +77,7 @@ fn a_tree_that_grows_write_by_write_splits_its_interior_nodes() {
 #[test]
 fn leaves_that_find_few_buckets_are_rewritten_some_at_a_time() {
     marks::take();
-    let (c, b) = disks(3400, 8, 1, 60_000);
+    let (c, b) = disks(2000, 8, 1, 60_000);
     let magic = superblock(&c).set_magic() ^ TABLE_MAGIC;
     let is_slow = Rc::new(Cell::new(false));
     let slow = is_slow.clone();
@@ -94,24 +94,24 @@ fn leaves_that_find_few_buckets_are_rewritten_some_at_a_time() {
     let (s, v, w) = (server.clone(), server.volumes()[0].clone(), world.clone());
     let story = async move {
         // Clean sectors all over the volume: more than a hundred leaves.
-        for number in 0..17_000u64 {
-            let at = number * 7919 % 17_000 * 2;
+        for number in 0..10_000u64 {
+            let at = number * 7919 % 10_000 * 2;
             v.read(StreamId(1), at * 512, 512).await.unwrap();
         }
         w.sleep(Duration::from_secs(100)).await;
         // While no table is finished, clean data takes the buckets that are ready, but for the reserves.
         is_slow.set(true);
-        for number in 0..2000u64 {
+        for number in 0..1500u64 {
             let at = 40_000 + number * 8;
             v.read(StreamId(2), at * 512, 4096).await.unwrap();
         }
         // Holes in all leaves at once take no bucket, until the leaves are written.
         let discard = |number: u64| {
             let v = v.clone();
-            let at = number * 7919 % 17_000 * 2;
+            let at = number * 7919 % 10_000 * 2;
             async move { v.discard(at * 512, 512, false).await.unwrap() }
         };
-        join_all((0..17_000).map(discard).collect::<Vec<_>>()).await;
+        join_all((0..10_000).map(discard).collect::<Vec<_>>()).await;
         w.sleep(Duration::from_secs(100)).await;
         is_slow.set(false);
         s.stop().await.unwrap();
