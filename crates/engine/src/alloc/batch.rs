@@ -8,7 +8,8 @@ use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::metadata::MetadataBucket;
 use super::tokens::{Batch, Incoming, Ready, TableDurable};
-use super::{Allocator, PRIO_FRESH, TABLE_LAG_WANTS_WRITE};
+use super::victims::Gathered;
+use super::{Allocator, GATHER_STEP, LOOKS_STEP, PRIO_FRESH, TABLE_LAG_WANTS_WRITE};
 
 impl Allocator {
     /// Should a table be written soon? True when buckets for data run low and there are some to recycle, or when gens
@@ -59,6 +60,17 @@ impl Allocator {
     /// Recycles up to `most` more buckets into the next batch; gives how many. Their gens are raised, and they may be filled
     /// once a table says so. `random` is asked by the random policy only.
     pub fn gather(&mut self, most: usize, random: impl FnMut() -> u64) -> usize {
+        self.gather_some(most, usize::MAX, random).taken
+    }
+
+    /// The same in a step that ends after so many looks at buckets, most of which may have been used since they were looked at
+    /// last. At most [`GATHER_STEP`] victims and [`LOOKS_STEP`] looks are some tens of microseconds.
+    pub fn gather_step(&mut self, random: impl FnMut() -> u64) -> Gathered {
+        self.gather_some(GATHER_STEP, LOOKS_STEP, random)
+    }
+
+    fn gather_some(&mut self, most: usize, looks: usize, random: impl FnMut() -> u64) -> Gathered {
+        self.looks_left = looks;
         assert!(self.started, "a batch while loading");
         let room = self
             .lists
@@ -75,6 +87,11 @@ impl Allocator {
                 alloc.release(bucket, &TableDurable::not_needed());
             }
         })
+    }
+
+    /// Whether a table is being written.
+    pub fn is_batch_under_way(&self) -> bool {
+        self.batch_in_progress
     }
 
     /// Begins to write a table for what was gathered, and sets the table's own buckets aside.

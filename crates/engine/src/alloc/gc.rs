@@ -60,18 +60,18 @@ impl Allocator {
     }
 
     /// Buckets that had no live data before the collection began and have none now are named by nothing any more, provided
-    /// that no entry of the journal from before it can be replayed: they may be reused without a table write. Gives how many.
-    pub fn gc_release_empty(&mut self, base: &GcBase) -> usize {
-        let mut released = 0;
-        for (nr, r#gen) in &base.empty {
-            let bucket = self.buckets[*nr as usize];
-            if is_empty(&bucket) && bucket.r#gen == *r#gen && bucket.may_increment() {
-                self.enter_unused(BucketNr(u64::from(*nr)), Place::Idle);
-                released += 1;
+    /// that no entry of the journal from before it can be replayed: they may be reused without a table write. Looks at up to
+    /// `count` of them; says whether it was through with all.
+    pub fn gc_release_empty(&mut self, base: &mut GcBase, count: usize) -> bool {
+        let left = base.empty.len().saturating_sub(count);
+        for (nr, r#gen) in base.empty.drain(left..) {
+            let bucket = self.buckets[nr as usize];
+            if is_empty(&bucket) && bucket.r#gen == r#gen && bucket.may_increment() {
+                self.enter_unused(BucketNr(u64::from(nr)), Place::Idle);
             }
         }
         self.top_up();
-        released
+        left == 0
     }
 
     /// The whole of it at once.

@@ -76,6 +76,7 @@ mod twin;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
+use std::collections::VecDeque;
 
 use ageing::{Ageing, STAMP_PAST};
 use bucket::{Bucket, Class, Counts, Flag, Place};
@@ -83,12 +84,13 @@ use lists::Lists;
 use open::OpenBuckets;
 use order::{Order, past_at, recency_at};
 
+pub use discard::Discarding;
 pub use gc::GcBase;
 pub use lists::{Reserve, Sizes};
 pub use metadata::MetadataBucket;
 pub use open::{Data, Placement};
 pub use tokens::Batch;
-pub use victims::{Refusals, Replacement};
+pub use victims::{Gathered, Refusals, Replacement};
 
 /// Recency of a bucket just filled or hit.
 pub const PRIO_FRESH: u16 = 32768;
@@ -100,6 +102,8 @@ pub const GEN_AGE_MAX: u8 = 96;
 pub const GEN_AGE_WANTS_GC: u8 = 64;
 /// Victims to be chosen in one synchronous step: some tens of microseconds.
 pub const GATHER_STEP: usize = 32;
+/// Buckets to be looked at for them.
+pub const LOOKS_STEP: usize = 128;
 /// No gen may be further than this ahead of the durable table (docs/format.md 6.3).
 pub const TABLE_LAG_MAX: u8 = 64;
 /// From this lag on a table write is wanted even without victims.
@@ -164,7 +168,11 @@ pub struct Allocator {
     /// Where FIFO looks next.
     fifo_cursor: u32,
     /// Buckets that came up as victims when their gens had no room, see [`Flag::Parked`].
-    parked: Vec<u32>,
+    parked: VecDeque<u32>,
+    /// How many of them may have room now.
+    unpark_left: usize,
+    /// Buckets that may be looked at in this step of choosing victims.
+    looks_left: usize,
     refusals: Refusals,
     /// Buckets whose gens are ahead of the durable table, but for those of a batch under way.
     lagging: Vec<u32>,
@@ -211,7 +219,9 @@ impl Allocator {
             ageing: Ageing::new(),
             order: Order::new(config.bucket_sectors, false),
             fifo_cursor: 0,
-            parked: Vec::new(),
+            parked: VecDeque::new(),
+            unpark_left: 0,
+            looks_left: 0,
             refusals: Refusals::default(),
             lagging: Vec::new(),
             taken_before: 0,

@@ -247,12 +247,11 @@ impl World {
             Step::CloseOpen => self.alloc.close_open_buckets(),
             Step::Discards(on) => self.alloc.set_discards(on),
             Step::Discarded(most) => {
-                let (runs, count) = self.alloc.next_discards(usize::from(most));
-                assert_eq!(
-                    runs.iter().map(|run| run.end - run.start).sum::<u64>(),
-                    count as u64
-                );
-                self.alloc.discarded(count);
+                let discarding = self.alloc.take_discards(usize::from(most));
+                let runs = discarding.runs();
+                let count = runs.iter().map(|run| run.end - run.start).sum::<u64>();
+                assert!(count <= u64::from(most) && (count == 0) == discarding.is_empty());
+                self.alloc.discarded(discarding);
             }
             Step::Flush => self.safe = self.now,
             Step::Crash(which) => {

@@ -31,6 +31,15 @@ pub enum Replacement {
     Random,
 }
 
+/// What one step of choosing victims came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gathered {
+    /// Victims.
+    pub taken: usize,
+    /// There are no more at the moment.
+    pub is_over: bool,
+}
+
 /// How often a bucket came up as victim and was not taken, by reason.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Refusals {
@@ -81,7 +90,8 @@ impl Allocator {
         count: usize,
         random: impl FnMut() -> u64,
         take: impl FnMut(&mut Allocator, BucketNr),
-    ) -> usize {
+    ) -> Gathered {
+        self.unpark_some();
         match self.config.replacement {
             Replacement::Lru => self.lru(count, take),
             Replacement::Fifo => {
@@ -104,13 +114,23 @@ impl Allocator {
         (i64::from(recency) - min_prio + floor).max(0) as u64
     }
 
-    fn lru(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> usize {
+    /// Whether one more bucket may be looked at in this step.
+    fn look(&mut self) -> bool {
+        let may_look = self.looks_left > 0;
+        self.looks_left -= usize::from(may_look);
+        may_look
+    }
+
+    fn lru(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> Gathered {
         if count == 0 {
-            return 0;
+            return Gathered::new(0, false);
         }
         let mut offers = self.offers(count);
         let mut taken = 0;
         while let Some(Reverse((value, nr, group))) = offers.pop() {
+            if !self.look() {
+                return Gathered::new(taken, false);
+            }
             let Some(head) = self.order.head_of(group) else {
                 continue;
             };
@@ -127,13 +147,13 @@ impl Allocator {
                 take(self, BucketNr(u64::from(nr)));
                 taken += 1;
                 if taken == count {
-                    return taken;
+                    return Gathered::new(taken, false);
                 }
             }
             let next = self.order.head_of(group);
             offers.extend(next.map(|head| self.offer(head)));
         }
-        taken
+        Gathered::new(taken, true)
     }
 
     /// What all groups offer; the records of the best `count` are on their way to the processor.
@@ -197,19 +217,24 @@ impl Allocator {
         self.refusals.gen_age += u64::from(is_old);
         self.refusals.table_lag += u64::from(!is_old);
         self.buckets[nr as usize].set(Flag::Parked, true);
-        self.parked.push(nr);
+        self.parked.push_back(nr);
         true
     }
 
-    /// Gens have room again: who waited for that comes back into the order.
+    /// Gens have room again: who waited for that comes back into the order, before the next victims are chosen.
     pub(super) fn unpark(&mut self) {
-        if mutations::is(Mutation::AllocParkedForgotten) {
-            return;
+        if !mutations::is(Mutation::AllocParkedForgotten) {
+            self.unpark_left = self.parked.len();
         }
-        for nr in std::mem::take(&mut self.parked) {
+    }
+
+    fn unpark_some(&mut self) {
+        while self.unpark_left > 0 && self.look() {
+            self.unpark_left -= 1;
+            let nr = self.parked.pop_front().expect("counted");
             let bucket = &mut self.buckets[nr as usize];
             if bucket.place() == Place::Idle && !bucket.may_increment() {
-                self.parked.push(nr);
+                self.parked.push_back(nr);
                 continue;
             }
             bucket.set(Flag::Parked, false);
@@ -219,11 +244,14 @@ impl Allocator {
         }
     }
 
-    fn fifo(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> usize {
+    fn fifo(&mut self, count: usize, mut take: impl FnMut(&mut Allocator, BucketNr)) -> Gathered {
         let (mut taken, start) = (0, self.fifo_cursor);
         while taken < count
             && let Some(nr) = self.next_from(self.fifo_cursor)
         {
+            if !self.look() {
+                return Gathered::new(taken, false);
+            }
             if !mutations::is(Mutation::AllocFifoRestarts) {
                 self.fifo_cursor = nr + 1;
             }
@@ -237,7 +265,7 @@ impl Allocator {
             // All the way round.
             self.fifo_cursor = start;
         }
-        taken
+        Gathered::new(taken, taken < count)
     }
 
     /// The first in an order by number, from a number on and round.
@@ -251,7 +279,7 @@ impl Allocator {
         count: usize,
         mut random: impl FnMut() -> u64,
         mut take: impl FnMut(&mut Allocator, BucketNr),
-    ) -> usize {
+    ) -> Gathered {
         let (first, nbuckets) = (self.config.first_bucket, self.config.nbuckets);
         let mut taken = 0;
         while taken < count && self.order.len() > 0 {
@@ -271,6 +299,9 @@ impl Allocator {
             while found.is_none()
                 && let Some(nr) = self.next_from(drawn)
             {
+                if !self.look() {
+                    return Gathered::new(taken, false);
+                }
                 found = Some(nr).filter(|nr| !self.refuse(*nr));
             }
             let Some(nr) = found else { break };
@@ -278,6 +309,12 @@ impl Allocator {
             take(self, BucketNr(u64::from(nr)));
             taken += 1;
         }
-        taken
+        Gathered::new(taken, taken < count)
+    }
+}
+
+impl Gathered {
+    fn new(taken: usize, is_over: bool) -> Gathered {
+        Gathered { taken, is_over }
     }
 }

@@ -71,6 +71,8 @@ pub struct Tree<E: Env> {
 
 /// Leaves rewritten in one turn of a pass over all of them.
 const GC_LEAVES: usize = 8;
+/// Empty buckets that are let go of in one step.
+const GC_EMPTY: usize = 256;
 /// Buckets that a gc looks at in one step.
 const GC_BUCKETS: usize = 1 << 15;
 /// Words of a node's key in its parent.
@@ -758,7 +760,10 @@ impl<E: Env> Tree<E> {
             yield_now().await;
         }
         if self.journal.durable_last_seq() > began {
-            self.buckets.get_mut().gc_release_empty(&base);
+            while !self.buckets.get_mut().gc_release_empty(&mut base, GC_EMPTY) {
+                yield_now().await;
+            }
+            self.buckets.released.notify_all();
         }
         marks::hit(Mark::BtreeGcPass);
         self.gc_passes.set(self.gc_passes.get() + 1);

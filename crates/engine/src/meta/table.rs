@@ -7,7 +7,7 @@
 //! (docs/format.md 6.6, 10.3.) A freed node's gen is not raised in memory before the parent's append is durable, so the table
 //! never says more than the tree (10.5).
 
-use crate::alloc::{Batch, GATHER_STEP};
+use crate::alloc::Batch;
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
@@ -153,21 +153,24 @@ impl<E: Env> GenTable<E> {
     async fn discard(&self) {
         let began = self.env.now();
         loop {
-            let (runs, count) = self.buckets.get().next_discards(DISCARDS_AT_ONCE);
-            if count == 0 {
+            if self.env.now().saturating_sub(began) > DISCARD_TIME || self.is_closing.get() {
+                self.buckets.get_mut().skip_discards();
+            }
+            // Another table's buckets may be among them; who takes one out of the list is alone with it.
+            let discarding = self.buckets.get_mut().take_discards(DISCARDS_AT_ONCE);
+            if discarding.is_empty() {
+                self.buckets.released.notify_all();
                 return;
             }
-            if self.env.now().saturating_sub(began) > DISCARD_TIME || self.is_closing.get() {
-                self.buckets.get_mut().discarded(usize::MAX);
-            } else {
+            {
                 let size = self.setup.bucket_sectors;
                 let discard = |run: std::ops::Range<u64>| async move {
                     // A discard is a hint; its failure means nothing.
                     let sectors = (run.end - run.start) * size;
                     let _ = self.disk.discard(run.start * size, sectors).await;
                 };
-                join_all(runs.into_iter().map(discard).collect::<Vec<_>>()).await;
-                self.buckets.get_mut().discarded(count);
+                join_all(discarding.runs().into_iter().map(discard)).await;
+                self.buckets.get_mut().discarded(discarding);
             }
             self.buckets.released.notify_all();
         }
@@ -228,20 +231,24 @@ impl<E: Env> GenTable<E> {
             return None;
         }
         let batch = alloc.begin_batch();
-        self.buckets.is_dry.set(batch.is_none());
+        // If it is only another table that has to come first, this is no drought.
+        let is_dry = batch.is_none() && !alloc.is_batch_under_way();
+        self.buckets.is_dry.set(is_dry);
         batch
     }
 
     /// Victims for one table, a few at a time: nobody waits for the choice of many thousand.
     async fn gather(&self) {
         loop {
-            let gathered = {
+            {
                 let mut alloc = self.buckets.get_mut();
-                let gathered = alloc.gather(GATHER_STEP, || self.env.random_u64());
-                if alloc.is_batch_full() { 0 } else { gathered }
-            };
-            if gathered < GATHER_STEP || self.is_closing.get() {
-                return;
+                let gathered = alloc.gather_step(|| self.env.random_u64());
+                if gathered.taken > 0 {
+                    self.buckets.is_dry.set(false);
+                }
+                if gathered.is_over || alloc.is_batch_full() || self.is_closing.get() {
+                    return;
+                }
             }
             yield_now().await;
         }

@@ -66,8 +66,10 @@ impl World {
                 .collect::<Vec<_>>()
                 .hash(hasher);
         }
-        for set in [&self.alloc.lagging, &self.alloc.parked] {
-            let mut set = set.clone();
+        let parked: Vec<u32> = self.alloc.parked.iter().copied().collect();
+        let (to_unpark, parked) = parked.split_at(self.alloc.unpark_left);
+        for set in [&self.alloc.lagging[..], to_unpark, parked] {
+            let mut set = set.to_vec();
             set.sort_unstable();
             set.hash(hasher);
         }
