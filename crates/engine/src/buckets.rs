@@ -48,6 +48,10 @@ pub struct Buckets {
     pins_ended: Cell<u64>,
     drought: Cell<Drought>,
     fill_bytes: Cell<usize>,
+    /// Nothing more is put into the cache unless it is written.
+    fills_over: Cell<bool>,
+    /// No fill is on its way any more.
+    fills_ended: Notify,
     /// When idle open buckets were last looked for.
     ticked: Cell<Duration>,
 }
@@ -119,6 +123,9 @@ impl Drop for FillRoom {
     fn drop(&mut self) {
         let bytes = &self.buckets.fill_bytes;
         bytes.set(bytes.get() - self.bytes);
+        if bytes.get() == 0 {
+            self.buckets.fills_ended.notify_all();
+        }
         self.buckets.serve();
     }
 }
@@ -156,6 +163,8 @@ impl Buckets {
             pins_ended: Cell::new(0),
             drought: Cell::new(drought),
             fill_bytes: Cell::new(0),
+            fills_over: Cell::new(false),
+            fills_ended: Notify::new(),
             ticked: Cell::new(Duration::ZERO),
         });
         let weak = Rc::downgrade(&buckets);
@@ -337,7 +346,10 @@ impl Buckets {
     fn take_fill_room(self: &Rc<Self>, bytes: usize, ticket: Option<&Ticket>) -> Option<FillRoom> {
         let need = Need::Fill(bytes);
         let taken = self.fill_bytes.get();
-        if !self.is_next(need, ticket) || !There(&self.get(), taken).suffices(need, true) {
+        if self.is_closed()
+            || !self.is_next(need, ticket)
+            || !There(&self.get(), taken).suffices(need, true)
+        {
             return None;
         }
         self.fill_bytes.set(taken + bytes);
@@ -347,11 +359,20 @@ impl Buckets {
         })
     }
 
+    /// Lets fills end, and waits for those that are being written: after a stop nothing writes to a bucket any more.
+    pub async fn end_fills(&self) {
+        self.fills_over.set(true);
+        self.queues.borrow().wake_all();
+        while self.fill_bytes.get() > 0 {
+            self.fills_ended.wait().await;
+        }
+    }
+
     // ---- queues --------------------------------------------------------------------------------------------------
 
-    /// Whether the set takes no more data, since it is poisoned or closing.
+    /// Whether the set takes no more fills, since it is poisoned or closing.
     pub fn is_closed(&self) -> bool {
-        self.is_over.get() || self.poison.is_thrown()
+        self.is_over.get() || self.fills_over.get() || self.poison.is_thrown()
     }
 
     /// Wakes everybody for the last time: the set is poisoned or closing.

@@ -182,10 +182,10 @@ fn recycled_buckets_are_discarded_between_the_durable_table_and_reuse() {
     assert_eq!(discarded, recycled, "each is in the hands of one");
     assert!(some.runs().len() < gathered - 1, "neighbours go together");
     assert!(alloc.allocate(9, 1, 0, 8, Data::Cached, false).is_none());
-    alloc.discarded(others);
+    alloc.discarded(some);
     alloc.audit();
     assert!(alloc.allocate(9, 1, 0, 8, Data::Cached, false).is_some());
-    alloc.discarded(some);
+    alloc.discarded(others);
     alloc.audit();
 }
 

@@ -72,6 +72,7 @@ impl<E: Env> CacheSet<E> {
             return Ok(());
         };
         let name = self.disk().name();
+        self.cache.buckets.end_fills().await;
         running.tree.stop().await;
         // Writing leaves may need buckets, so whoever recycles them goes last.
         let written = running.tree.write_all().await;
