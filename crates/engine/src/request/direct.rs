@@ -272,7 +272,7 @@ async fn let_go_of_dirty<E: Env>(
     if !mutations::is(Mutation::DirectHidesEarly) {
         backing.disk.flush().await?;
     }
-    let mut last = None;
+    let (mut last, mut is_hidden) = (None, false);
     for old in dirty {
         let seq = writer
             .inserter
@@ -280,7 +280,13 @@ async fn let_go_of_dirty<E: Env>(
                 holes(&crate::data::same(index, &old.slice(hole.start, hole.end)))
             })
             .await?;
+        is_hidden |= seq.is_none();
         last = seq.or(last);
+    }
+    if is_hidden && !fua {
+        // By a write that is not acknowledged: should its key not survive, the old data would come back over the new.
+        marks::hit(Mark::DirectHiddenMeanwhile);
+        return flush_journal(cache).await;
     }
     let Some(seq) = last else { return Ok(()) };
     if fua {
