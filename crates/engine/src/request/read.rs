@@ -60,6 +60,8 @@ async fn cached<E: Env>(
 ) -> io::Result<Buffer> {
     let is_flash = core.backing.is_none();
     let bypass = is_flash || core.bypasses(cache, stream, start, sectors, false);
+    // Putting misses into the cache may recycle what was hit, in a small cache each time: a second round only reads.
+    let mut fills = !bypass;
     loop {
         let pieces = map(core, cache, start, start + sectors);
         let writer = cache.writer.as_ref();
@@ -76,7 +78,7 @@ async fn cached<E: Env>(
                     .read(ptr.sector(), core.buffers.get(sectors as usize * 512))
                     .await
             }
-            _ => read_pieces(core, cache, stream, &pieces, !bypass).await,
+            _ => read_pieces(core, cache, stream, &pieces, fills).await,
         };
         if pieces
             .iter()
@@ -86,6 +88,7 @@ async fn cached<E: Env>(
         {
             marks::hit(Mark::ReadStale);
             core.counters.read_races.add(1);
+            fills = false;
             continue;
         }
         let buffer = match outcome {
