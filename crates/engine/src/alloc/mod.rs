@@ -12,7 +12,7 @@
 //! # Life cycle
 //!
 //! ```text
-//!                begin_batch           batch_durable            allocate
+//!                  gather              batch_durable            allocate
 //!      Idle ───────────────► Incoming ───────────────► Ready ───────────────► Open
 //!   data or nothing          gen + 1                     │ ▲                    │
 //!       ▲   ▲                 │   ▲                      │ │                    │ full, or seal
