@@ -153,18 +153,17 @@ fn tests() -> Result<Passed> {
     quietly(cargo().args(["test", "--quiet", "--workspace", "--doc"]))
 }
 
-/// Every deliberate mistake of the allocator is seen by a test of the rule it breaks (docs/allocator.md).
+/// Every deliberate mistake of the allocator is seen by a test of the rule it breaks (docs/allocator.md), and stories that end
+/// well end badly with theirs.
 fn mistakes() -> Result<Passed> {
-    quietly(cargo().args([
-        "test",
-        "--quiet",
-        "--package",
-        "brigade-engine",
-        "--features",
-        "instrumented",
-        "--lib",
-        "every_mistake_of_the_allocator",
-    ]))
+    let instrumented = |tests: &[&str]| {
+        let mut cargo = cargo();
+        cargo.args(["test", "--quiet", "--package", "brigade-engine"]);
+        cargo.args(["--features", "instrumented"]).args(tests);
+        quietly(&mut cargo)
+    };
+    instrumented(&["--lib", "every_mistake_of_the_allocator"])?;
+    instrumented(&["--test", "orders"])
 }
 
 fn deny() -> Result<Passed> {

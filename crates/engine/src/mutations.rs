@@ -2,7 +2,8 @@
 //!
 //! Without the feature `instrumented` every one of them is `false` at compile time. With it, one may be chosen per thread.
 //! Those marked `(unit)` are no matter of life and death for data, so simulation may miss them; the tests that the
-//! allocator's table of rules names (`docs/allocator.md`) have to find all of the allocator's.
+//! allocator's table of rules names (`docs/allocator.md`) have to find all of the allocator's. What is marked `(story)` does
+//! harm so rarely that a story in `crates/engine/tests` is told with it.
 
 macro_rules! mutations {
     ($($name:ident $(($unit:ident))?: $what:literal,)*) => {
@@ -15,7 +16,7 @@ macro_rules! mutations {
         /// Every mistake, its name and what it does.
         pub const ALL: &[(Mutation, &str, &str)] = &[$((Mutation::$name, stringify!($name), $what),)*];
 
-        const UNIT: &[(Mutation, &str)] = &[$($((Mutation::$name, stringify!($unit)),)?)*];
+        const TESTED: &[(Mutation, &str)] = &[$($((Mutation::$name, stringify!($unit)),)?)*];
     };
 }
 
@@ -89,6 +90,7 @@ mutations! {
     CutOneShort: "what is left of a covered extent is a sector too short",
     CutOneLong: "what is left behind a covering extent begins a sector too early",
     DirectForgetsClean: "a direct write leaves clean copies in place",
+    DirectHiddenVolatile (story): "a direct write does not wait for the key of somebody else that hides dirty data under it",
     DirectHoleVolatile: "a direct write does not wait until its holes are durable (REQ-3)",
     DirectHidesEarly: "dirty data is hidden before the backing device was flushed (REQ-2)",
     DiscardOverDirty: "a discard over dirty data is left to the device",
@@ -98,6 +100,7 @@ mutations! {
     FlushForgetsJournal: "a flush does not write the journal entry",
     FuaForgottenDirect: "FUA is forgotten on the way to the backing device",
     FuaForgottenCached: "FUA is forgotten on the way into the cache",
+    GcLeavesOnly: "a garbage collection leaves stale pointers in interior nodes",
     JournalForgetsFlush: "an entry is written before the data of its keys is durable",
     JournalForgetsFua: "an entry is taken for durable when it is only written",
     JournalForgetsPins: "an entry says that it needs no older one",
@@ -120,9 +123,9 @@ mutations! {
     WritebackIgnoresDirect: "an extent becomes clean although its range was written directly",
 }
 
-/// Whether only unit tests have to find this mistake.
-pub fn is_for_unit_tests(mutation: Mutation) -> bool {
-    UNIT.iter().any(|(unit, _)| *unit == mutation)
+/// Whether only tests have to find this mistake, and not simulation.
+pub fn is_for_tests(mutation: Mutation) -> bool {
+    TESTED.iter().any(|(unit, _)| *unit == mutation)
 }
 
 #[cfg(all(feature = "instrumented", not(test)))]

@@ -1,5 +1,6 @@
 //! Orders that were wrong once: each test is a story of acknowledged data that was lost, or of a stop that did not end.
 
+use brigade_engine::AckPolicy;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_sim::disk::{End, Io};
 use brigade_sim::exec::{Chance, Store, World};
@@ -7,6 +8,8 @@ use brigade_sim::small::{disks, open, options};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+
+const JOURNAL_MAGIC: u64 = 0x2452_35c1_a362_5032;
 
 #[test]
 fn fua_over_a_hole_that_is_not_durable() {
@@ -250,4 +253,119 @@ fn a_copy_that_was_overtaken_stays_out_although_what_overtook_it_is_gone() {
         assert!(got.iter().all(|byte| *byte == 0xbb), "reads {:x}", got[0]);
     };
     world.run(story, || false).expect("ends");
+}
+
+#[test]
+fn zeroes_over_dirty_data_that_an_unacknowledged_write_hides_survive_with_it_or_alone() {
+    for seed in 0..8 {
+        let seen = dirty_data_hidden_twice(seed);
+        assert_ne!(seen, (true, 0xaa), "seed {seed}: the old data is back");
+    }
+}
+
+#[cfg(feature = "instrumented")]
+#[test]
+fn and_without_waiting_for_its_key_they_do_not() {
+    use brigade_engine::mutations::{Mutation, choose};
+    choose(Some(Mutation::DirectHiddenVolatile));
+    let is_lost = |seed| dirty_data_hidden_twice(seed) == (true, 0xaa);
+    let lost = (0..8).any(is_lost);
+    choose(None);
+    assert!(lost, "nothing is lost");
+}
+
+/// Dirty data is written, then zeroes over it, and while these wait for the backing device a newer write hides the data with a
+/// key that the journal takes long to store. Then the process dies. Says whether the zeroes were acknowledged, and what is read.
+fn dirty_data_hidden_twice(seed: u64) -> (bool, u8) {
+    let instant = Duration::from_micros(100);
+    let chance = Chance::new(seed);
+    let (c, b) = disks(600, 64, 8, 20_000);
+    let magic = u64::from_le_bytes([9; 8]) ^ JOURNAL_MAGIC;
+    let (journal, flushes) = (Rc::new(Cell::new(instant)), Rc::new(Cell::new(instant)));
+    let (of_journal, of_flushes) = (journal.clone(), flushes.clone());
+    c.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        let is_entry = matches!(io, Io::Write(_, data) if data[8..16] == magic.to_le_bytes());
+        Some(if is_entry { of_journal.get() } else { instant })
+    }));
+    b.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        Some(if matches!(io, Io::Flush) {
+            of_flushes.get()
+        } else {
+            instant
+        })
+    }));
+    let store = Store::default();
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let mut waiting = options(false);
+    waiting.ack = AckPolicy::Journal;
+    let server = open(&world, &c, &b, &store, waiting.clone());
+    let (v, w) = (server.volumes()[0].clone(), world.clone());
+    let story = async move {
+        let write = |byte: u8| {
+            let mut buffer = v.buffer(4096);
+            buffer.fill(byte);
+            v.write(StreamId(1), 0, buffer, false)
+        };
+        write(0xaa).await.unwrap();
+        flushes.set(Duration::from_secs(10));
+        let is_done = Rc::new(Cell::new(false));
+        let (zeroes, done) = (
+            v.write_zeroes(0, 4096, false, false, false),
+            is_done.clone(),
+        );
+        w.spawn(async move {
+            zeroes.await.unwrap();
+            done.set(true);
+        });
+        w.sleep(Duration::from_secs(5)).await;
+        journal.set(Duration::from_secs(100));
+        let newer = write(0xbb);
+        w.spawn(async move { drop(newer.await) });
+        w.sleep(Duration::from_secs(45)).await;
+        is_done.get()
+    };
+    let is_done = world.run(story, || false).expect("ends");
+    world.kill();
+    drop(server);
+    c.borrow_mut().end(End::Kill, &chance);
+    b.borrow_mut().end(End::Kill, &chance);
+    let world = World::new(chance, Duration::from_secs(1000));
+    c.borrow_mut().pace = None;
+    b.borrow_mut().pace = None;
+    let server = open(&world, &c, &b, &store, waiting);
+    let v = server.volumes()[0].clone();
+    let read = async move { v.read(StreamId(1), 0, 512).await.unwrap()[0] };
+    (is_done, world.run(read, || false).expect("ends"))
+}
+
+#[test]
+fn a_read_larger_than_the_cache_ends_although_its_misses_recycle_its_hits() {
+    const BUCKETS: u64 = 600;
+    const BUCKET: u64 = 8 * 512;
+    let (c, b) = disks(BUCKETS, 8, 8, 20_000);
+    // Nothing is hit as fast as misses are filled.
+    c.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        Some(match io {
+            Io::Read(_) => Duration::from_millis(100),
+            _ => Duration::from_micros(1),
+        })
+    }));
+    b.borrow_mut().pace = Some(Rc::new(|_: Io<'_>| Some(Duration::from_micros(1))));
+    let world = World::new(Chance::new(3), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &Store::default(), options(true));
+    let v = server.volumes()[0].clone();
+    let ended = server.clone();
+    let story = async move {
+        for bucket in 0..BUCKETS {
+            v.read(StreamId(1), bucket * BUCKET, BUCKET as usize)
+                .await
+                .unwrap();
+        }
+        v.read(StreamId(2), 0, 2 * (BUCKETS * BUCKET) as usize)
+            .await
+            .unwrap();
+        ended.stop().await.unwrap();
+    };
+    let limit = Duration::from_secs(20);
+    world.run(story, || world.now() > limit).expect("ends");
 }

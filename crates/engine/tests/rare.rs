@@ -2,14 +2,13 @@
 //! the mark it is for; docs/simulation.md lists them.
 
 use brigade_engine::marks::{self, Mark};
-use brigade_engine::recovery::{self, How};
 use brigade_engine::{Server, Volume};
 use brigade_env::sync::join_all;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, Superblock, jset, key_words};
 use brigade_sim::disk::{DiskState, Io};
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, open, options};
+use brigade_sim::small::{disks, load, open, options};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -199,17 +198,7 @@ fn a_set_without_buckets_for_its_nodes_is_refused_and_does_not_hang() {
         .unwrap();
     world.kill();
     // An image no Brigade would leave: dirty data in nearly every bucket, all of it only in the journal.
-    let superblock = superblock(&c);
-    let layout = superblock.cache_geometry(buckets * bucket, 512).unwrap();
-    let world = World::new(Chance::new(5), Duration::from_secs(10));
-    let (device, env, geometry) = (world.device(&c), world.clone(), layout.clone());
-    let load = async move {
-        recovery::load(&env, &device, superblock, geometry, &[], How::default()).await
-    };
-    let loaded = world
-        .run(load, || false)
-        .unwrap()
-        .unwrap_or_else(|e| panic!("{e}"));
+    let (loaded, layout) = load(&c, Chance::new(5));
     let newest = &loaded.newest;
     let slot = loaded.uuids.iter().position(|entry| !entry.is_empty());
     let inode = slot.unwrap() as u32;

@@ -43,6 +43,8 @@ impl Aim {
         // An opening takes up the record once, and then has all leaves to write.
         let (hits, after) = if mark == Mark::RecordReplayed {
             (1, chance.pick(&[15, 30, 60]))
+        } else if mark == Mark::DirectDirtyHidden {
+            (chance.between(1, 4), chance.pick(&[1, 2, 4, 8]))
         } else {
             (
                 chance.between(1, chance.pick(&[1, 1, 3, 12])),

@@ -14,7 +14,7 @@ use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
-use brigade_format::{BackingState, CacheMode};
+use brigade_format::{BackingState, CacheMode, Gen};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -109,7 +109,7 @@ impl Life {
             read_only: false,
             mode: Some(mode),
             memory_bytes,
-            ack: if chance.percent(70) {
+            ack: if chance.percent(if self.plan.crowded { 40 } else { 70 }) {
                 AckPolicy::Memory
             } else {
                 AckPolicy::Journal
@@ -118,7 +118,7 @@ impl Life {
             sequential_cutoff: chance.pick(&[0, 0, 64 << 10, 512 << 10]),
             writeback_percent: chance.pick(&[0, 1, 10, 50]),
             writeback_delay: Duration::from_millis(chance.pick(&[10, 200, 5000])),
-            writeback_running: chance.percent(85),
+            writeback_running: chance.percent(if self.plan.crowded { 30 } else { 85 }),
             expensive_checks: chance.percent(25),
         }
     }
@@ -134,7 +134,11 @@ impl Life {
             .min()
             .unwrap_or(0);
         Mix {
-            clients: chance.pick(&[1, 4, 8, 16]),
+            clients: if self.plan.crowded {
+                16
+            } else {
+                chance.pick(&[1, 4, 8, 16])
+            },
             requests,
             read: if self.plan.deep {
                 10
@@ -142,7 +146,9 @@ impl Life {
                 chance.pick(&[10, 30, 60])
             },
             flush: chance.pick(&[0, 5, 15]),
-            clear: if self.plan.clear {
+            clear: if self.plan.crowded {
+                chance.pick(&[15, 30])
+            } else if self.plan.clear {
                 chance.pick(&[0, 5, 15])
             } else {
                 0
@@ -151,6 +157,7 @@ impl Life {
             sectors_max: match chance.below(20) {
                 _ if self.plan.requests_max <= 40 => chance.pick(&[8, 16, 64]),
                 _ if self.plan.deep => chance.pick(&[4, 16, 64]),
+                _ if self.plan.crowded => chance.pick(&[8, 16, 64]),
                 _ if self.plan.pressure => chance.pick(&[64, 128, 256]),
                 0 => 4096,
                 1 => 512,
@@ -159,6 +166,8 @@ impl Life {
             is_long: self.plan.pressure,
             hot: if self.plan.pressure || self.plan.deep {
                 hot
+            } else if self.plan.crowded {
+                chance.pick(&[32, 64, 256])
             } else {
                 (hot / chance.pick(&[1, 4, 16, 64])).max(64)
             },
@@ -400,9 +409,7 @@ impl Life {
     /// A clean stop of the process says nothing about power, but nothing acknowledged is only in memory.
     fn end_stopped(&mut self, session: Session) {
         self.set.tally.stops += 1;
-        let Session { world, ledger, .. } = session;
-        self.set.end(&world, End::Kill, Some(&ledger));
-        let loaded = self.check_stopped();
+        let loaded = self.check_stopped(session);
         rest::after_stop(&mut self.set, &self.plan, &loaded);
     }
 
@@ -508,7 +515,9 @@ impl Life {
         }
     }
 
-    fn check_stopped(&self) -> Loaded {
+    fn check_stopped(&mut self, session: Session) -> Loaded {
+        let Session { world, ledger, .. } = &session;
+        self.set.end(world, End::Kill, Some(ledger));
         let loaded = self.set.inspect().expect("an initialised set");
         assert_eq!(
             loaded.newest.last_seq, loaded.newest.seq,
@@ -520,6 +529,9 @@ impl Life {
             "seed {}: keys in the entry of a clean stop",
             self.set.seed
         );
+        for known in session.server.oldest_gens() {
+            check_oldest(self.set.seed, &loaded, &known);
+        }
         loaded
     }
 
@@ -581,9 +593,7 @@ impl Life {
         }
         session.server.audit();
         self.stop(&session);
-        let Session { world, ledger, .. } = session;
-        self.set.end(&world, End::Kill, Some(&ledger));
-        self.check_stopped();
+        self.check_stopped(session);
         if self.plan.power_loss && self.set.chance.percent(50) {
             self.set.end_devices(End::PowerLoss);
         }
@@ -608,6 +618,18 @@ impl Life {
                 oracle.check(began, sector, &bytes, "backing device alone");
             }
         }
+    }
+}
+
+/// TREE-6: no pointer in the tree is older than the engine knew when it stopped.
+fn check_oldest(seed: u64, loaded: &Loaded, known: &[Gen]) {
+    for (nr, (known, oldest)) in known.iter().zip(&loaded.oldest_gens).enumerate() {
+        let is_named = loaded.referenced[nr] || loaded.gens[nr] != *oldest;
+        let older = known.after(*oldest);
+        assert!(
+            older == 0 || !is_named,
+            "seed {seed}: TREE-6: a pointer to bucket {nr} is {older} gens older than the oldest one known"
+        );
     }
 }
 

@@ -25,7 +25,7 @@ cargo x sim --export DIR [--seed N] [--runs N]                              cras
 cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found
 cargo x sim --mutant NAME                                                   one of them, until found
 
-Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|cut-openings|prefixes says what a seed does, --mutant NAME makes a mistake.
+Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|cut-openings|overtaking|prefixes says what a seed does, --mutant NAME makes a mistake.
 BRIGADE_VERBOSE=1 tells the story of a run.";
 
 struct Arguments(Vec<String>);
@@ -70,7 +70,7 @@ impl Arguments {
     /// What the runs are.
     fn spec(&self) -> Result<Spec, String> {
         let kind = self.text("--plan").map(|name| {
-            let all = "swarm, half-done, cut-openings or prefixes";
+            let all = "swarm, half-done, cut-openings, overtaking or prefixes";
             Kind::named(name).ok_or(format!("--plan: {name:?} is not {all}"))
         });
         let mutant = self.text("--mutant").map(|name| {

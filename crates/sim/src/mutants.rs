@@ -16,12 +16,12 @@ pub fn run(bounds: Bounds, name: &str) -> std::io::Result<bool> {
     let named = mutations::ALL
         .iter()
         .filter(|(_, text, _)| text.contains(name));
-    let (unit, chosen): (Vec<_>, Vec<_>) =
-        named.partition(|(mutation, _, _)| mutations::is_for_unit_tests(*mutation));
-    if !unit.is_empty() {
+    let (tested, chosen): (Vec<_>, Vec<_>) =
+        named.partition(|(mutation, _, _)| mutations::is_for_tests(*mutation));
+    if !tested.is_empty() {
         println!(
-            "left out: {} mistakes that unit tests find (docs/allocator.md)",
-            unit.len()
+            "left out: {} mistakes that tests find (docs/allocator.md, crates/engine/tests)",
+            tested.len()
         );
     }
     let (mut found, mut all) = (0, 0);

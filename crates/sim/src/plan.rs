@@ -4,13 +4,14 @@ use crate::exec::Chance;
 use brigade_engine::marks::Mark;
 
 /// Branches behind which a crash is most likely to find something half done.
-const AIMS: [Mark; 6] = [
+const AIMS: [Mark; 7] = [
     Mark::BtreeRetired,
     Mark::BtreeRetired,
     Mark::RecordReplayed,
     Mark::RecordReplayed,
     Mark::BtreeInteriorAppend,
     Mark::DirectHidesDirty,
+    Mark::DirectDirtyHidden,
 ];
 
 /// Features that a life uses; tests of one thing switch the rest off.
@@ -52,6 +53,8 @@ pub struct Plan {
     pub leaf_batch: Option<usize>,
     /// Small buckets and many short writes all over: many keys for a small set.
     pub deep: bool,
+    /// Many clients write the same few sectors, in every way.
+    pub crowded: bool,
 }
 
 impl Plan {
@@ -77,8 +80,11 @@ impl Plan {
             aim: chance.percent(25).then(|| chance.pick(&AIMS)),
             leaf_batch: chance.percent(35).then(|| chance.pick(&[1, 1, 2, 4])),
             deep: false,
+            crowded: false,
         };
-        if chance.percent(15) {
+        if chance.percent(8) {
+            plan.crowded()
+        } else if chance.percent(15) {
             let is_of_opening = chance.percent(50);
             plan.aimed(&chance, is_of_opening)
         } else {
@@ -94,6 +100,29 @@ impl Plan {
     /// The same, of openings that are cut off.
     pub fn cut_openings(seed: u64) -> Plan {
         Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), true)
+    }
+
+    /// The same, of requests that overtake each other. A kill leaves fewer excuses than a loss of power.
+    pub fn overtaking(seed: u64) -> Plan {
+        Plan {
+            power_loss: false,
+            ..Plan::swarm(seed).crowded()
+        }
+    }
+
+    fn crowded(self) -> Plan {
+        Plan {
+            soft_faults: false,
+            lies: false,
+            attach: false,
+            little_memory: false,
+            pressure: false,
+            deep: false,
+            clear: true,
+            crowded: true,
+            aim: Some(Mark::DirectDirtyHidden),
+            ..self
+        }
     }
 
     /// The tree is deep for its size and the cache is full, and crashes come where one root or record takes the place of another.

@@ -6,11 +6,12 @@ use crate::life::check_warnings;
 use crate::oracle::place_of;
 use crate::plan::Plan;
 use crate::set::{FLASH_UUID, Set};
+use crate::small::write_gens;
 use crate::work::{Ledger, Mix};
 use brigade_engine::Options;
 use brigade_engine::recovery::{Loaded, SurvivorLog};
 use brigade_format::uuid_table::{self, UuidEntry};
-use brigade_format::{BackingState, BucketNr, Gen, Key, key_words, prio};
+use brigade_format::{BackingState, BucketNr, Gen, Key, key_words};
 use std::rc::Rc;
 
 /// Sectors of a hole in a record that is not the set's own.
@@ -104,7 +105,7 @@ fn add_flash_volume(set: &mut Set, loaded: &Loaded) {
 }
 
 /// Buckets that no pointer names, not even a stale one, come close to the wrap of their generations; those that only stale
-/// pointers name come close to where they may not be recycled any more.
+/// pointers name, from data or from nodes, come close to where they may not be recycled any more.
 fn age_gens(set: &mut Set, loaded: &Loaded) {
     let superblock = set.superblock();
     let geometry = set.cache.borrow().geometry;
@@ -141,20 +142,7 @@ fn age_gens(set: &mut Set, loaded: &Loaded) {
         };
         (loaded.prios[nr], generation)
     };
-    let entries: Vec<_> = (0..layout.nbuckets as usize).map(entry).collect();
-    let per_link = prio::entries_per_bucket(layout.meta_bytes());
-    for (i, entries) in entries.chunks(per_link).enumerate() {
-        let next = loaded.prio_buckets.get(i + 1).copied().unwrap_or(0);
-        let bytes = prio::encode(
-            loaded.prio_seq,
-            next,
-            entries,
-            layout.set_magic,
-            layout.meta_bytes(),
-        );
-        let place = loaded.prio_buckets[i] * layout.bucket_bytes();
-        set.cache.borrow_mut().poke(place, &bytes);
-    }
+    write_gens(&mut set.cache.borrow_mut(), loaded, &layout, entry);
 }
 
 /// Makes the journal ring shorter, where the newest entry allows it.

@@ -24,15 +24,18 @@ pub enum Kind {
     HalfDone,
     /// A life whose openings are cut off after they took up the record.
     CutOpenings,
+    /// A life in which many requests overtake each other.
+    Overtaking,
     /// A short workload, crashed after every device operation.
     Prefixes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 4] = [
+    const ALL: [(&'static str, Kind); 5] = [
         ("swarm", Kind::Swarm),
         ("half-done", Kind::HalfDone),
         ("cut-openings", Kind::CutOpenings),
+        ("overtaking", Kind::Overtaking),
         ("prefixes", Kind::Prefixes),
     ];
 
@@ -53,8 +56,9 @@ impl Kind {
     fn for_mistakes(seed: u64) -> Kind {
         match seed % 8 {
             0 => Kind::Prefixes,
-            1 => Kind::HalfDone,
+            1 | 5 => Kind::HalfDone,
             2 | 3 => Kind::CutOpenings,
+            4 => Kind::Overtaking,
             _ => Kind::Swarm,
         }
     }
@@ -117,6 +121,7 @@ impl Spec {
             Kind::Swarm => Plan::swarm(seed),
             Kind::HalfDone => Plan::half_done(seed),
             Kind::CutOpenings => Plan::cut_openings(seed),
+            Kind::Overtaking => Plan::overtaking(seed),
             Kind::Prefixes => {
                 return sweep::prefixes_of(seed, choice, trace, scripts);
             }

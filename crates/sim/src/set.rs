@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Findings that images of our own may show (docs/format.md 11).
 pub const FINDINGS: [&str; 3] = ["F18", "F51", "F54"];
+/// No pointer in the tree is further behind its bucket (A10).
+const GEN_AGE_MAX: u8 = 96;
 const SET_UUID: [u8; 16] = [9; 16];
 /// Identity of the flash volume.
 pub const FLASH_UUID: [u8; 16] = [0x77; 16];
@@ -379,6 +381,14 @@ impl Set {
             assert!(
                 FINDINGS.contains(&finding.id),
                 "seed {}: {finding:?}",
+                self.seed
+            );
+        }
+        for (nr, (now, oldest)) in loaded.gens.iter().zip(&loaded.oldest_gens).enumerate() {
+            let behind = now.after(*oldest);
+            assert!(
+                behind <= GEN_AGE_MAX,
+                "seed {}: TREE-6: a pointer is {behind} gens behind bucket {nr}",
                 self.seed
             );
         }

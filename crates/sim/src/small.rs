@@ -1,10 +1,13 @@
 //! One small set, for tests that tell one story.
 
 use crate::disk::DiskState;
-use crate::exec::{Store, World};
+use crate::exec::{Chance, Store, World};
+use brigade_engine::recovery::{self, How, Loaded};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Geometry;
-use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use brigade_format::{
+    CacheGeometry, CacheMode, Gen, NewBacking, NewCache, Replacement, Superblock, prio,
+};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -91,4 +94,45 @@ pub fn open(
         .run(f, || false)
         .expect("ends")
         .unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Writes prio and gen of each bucket into the gen table of a set at rest, whatever they were.
+pub fn write_gens(
+    cache: &mut DiskState,
+    loaded: &Loaded,
+    layout: &CacheGeometry,
+    entry: impl Fn(usize) -> (u16, Gen),
+) {
+    let entries: Vec<_> = (0..layout.nbuckets as usize).map(entry).collect();
+    let per_link = prio::entries_per_bucket(layout.meta_bytes());
+    for (i, entries) in entries.chunks(per_link).enumerate() {
+        let next = loaded.prio_buckets.get(i + 1).copied().unwrap_or(0);
+        let bytes = prio::encode(
+            loaded.prio_seq,
+            next,
+            entries,
+            layout.set_magic,
+            layout.meta_bytes(),
+        );
+        let place = loaded.prio_buckets[i] * layout.bucket_bytes();
+        cache.poke(place, &bytes);
+    }
+}
+
+/// What an opening finds on a cache device, and its layout.
+pub fn load(cache: &Rc<RefCell<DiskState>>, chance: Chance) -> (Loaded, CacheGeometry) {
+    let mut bytes = vec![0; 4096];
+    cache.borrow().peek(4096, &mut bytes);
+    let superblock = Superblock::parse(&bytes).expect("a superblock");
+    let device = cache.borrow().geometry;
+    let layout = superblock
+        .cache_geometry(device.size_bytes / 512, device.logical_block_bytes)
+        .expect("sizes");
+    let world = World::new(chance, Duration::from_secs(1));
+    let (disk, env, geometry) = (world.device(cache), world.clone(), layout.clone());
+    let load =
+        async move { recovery::load(&env, &disk, superblock, geometry, &[], How::default()).await };
+    let loaded = world.run(load, || false).expect("loading ends");
+    world.kill();
+    (loaded.unwrap_or_else(|error| panic!("{error}")), layout)
 }

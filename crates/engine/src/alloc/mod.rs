@@ -331,6 +331,11 @@ impl Allocator {
 
     // ---- pointers ------------------------------------------------------------------------------------------------
 
+    /// No pointer to the bucket that may still stand in the tree is older than this.
+    pub fn oldest_gen_of(&self, nr: BucketNr) -> Gen {
+        self.bucket(nr).last_gc
+    }
+
     /// Current gen of a bucket.
     pub fn gen_of(&self, nr: BucketNr) -> Gen {
         self.bucket(nr).r#gen

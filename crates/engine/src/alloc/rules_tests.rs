@@ -510,7 +510,7 @@ mod mistakes {
             };
             let tests: Vec<&String> = all.iter().filter(is_here).collect();
             for name in quoted(columns[5]) {
-                let is_by_chance = !mutations::is_for_unit_tests(mistake(name));
+                let is_by_chance = !mutations::is_for_tests(mistake(name));
                 if !tests.is_empty() && is_seen(&tests, name) {
                     seen.insert(name);
                 } else if is_by_chance {

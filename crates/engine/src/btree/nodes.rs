@@ -31,7 +31,7 @@ pub struct Node {
     pub pinned_seq: Option<u64>,
     /// Leaf: since when something is pending.
     pub pending_since: Option<Duration>,
-    /// Leaf: to be rewritten at its next write, to let go of old pointers.
+    /// To be rewritten at its next write, to let go of old pointers.
     pub rewrite_wanted: bool,
 }
 
@@ -149,6 +149,14 @@ impl Nodes {
     /// All leaves, ascending.
     pub fn leaves(&self) -> Vec<NodeId> {
         self.leaves.values().copied().collect()
+    }
+
+    /// From now on every node is rewritten when it is next written, or only every leaf.
+    pub fn want_rewrite(&mut self, interior_too: bool) {
+        let nodes = self.slots.iter_mut().flatten();
+        nodes
+            .filter(|node| interior_too || node.level == 0)
+            .for_each(|node| node.rewrite_wanted = true);
     }
 
     /// The leaf that owns the range starting at `start` of `inode`, and where its part of the inode ends.

@@ -114,7 +114,7 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Passes over all leaves since the start.
+    /// Passes over all nodes since the start.
     pub fn gc_passes(&self) -> u64 {
         self.gc_passes.get()
     }
@@ -629,7 +629,8 @@ impl<E: Env> Tree<E> {
     ) -> InteriorPlan {
         let node = index.nodes.get(id);
         let words = keys.iter().map(Key::words).sum();
-        if let Some(sector) = self.append_at(node.key, node.blocks_used, words) {
+        let place = self.append_at(node.key, node.blocks_used, words);
+        if let Some(sector) = place.filter(|_| !node.rewrite_wanted) {
             let bytes = self.encode(keys, node.seq, node.key);
             index.nodes.get_mut(id).blocks_used += bytes.len() as u64 / self.block_bytes();
             return InteriorPlan::Append(Write { sector, bytes });
@@ -730,7 +731,8 @@ impl<E: Env> Tree<E> {
             .collect()
     }
 
-    /// Rewrites every leaf, so that no pointer older than now's generations is left in the tree.
+    /// Rewrites every node, so that no pointer older than now's generations is left in the tree, not even a stale one to a
+    /// node in an old set of an interior node. A leaf's new place makes its parents be written, and these are rewritten then.
     async fn rewrite_everything(&self) -> io::Result<()> {
         let mut base = GcBase::default();
         while !self.buckets.get().gc_note(&mut base, GC_BUCKETS) {
@@ -738,12 +740,9 @@ impl<E: Env> Tree<E> {
         }
         let began = self.journal.ask();
         let leaves = {
-            let mut index = self.index.borrow_mut();
-            let leaves = index.nodes.leaves();
-            leaves
-                .iter()
-                .for_each(|id| index.nodes.get_mut(*id).rewrite_wanted = true);
-            leaves
+            let nodes = &mut self.index.borrow_mut().nodes;
+            nodes.want_rewrite(!mutations::is(Mutation::GcLeavesOnly));
+            nodes.leaves()
         };
         for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
             self.write_leaves(some).await?;

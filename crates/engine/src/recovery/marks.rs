@@ -41,7 +41,10 @@ pub(super) struct Marks {
     pub(super) gens: Vec<Gen>,
     pub(super) chain_gens: Vec<Gen>,
     pub(super) prios: Vec<u16>,
+    /// Data pointers only, which is what F42 is about.
     oldest: Vec<Option<Gen>>,
+    /// Pointers to nodes, those of freeing keys too, from every set and whether current or not.
+    to_nodes: Vec<(usize, Gen)>,
     pub(super) referenced: Vec<bool>,
     owners: Vec<Owner>,
 }
@@ -56,6 +59,7 @@ impl Marks {
             gens,
             prios: chain.iter().map(|(prio, _)| *prio).collect(),
             oldest: vec![None; count],
+            to_nodes: Vec::new(),
             referenced: vec![false; count],
             owners: vec![Owner::Nobody; count],
         };
@@ -91,7 +95,7 @@ impl Marks {
     }
 
     /// Raises the bucket's gen to the pointer's, unless the pointer is stale. Says whether it is current.
-    pub(super) fn raise(&mut self, ptr: Ptr) -> bool {
+    fn raise(&mut self, ptr: Ptr) -> bool {
         if self.is_stale(ptr) {
             return false;
         }
@@ -103,10 +107,16 @@ impl Marks {
 
     /// A pointer to a node: current ones make their bucket metadata as far as hints go.
     pub(super) fn see_node(&mut self, ptr: Ptr) {
-        if self.raise(ptr) {
+        if self.see_freed(ptr) {
             let bucket = self.bucket(ptr);
             self.prios[bucket] = PRIO_METADATA;
         }
+    }
+
+    /// A pointer of a freeing key, which carries a gen and nothing else. Says whether it is current.
+    pub(super) fn see_freed(&mut self, ptr: Ptr) -> bool {
+        self.to_nodes.push((self.bucket(ptr), ptr.r#gen()));
+        self.raise(ptr)
     }
 
     /// A pointer to data.
@@ -151,11 +161,23 @@ impl Marks {
     }
 
     /// Per bucket the oldest gen of a data pointer to it, its own gen if there is none.
-    pub(super) fn oldest_gens(&self) -> Vec<Gen> {
+    pub(super) fn oldest_data_gens(&self) -> Vec<Gen> {
         self.oldest
             .iter()
             .zip(&self.gens)
             .map(|(oldest, own)| oldest.unwrap_or(*own))
             .collect()
+    }
+
+    /// Per bucket the oldest gen of any pointer to it, its own gen if there is none.
+    pub(super) fn oldest_gens(&self) -> Vec<Gen> {
+        let mut oldest = self.oldest_data_gens();
+        for (bucket, to_node) in &self.to_nodes {
+            let own = self.gens[*bucket];
+            if own.after(*to_node) > own.after(oldest[*bucket]) {
+                oldest[*bucket] = *to_node;
+            }
+        }
+        oldest
     }
 }

@@ -141,7 +141,7 @@ pub struct Loaded {
     pub chain_gens: Vec<Gen>,
     /// Per bucket the hotness hint.
     pub prios: Vec<u16>,
-    /// Per bucket the oldest gen of any data pointer to it, its own gen if there is none.
+    /// Per bucket the oldest gen of any pointer to it, stale ones and those of freeing keys too; its own gen if there is none.
     pub oldest_gens: Vec<Gen>,
     /// Buckets of the current gen table, head first.
     pub prio_buckets: Vec<u64>,

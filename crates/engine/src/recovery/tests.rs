@@ -369,6 +369,22 @@ fn a_freeing_key_takes_the_place_of_the_node_it_names() {
 }
 
 #[test]
+fn stale_pointers_to_nodes_count_for_how_far_gens_may_go_and_refuse_nothing() {
+    let mut disk = disk_of_level(1, &[], &[]);
+    let freeing = Key::freeing(BUCKET as u32, Ptr::new(30 * BUCKET, Gen(2)));
+    disk.sets = vec![
+        vec![node_key(Pos::MAX, 30, 1)],
+        vec![freeing, node_key(Pos::MAX, 31, 1)],
+    ];
+    disk.nodes = vec![(31, vec![vec![extent(0, 4, 100, 0, false)]])];
+    disk.gens[30] = 101;
+    let loaded = loaded(disk);
+    let distance = |nr: usize| loaded.gens[nr].after(loaded.oldest_gens[nr]);
+    assert_eq!((distance(30), distance(31)), (100, 0));
+    assert_eq!(found(&loaded, "F42"), Vec::<Severity>::new());
+}
+
+#[test]
 fn a_key_97_gens_behind_is_refused_and_one_96_behind_is_a_hole() {
     let stale = |behind: u8| {
         let mut disk = disk(&[&[extent(0, 8, 100, 0, false)]], &[]);

@@ -371,7 +371,7 @@ impl Walk<'_> {
                 if last != Pos::ZERO {
                     return Err(place.error("F31", "a freeing key behind others"));
                 }
-                self.marks.raise(ptr);
+                self.marks.see_freed(ptr);
                 continue;
             }
             if pos <= last && last != Pos::ZERO {
@@ -456,7 +456,7 @@ pub(super) fn check_staleness(
             reported.insert(marks.bucket(ptr));
         }
     }
-    for (bucket, oldest) in marks.oldest_gens().into_iter().enumerate() {
+    for (bucket, oldest) in marks.oldest_data_gens().into_iter().enumerate() {
         let behind = marks.gens[bucket].after(oldest);
         if behind > BEHIND_MAX && !reported.contains(&bucket) {
             let text = format_args!("a hidden key points {behind} gens behind bucket {bucket}");

@@ -283,9 +283,9 @@ async fn let_go_of_dirty<E: Env>(
         is_hidden |= seq.is_none();
         last = seq.or(last);
     }
-    if is_hidden && !fua {
+    if is_hidden && !fua && !mutations::is(Mutation::DirectHiddenVolatile) {
         // By a write that is not acknowledged: should its key not survive, the old data would come back over the new.
-        marks::hit(Mark::DirectHiddenMeanwhile);
+        marks::hit(Mark::DirectDirtyHidden);
         return flush_journal(cache).await;
     }
     let Some(seq) = last else { return Ok(()) };

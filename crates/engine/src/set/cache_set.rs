@@ -11,7 +11,7 @@ use crate::stats::{
     BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus, VictimStatus,
 };
 use brigade_env::Env;
-use brigade_format::{CacheGeometry, Superblock};
+use brigade_format::{BucketNr, CacheGeometry, Gen, Superblock};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
@@ -64,6 +64,14 @@ impl<E: Env> CacheSet<E> {
         if let Some(running) = &self.running {
             running.journal.audit(index.nodes.pinned_seqs());
         }
+    }
+
+    /// See [`super::Server::oldest_gens`].
+    pub fn oldest_gens(&self) -> Vec<Gen> {
+        let alloc = self.cache.buckets.get();
+        (0..self.geometry.nbuckets)
+            .map(|nr| alloc.oldest_gen_of(BucketNr(nr)))
+            .collect()
     }
 
     /// Writes everything and ends; what is dirty stays dirty. After this the next open has nothing to replay.

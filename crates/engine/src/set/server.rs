@@ -19,7 +19,7 @@ use crate::request::{Backing, Core};
 use crate::stats::Status;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BackingState, CacheMode, Role, Superblock};
+use brigade_format::{BackingState, CacheMode, Gen, Role, Superblock};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -437,6 +437,11 @@ impl<E: Env> Server<E> {
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
         self.sets.iter().for_each(CacheSet::audit);
+    }
+
+    /// Per cache set and bucket the gen that no pointer in the tree is older than. For simulation and tests.
+    pub fn oldest_gens(&self) -> Vec<Vec<Gen>> {
+        self.sets.iter().map(CacheSet::oldest_gens).collect()
     }
 
     /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.
