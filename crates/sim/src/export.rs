@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::set::{Backing, Set};
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger};
+use brigade_engine::recovery::Loaded;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{BlockDevice, Geometry, StreamId};
 use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
@@ -74,7 +75,7 @@ fn plan(seed: u64) -> Plan {
         modes: swarm.modes,
         clear: swarm.clear,
         flash: swarm.flash,
-        wear: swarm.wear,
+        wear: swarm.wear || seed.is_multiple_of(3),
         pressure: swarm.pressure,
         rounds_max: 3,
         requests_max: 160,
@@ -129,15 +130,13 @@ fn take(seed: u64, set: &Set, ledger: &Ledger, point: &str, folder: &Path) -> io
     fs::create_dir_all(folder)?;
     // A recovered image is certain, and what a recovery of the others did to them is nobody's business.
     let source = match kind {
-        Kind::Recovered => {
-            fork.inspect();
-            &fork
-        }
+        Kind::Recovered => &fork,
         _ => &before,
     };
     let mut text = format!(
-        "seed {seed}\nkind {}\npoint {point}\ncut {cut}\nset {}\n",
+        "seed {seed}\nkind {}\npoint {point}\ncut {cut}\nbehind {}\nset {}\n",
         kind.name(),
+        source.inspect().map_or(0, |loaded| behind_most(&loaded)),
         uuid_text(&source.superblock().set_uuid)
     );
     write_image(
@@ -173,6 +172,13 @@ fn take(seed: u64, set: &Set, ledger: &Ledger, point: &str, folder: &Path) -> io
         fs::write(folder.join(format!("{number}.allowed")), doubts)?;
     }
     fs::write(folder.join("case"), text)
+}
+
+/// How far the oldest pointer is behind its bucket.
+fn behind_most(loaded: &Loaded) -> u8 {
+    let buckets = loaded.gens.iter().zip(&loaded.oldest_gens);
+    let behind = buckets.map(|(now, oldest)| now.after(*oldest));
+    behind.max().unwrap_or(0)
 }
 
 /// Cuts openings off, sometimes; gives how many.

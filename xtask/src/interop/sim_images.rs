@@ -56,6 +56,8 @@ struct Case {
     kind: String,
     /// Recoveries that were cut off before.
     cut: u64,
+    /// How far the oldest pointer is behind its bucket, in generations.
+    behind: u64,
     set: String,
     volumes: Vec<Volume>,
     /// Recovered by the program.
@@ -81,6 +83,7 @@ impl Case {
             seed: word("seed")?.parse().context("seed")?,
             kind: word("kind")?,
             cut: word("cut")?.parse().context("cut")?,
+            behind: word("behind")?.parse().context("behind")?,
             set: word("set")?,
             volumes,
             is_served: false,
@@ -210,7 +213,8 @@ pub fn run(setting: &Setting) -> Result<Passed> {
 fn report(cases: &[Case], seen: &Seen) -> Result<Passed> {
     let of = |kind: &str| cases.iter().filter(|case| case.kind == kind).count();
     let summary = format!(
-        "{} images ({} prefixes, {} reordered, {} recovered; {} after cut-off recoveries, {} through brigade serve), {} volumes, {} sectors, \
+        "{} images ({} prefixes, {} reordered, {} recovered; {} after cut-off recoveries, {} through brigade serve; oldest pointer {} \
+         generations behind, {} images with one of 64 and more), {} volumes, {} sectors, \
          {} of them in doubt: {} read otherwise as they may, {} wrong",
         seen.images,
         of("prefix"),
@@ -218,6 +222,8 @@ fn report(cases: &[Case], seen: &Seen) -> Result<Passed> {
         of("recovered"),
         cases.iter().filter(|case| case.cut > 0).count(),
         cases.iter().filter(|case| case.is_served).count(),
+        cases.iter().map(|case| case.behind).max().unwrap_or(0),
+        cases.iter().filter(|case| case.behind >= 64).count(),
         seen.volumes,
         seen.sectors,
         seen.in_doubt,

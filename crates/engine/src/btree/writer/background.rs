@@ -1,0 +1,170 @@
+//! The background task: leaves are written in time, the journal gets room, and old pointers go before generations come round.
+
+use super::Tree;
+use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
+use crate::btree::nodes::NodeId;
+use crate::limits::{LEAF_DELAY, leaf_batch};
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
+use brigade_env::Env;
+use brigade_env::sync::yield_now;
+use std::io;
+use std::rc::Rc;
+
+/// Leaves rewritten in one turn of a pass over all of them.
+const GC_LEAVES: usize = 8;
+/// Empty buckets that are let go of in one step.
+const GC_EMPTY: usize = 256;
+/// Buckets that a gc looks at in one step.
+const GC_BUCKETS: usize = 1 << 15;
+
+impl<E: Env> Tree<E> {
+    /// The background task: writes leaves when the journal needs room, when much is pending, or after a while; rewrites all
+    /// of them when generations run away from the oldest pointers.
+    pub async fn run(self: Rc<Self>) {
+        self.running.set(true);
+        self.clone().spawn_ticker();
+        while !self.is_closing.get() && !self.poison.is_thrown() {
+            let demand = self.demand.wait();
+            let pressure = self.journal.pressure.wait();
+            if !matches!(self.round().await, Ok(true)) {
+                crate::wait::either(demand, pressure).await;
+            }
+        }
+        self.running.set(false);
+        self.idle.notify_all();
+    }
+
+    fn spawn_ticker(self: Rc<Self>) {
+        let env = self.env.clone();
+        env.spawn(async move {
+            while !self.is_closing.get() && !self.poison.is_thrown() {
+                self.env.sleep(LEAF_DELAY / 6).await;
+                self.demand.notify_all();
+            }
+        });
+    }
+
+    /// One round of background work; says whether it did something.
+    async fn round(&self) -> io::Result<bool> {
+        if self.journal.is_pressed() && self.relieve_journal().await? {
+            return Ok(true);
+        }
+        let due = self.due();
+        if !due.is_empty() {
+            self.write_leaves(&due).await?;
+            return Ok(true);
+        }
+        if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC {
+            self.rewrite_everything().await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn relieve_journal(&self) -> io::Result<bool> {
+        marks::hit(Mark::JournalPressed);
+        let oldest: Vec<_> = self
+            .index
+            .borrow()
+            .nodes
+            .dirty()
+            .take(leaf_batch())
+            .collect();
+        self.write_leaves(&oldest).await?;
+        let frees = self.journal.would_free();
+        if frees {
+            self.journal.write_now().await?;
+        }
+        Ok(frees || !oldest.is_empty())
+    }
+
+    fn due(&self) -> Vec<NodeId> {
+        let now = self.env.now();
+        let index = self.index.borrow();
+        let high = self.pending_words_high();
+        // What is pending may keep clients from adding more.
+        let is_short = !self
+            .buckets
+            .get()
+            .has_room_for_keys(2 * index.nodes.dirty_count());
+        let is_due = |id: &NodeId| {
+            let node = index.nodes.get(*id);
+            let old = node
+                .pending_since
+                .is_some_and(|since| now.saturating_sub(since) >= LEAF_DELAY);
+            is_short || old || node.pending.len() * 3 > high
+        };
+        index
+            .nodes
+            .dirty()
+            .filter(is_due)
+            .take(leaf_batch())
+            .collect()
+    }
+
+    /// Rewrites every node, so that no pointer older than now's generations is left in the tree, not even a stale one to a
+    /// node in an old set of an interior node. A leaf's new place makes its parents be written, and these are rewritten then.
+    async fn rewrite_everything(&self) -> io::Result<()> {
+        let mut base = GcBase::default();
+        while !self.buckets.get().gc_note(&mut base, GC_BUCKETS) {
+            yield_now().await;
+        }
+        let began = self.journal.ask();
+        let leaves = {
+            let nodes = &mut self.index.borrow_mut().nodes;
+            nodes.want_rewrite(!mutations::is(Mutation::GcLeavesOnly));
+            nodes.leaves()
+        };
+        for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
+            self.write_leaves(some).await?;
+            if self.is_closing.get() {
+                return Ok(());
+            }
+            if self.journal.is_pressed() {
+                self.relieve_journal().await?;
+            }
+            yield_now().await;
+        }
+        self.settle_root().await?;
+        while !self.buckets.get_mut().gc_finish(&mut base, GC_BUCKETS) {
+            yield_now().await;
+        }
+        if self.journal.durable_last_seq() > began {
+            while !self.buckets.get_mut().gc_release_empty(&mut base, GC_EMPTY) {
+                yield_now().await;
+            }
+            self.buckets.released.notify_all();
+        }
+        marks::hit(Mark::BtreeGcPass);
+        self.gc_passes.set(self.gc_passes.get() + 1);
+        self.buckets.demand.notify_all();
+        Ok(())
+    }
+
+    /// Waits until no crash can bring back a node that was replaced before. The task that relieves the journal waits here, so
+    /// it goes on relieving.
+    async fn settle_root(&self) -> io::Result<()> {
+        let seq = self.root_seq.get();
+        loop {
+            self.poison.check()?;
+            let pressure = self.journal.pressure.wait();
+            if self.journal.durable_seq() >= seq {
+                return Ok(());
+            }
+            if !self.journal.is_pressed() || !self.relieve_journal().await? {
+                let flushed = async { drop(self.journal.flush_through(seq).await) };
+                crate::wait::either(flushed, pressure).await;
+            }
+        }
+    }
+
+    /// Stops the background task and waits for its last round.
+    pub async fn stop(&self) {
+        self.is_closing.set(true);
+        self.demand.notify_all();
+        while self.running.get() {
+            self.idle.wait().await;
+        }
+    }
+}

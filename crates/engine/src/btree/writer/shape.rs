@@ -1,0 +1,333 @@
+//! What changes in the shape of the tree: content is cut into nodes, and these take the place of others, up to the root.
+
+use super::{Tree, Write};
+use crate::alloc::MetadataBucket;
+use crate::btree::index::Index;
+use crate::btree::nodes::NodeId;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
+use brigade_env::Env;
+use brigade_format::{BucketNr, Key, Pos, Ptr};
+use std::collections::BTreeMap;
+use std::io;
+
+impl<E: Env> Tree<E> {
+    /// Cuts keys into nodes of one level, adds these to the tree and says what to write.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one place describes a run of sibling nodes"
+    )]
+    pub(super) fn cut(
+        &self,
+        index: &mut Index,
+        level: u16,
+        keys: Vec<Key>,
+        low: Pos,
+        high: Pos,
+        parent: Option<NodeId>,
+        spare: &mut Vec<MetadataBucket>,
+    ) -> (Vec<Write>, Vec<NodeId>) {
+        let sizes = groups(keys.iter().map(Key::words), self.node_words());
+        let mut rest = &keys[..];
+        let mut low = low;
+        let mut writes = Vec::new();
+        let mut news = Vec::new();
+        for (i, &count) in sizes.iter().enumerate() {
+            let (mine, others) = rest.split_at(count);
+            rest = others;
+            let last = i + 1 == sizes.len();
+            let pos = if last {
+                high
+            } else {
+                mine.last().expect("only the last group may be empty").pos()
+            };
+            let bucket = spare.pop().expect("reserved");
+            let sector = bucket.nr.0 * self.layout.bucket_sectors;
+            let key = Key::node(
+                pos,
+                self.layout.node_sectors as u32,
+                Ptr::new(sector, bucket.r#gen),
+            );
+            let seq = self.env.random_u64().max(1);
+            let bytes = self.encode(mine, seq, key);
+            let blocks = bytes.len() as u64 / self.block_bytes();
+            writes.push(Write { sector, bytes });
+            news.push(index.nodes.add(level, key, low, seq, blocks, parent));
+            low = pos;
+        }
+        (writes, news)
+    }
+
+    /// Puts new nodes, durable already, in the place of old ones of the same level, up to the root if need be (TREE-5).
+    /// `pins` are given back as soon as the journal may let go of what the old leaves had pending.
+    pub(super) async fn replace(
+        &self,
+        replaced: Vec<Replaced>,
+        spare: &mut Vec<MetadataBucket>,
+        pins: Vec<u64>,
+    ) -> io::Result<()> {
+        let old_keys: Vec<Key> = {
+            let index = self.index.borrow();
+            replaced
+                .iter()
+                .map(|(old, _)| index.nodes.get(*old).key)
+                .collect()
+        };
+        let is_root = self
+            .index
+            .borrow()
+            .nodes
+            .get(replaced[0].0)
+            .parent
+            .is_none();
+        if is_root {
+            assert_eq!(replaced.len(), 1, "a tree has one root");
+            for (old, news) in replaced {
+                self.replace_root(old, news, spare, pins.clone()).await?;
+            }
+        } else {
+            Box::pin(self.replace_children(replaced, spare, pins)).await?;
+        }
+        let place = |key: &Key| {
+            key.ptr(0)
+                .expect("a node has a place")
+                .bucket(self.layout.bucket_sectors as u32)
+        };
+        self.retire(old_keys.iter().map(place));
+        Ok(())
+    }
+
+    /// Frees buckets of replaced nodes, as soon as the root that does not lead to them is named durably (TREE-5).
+    fn retire(&self, buckets: impl Iterator<Item = BucketNr>) {
+        let root_seq = self.root_seq.get();
+        if self.journal.durable_seq() >= root_seq {
+            self.buckets.free_metadata(buckets);
+            return;
+        }
+        marks::hit(Mark::BtreeRetired);
+        if mutations::is(Mutation::NodeFreedEarly) {
+            self.buckets.free_metadata(buckets);
+        } else {
+            self.retired
+                .borrow_mut()
+                .entry(root_seq)
+                .or_default()
+                .extend(buckets);
+        }
+    }
+
+    /// Asks for the entry that names the new root, and frees what waits for it once it is durable.
+    fn name_root(&self) {
+        let seq = self.journal.ask();
+        self.root_seq.set(seq);
+        let me = self.me.clone();
+        let journal = self.journal.clone();
+        self.env.spawn(async move {
+            if journal.flush_through(seq).await.is_err() {
+                return;
+            }
+            if let Some(tree) = me.upgrade() {
+                let waiting = tree.retired.borrow_mut().split_off(&(seq + 1));
+                let free = tree.retired.replace(waiting);
+                tree.buckets.free_metadata(free.into_values().flatten());
+            }
+        });
+    }
+
+    async fn replace_root(
+        &self,
+        old: NodeId,
+        news: Vec<NodeId>,
+        spare: &mut Vec<MetadataBucket>,
+        pins: Vec<u64>,
+    ) -> io::Result<()> {
+        let mut top = news;
+        while top.len() > 1 {
+            marks::hit(Mark::BtreeNewLevel);
+            let (writes, above) = self.plan_level(&top, spare);
+            self.write_new(writes).await?;
+            top = above;
+        }
+        let root = top[0];
+        let (key, level) = {
+            let mut index = self.index.borrow_mut();
+            index.nodes.set_root(root);
+            index.nodes.remove(old);
+            (index.nodes.get(root).key, index.nodes.get(root).level)
+        };
+        if !mutations::is(Mutation::RootForgotten) {
+            self.journal.set_roots(|roots| {
+                roots.root = key;
+                roots.root_level = level;
+            });
+        }
+        // The entry that names the new root needs no entry whose keys the new root has: it makes room by itself.
+        self.unpin(pins);
+        self.name_root();
+        Ok(())
+    }
+
+    /// A level of interior nodes over these siblings, which are all there are of their level.
+    fn plan_level(
+        &self,
+        below: &[NodeId],
+        spare: &mut Vec<MetadataBucket>,
+    ) -> (Vec<Write>, Vec<NodeId>) {
+        let mut index = self.index.borrow_mut();
+        let level = index.nodes.get(below[0]).level + 1;
+        let keys = below.iter().map(|id| index.nodes.get(*id).key).collect();
+        let (writes, nodes) = self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
+        adopt_in_order(&mut index, &nodes, below);
+        (writes, nodes)
+    }
+
+    async fn replace_children(
+        &self,
+        replaced: Vec<Replaced>,
+        spare: &mut Vec<MetadataBucket>,
+        pins: Vec<u64>,
+    ) -> io::Result<()> {
+        let (mut appends, mut writes, mut above) = (Vec::new(), Vec::new(), Vec::new());
+        for (parent, keys) in self.move_in(replaced) {
+            match self.plan_interior(&mut self.index.borrow_mut(), parent, &keys, spare) {
+                InteriorPlan::Append(write) => {
+                    marks::hit(Mark::BtreeInteriorAppend);
+                    appends.push(write);
+                }
+                InteriorPlan::Rewrite(some, parents) => {
+                    marks::hit(Mark::BtreeInteriorRewrite);
+                    if parents.len() > 1 {
+                        marks::hit(Mark::BtreeInteriorSplit);
+                    }
+                    writes.extend(some);
+                    above.push((parent, parents));
+                }
+            }
+        }
+        self.append(appends).await?;
+        self.write_new(writes).await?;
+        if above.is_empty() {
+            self.unpin(pins);
+            return Ok(());
+        }
+        self.replace(above, spare, pins).await
+    }
+
+    /// In memory, the new children take the place of the old ones. Gives for each parent the keys that say so.
+    fn move_in(&self, replaced: Vec<Replaced>) -> BTreeMap<NodeId, Vec<Key>> {
+        let mut index = self.index.borrow_mut();
+        let mut keys: BTreeMap<NodeId, (Vec<Key>, Vec<Key>)> = BTreeMap::new();
+        for (old, news) in replaced {
+            let parent = index.nodes.get(old).parent.expect("not the root");
+            let old_key = index.nodes.get(old).key;
+            let old_ptr = old_key.ptr(0).expect("a node has a place");
+            let (freeing, live) = keys.entry(parent).or_default();
+            freeing.push(Key::freeing(
+                old_key.size(),
+                Ptr::new(old_ptr.sector(), old_ptr.r#gen().next()),
+            ));
+            live.extend(news.iter().map(|id| index.nodes.get(*id).key));
+            index.nodes.get_mut(parent).children.remove(&old_key.pos());
+            index.nodes.adopt(parent, &news);
+            index.nodes.remove(old);
+        }
+        let sorted = |(mut freeing, mut live): (Vec<Key>, Vec<Key>)| {
+            live.sort_by_key(Key::pos);
+            freeing.append(&mut live);
+            freeing
+        };
+        keys.into_iter()
+            .map(|(parent, both)| (parent, sorted(both)))
+            .collect()
+    }
+
+    fn plan_interior(
+        &self,
+        index: &mut Index,
+        id: NodeId,
+        keys: &[Key],
+        spare: &mut Vec<MetadataBucket>,
+    ) -> InteriorPlan {
+        let node = index.nodes.get(id);
+        let words = keys.iter().map(Key::words).sum();
+        let place = self.append_at(node.key, node.blocks_used, words);
+        if let Some(sector) = place.filter(|_| !node.rewrite_wanted) {
+            let bytes = self.encode(keys, node.seq, node.key);
+            index.nodes.get_mut(id).blocks_used += bytes.len() as u64 / self.block_bytes();
+            return InteriorPlan::Append(Write { sector, bytes });
+        }
+        let (level, low, high, parent) = (node.level, node.low, node.key.pos(), node.parent);
+        let children: Vec<_> = node.children.values().copied().collect();
+        let keys = children
+            .iter()
+            .map(|child| index.nodes.get(*child).key)
+            .collect();
+        let (writes, parents) = self.cut(index, level, keys, low, high, parent, spare);
+        index.nodes.get_mut(id).children.clear();
+        adopt_in_order(index, &parents, &children);
+        InteriorPlan::Rewrite(writes, parents)
+    }
+}
+
+/// A node and what takes its place.
+pub(super) type Replaced = (NodeId, Vec<NodeId>);
+
+enum InteriorPlan {
+    Append(Write),
+    Rewrite(Vec<Write>, Vec<NodeId>),
+}
+
+/// How many keys go into each node: one node if they fill at most 4/5 of it, else runs of about 3/5 (docs/format.md 4.7).
+pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> Vec<usize> {
+    let words: Vec<usize> = words.collect();
+    let total: usize = words.iter().sum();
+    if total <= node_words * 4 / 5 {
+        return vec![words.len()];
+    }
+    let nodes = total.div_ceil(node_words * 3 / 5).max(2);
+    let target = total.div_ceil(nodes);
+    let mut counts = Vec::new();
+    let (mut count, mut filled) = (0, 0);
+    for size in words {
+        if filled + size > target && count > 0 {
+            counts.push(count);
+            (count, filled) = (0, 0);
+        }
+        count += 1;
+        filled += size;
+    }
+    counts.push(count);
+    counts
+}
+
+/// Gives each child to the parent whose range it is in; both come in order.
+fn adopt_in_order(index: &mut Index, parents: &[NodeId], children: &[NodeId]) {
+    let mut rest = children;
+    for &parent in parents {
+        let high = index.nodes.get(parent).key.pos();
+        let mine = rest
+            .iter()
+            .take_while(|child| index.nodes.get(**child).key.pos() <= high)
+            .count();
+        let (mine, others) = rest.split_at(mine);
+        index.nodes.adopt(parent, mine);
+        rest = others;
+    }
+    assert!(rest.is_empty(), "every child has a parent");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_up_to_four_fifths_stays_one_node_and_more_is_split_evenly() {
+        assert_eq!(groups([].into_iter(), 100), [0]);
+        assert_eq!(groups([3; 26].into_iter(), 100), [26]);
+        let counts = groups([3; 30].into_iter(), 100);
+        assert_eq!(counts, [15, 15]);
+        let many = groups([3; 1000].into_iter(), 100);
+        assert_eq!(many.iter().sum::<usize>(), 1000);
+        assert!(many.iter().all(|count| count * 3 <= 80), "{many:?}");
+    }
+}
