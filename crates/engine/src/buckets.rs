@@ -193,6 +193,12 @@ impl Buckets {
 
     // ---- metadata ------------------------------------------------------------------------------------------------
 
+    /// Takes `count` buckets for nodes, all at once, if they are there and nobody waits for some.
+    pub fn take_metadata_at_once(&self, count: usize) -> Option<Vec<MetadataBucket>> {
+        let is_next = self.is_next(Need::Metadata(count), None);
+        is_next.then(|| self.take_metadata_now(count))?
+    }
+
     /// Takes `count` buckets for nodes or the UUID table, all at once, waiting in turn until so many are there. Poisons
     /// the set if they never will be: whoever waits here holds up everything.
     pub async fn take_metadata(self: &Rc<Self>, count: usize) -> io::Result<Vec<MetadataBucket>> {

@@ -263,6 +263,46 @@ fn zeroes_over_dirty_data_that_an_unacknowledged_write_hides_survive_with_it_or_
     }
 }
 
+#[test]
+fn an_opening_makes_what_it_read_durable_before_it_writes() {
+    let chance = Chance::new(7);
+    let (c, b) = disks(600, 8, 1, 20_000);
+    let store = Store::default();
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &store, options(false));
+    let v = server.volumes()[0].clone();
+    let story = async move {
+        let buffer = v.buffer(4096);
+        v.write(StreamId(1), 0, buffer, false).await.unwrap();
+        // More than the cache holds, so that an opening has to recycle buckets at once.
+        for block in 0..1000 {
+            v.read(StreamId(1), block * 4096, 4096).await.unwrap();
+        }
+    };
+    world.run(story, || false).expect("ends");
+    world.kill();
+    drop(server);
+    // Of each device, whether it was flushed, and written before that.
+    let watched = [&c, &b].map(|disk| {
+        let seen = Rc::new(Cell::new((false, false)));
+        let of_disk = seen.clone();
+        disk.borrow_mut().end(End::Kill, &chance);
+        disk.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+            let (is_flushed, is_early) = of_disk.get();
+            of_disk.set(match io {
+                Io::Flush => (true, is_early),
+                Io::Write(..) => (is_flushed, is_early || !is_flushed),
+                Io::Read(_) => (is_flushed, is_early),
+            });
+            None
+        }));
+        seen
+    });
+    let world = World::new(chance, Duration::from_secs(100));
+    let _server = open(&world, &c, &b, &store, options(false));
+    assert_eq!(watched.map(|seen| seen.get()), [(true, false); 2]);
+}
+
 #[cfg(feature = "instrumented")]
 #[test]
 fn and_without_waiting_for_its_key_they_do_not() {

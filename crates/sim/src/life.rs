@@ -59,6 +59,8 @@ pub struct Life {
     pub fail: Option<(usize, u64)>,
     /// I/Os of each device in the round that took most, counted from there.
     pub ios: Vec<u64>,
+    /// Per bucket the gen that the last session, when it ended, thought no pointer is older than.
+    oldest: Vec<Gen>,
 }
 
 impl Life {
@@ -84,6 +86,7 @@ impl Life {
             observer: None,
             fail: None,
             ios: Vec::new(),
+            oldest: Vec::new(),
         }
     }
 
@@ -210,7 +213,9 @@ impl Life {
     /// Opens until it succeeds; may be cut off on the way.
     fn reopen(&mut self, options: &Options, given: &[usize]) -> Session {
         loop {
-            self.set.inspect();
+            if let Some(loaded) = self.set.inspect() {
+                check_oldest(self.set.seed, &loaded, &self.oldest);
+            }
             let world = self.set.world();
             let ledger = Rc::new(Ledger::default());
             let chance = &self.set.chance;
@@ -395,6 +400,7 @@ impl Life {
             }
             self.end_stopped(session);
         } else {
+            self.oldest = session.server.oldest_gens().concat();
             let Session { world, ledger, .. } = session;
             let end = self.which_end();
             self.say(|| format!("{end:?}"));
@@ -529,9 +535,8 @@ impl Life {
             "seed {}: keys in the entry of a clean stop",
             self.set.seed
         );
-        for known in session.server.oldest_gens() {
-            check_oldest(self.set.seed, &loaded, &known);
-        }
+        self.oldest = session.server.oldest_gens().concat();
+        check_oldest(self.set.seed, &loaded, &self.oldest);
         loaded
     }
 
@@ -621,7 +626,7 @@ impl Life {
     }
 }
 
-/// TREE-6: no pointer in the tree is older than the engine knew when it stopped.
+/// TREE-6: no pointer in the tree or the range of replay is older than the engine knew when it ended.
 fn check_oldest(seed: u64, loaded: &Loaded, known: &[Gen]) {
     for (nr, (known, oldest)) in known.iter().zip(&loaded.oldest_gens).enumerate() {
         let is_named = loaded.referenced[nr] || loaded.gens[nr] != *oldest;

@@ -31,8 +31,10 @@ pub struct Node {
     pub pinned_seq: Option<u64>,
     /// Leaf: since when something is pending.
     pub pending_since: Option<Duration>,
-    /// To be rewritten at its next write, to let go of old pointers.
+    /// To be rewritten at its next write, in a collection or not.
     pub rewrite_wanted: bool,
+    /// The collection that was under way, or the last one, when it was made.
+    made_in: u64,
 }
 
 /// All nodes of a set.
@@ -44,6 +46,9 @@ pub struct Nodes {
     /// Leaves with something pending, by the entry they pin (unpinned ones last).
     dirty: BTreeSet<(u64, NodeId)>,
     root: Option<NodeId>,
+    /// Number of the collection that is under way, or of the last one.
+    pass: u64,
+    is_passing: bool,
 }
 
 const UNPINNED: u64 = u64::MAX;
@@ -71,6 +76,7 @@ impl Nodes {
             pinned_seq: None,
             pending_since: None,
             rewrite_wanted: false,
+            made_in: self.pass,
         };
         let id = match self.free.pop() {
             Some(slot) => {
@@ -151,12 +157,20 @@ impl Nodes {
         self.leaves.values().copied().collect()
     }
 
-    /// From now on every node is rewritten when it is next written, or only every leaf.
-    pub fn want_rewrite(&mut self, interior_too: bool) {
-        let nodes = self.slots.iter_mut().flatten();
-        nodes
-            .filter(|node| interior_too || node.level == 0)
-            .for_each(|node| node.rewrite_wanted = true);
+    /// A collection begins: all nodes that are there are old.
+    pub fn begin_pass(&mut self) {
+        self.pass += 1;
+        self.is_passing = true;
+    }
+
+    /// It is over, or given up.
+    pub fn end_pass(&mut self) {
+        self.is_passing = false;
+    }
+
+    /// Whether the collection that is under way has yet to rewrite a node.
+    pub fn is_old(&self, id: NodeId) -> bool {
+        self.is_passing && self.get(id).made_in < self.pass
     }
 
     /// The leaf that owns the range starting at `start` of `inode`, and where its part of the inode ends.
@@ -256,6 +270,12 @@ impl Nodes {
             .iter()
             .flatten()
             .filter_map(|node| node.pinned_seq)
+    }
+
+    /// Leaves with something pending that pin this entry or an older one.
+    pub fn pinned_through(&self, seq: u64) -> Vec<NodeId> {
+        let through = self.dirty.iter().take_while(|(pinned, _)| *pinned <= seq);
+        through.map(|(_, id)| *id).collect()
     }
 
     /// Number of leaves with something pending.

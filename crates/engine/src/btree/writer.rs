@@ -133,13 +133,17 @@ impl<E: Env> Tree<E> {
 
     /// Makes these leaves durable as they are now (or were at some time during the call).
     pub async fn write_leaves(&self, ids: &[NodeId]) -> io::Result<()> {
+        self.write(ids, Aim::Durable).await
+    }
+
+    async fn write(&self, ids: &[NodeId], aim: Aim) -> io::Result<()> {
         let _turn = self.structure.lock().await;
         self.poison.check()?;
         let mut writes = Vec::new();
         let mut pins = Vec::new();
         let mut rewrites = Vec::new();
         for &id in ids {
-            match self.plan_append(id) {
+            match self.plan_append(id, aim) {
                 Plan::Nothing => (),
                 Plan::Append(write, pin) => {
                     writes.push(write);
@@ -166,13 +170,13 @@ impl<E: Env> Tree<E> {
         pins.into_iter().for_each(|seq| self.journal.unpin(seq));
     }
 
-    fn plan_append(&self, id: NodeId) -> Plan {
+    fn plan_append(&self, id: NodeId, aim: Aim) -> Plan {
         let mut index = self.index.borrow_mut();
         if !index.nodes.is_live(id) {
             return Plan::Nothing;
         }
         let node = index.nodes.get(id);
-        if node.rewrite_wanted {
+        if node.rewrite_wanted || aim == Aim::New && index.nodes.is_old(id) {
             return Plan::Rewrite;
         }
         if node.pending.is_empty() {
@@ -307,8 +311,8 @@ impl<E: Env> Tree<E> {
                 count = count.div_ceil(2);
             }
             let needed = self.buckets_needed(&ids[..count], &sizes[..count]);
-            if needed <= there {
-                return Ok((self.buckets.take_metadata(needed).await?, count));
+            if let Some(taken) = self.buckets.take_metadata_at_once(needed) {
+                return Ok((taken, count));
             }
             let taken = self.buckets.take_metadata(needed).await?;
             // While it waited, the leaves may have grown.
@@ -388,6 +392,15 @@ impl<E: Env> Tree<E> {
         let (writes, news) = self.cut(&mut index, 0, keys, low, high, parent, spare);
         (writes, news, pin)
     }
+}
+
+/// Why leaves are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// What is pending is to be durable.
+    Durable,
+    /// Those that the collection has yet to rewrite are to be new, too.
+    New,
 }
 
 enum Plan {

@@ -416,6 +416,8 @@ async fn start<E: Env>(
     store: Option<E::Survivor>,
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
+    // What was read may not be durable: a process that was killed had it under way. Nothing it let go of is overwritten before.
+    found.disk.flush().await?;
     let mut alloc = load_buckets(&found, &loaded);
     alloc.set_expensive_checks(options.expensive_checks);
     let buckets = Buckets::new(alloc, found.poison.clone());

@@ -161,6 +161,8 @@ impl<E: Env> Server<E> {
         let mut state_if_attached = None;
         let is_read_only = set.running.is_none();
         if let Some(running) = &set.running {
+            // Its state is relied on from now on, and may have been under way when a process was killed.
+            found.disk.flush().await.map_err(io)?;
             set.uuids
                 .write(&running.journal, plan.entries)
                 .await

@@ -1,11 +1,10 @@
 //! The background task: leaves are written in time, the journal gets room, and old pointers go before generations come round.
 
-use super::Tree;
+use super::{Aim, Tree};
 use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
 use crate::btree::nodes::NodeId;
 use crate::limits::{LEAF_DELAY, leaf_batch};
 use crate::marks::{self, Mark};
-use crate::mutations::{self, Mutation};
 use brigade_env::Env;
 use brigade_env::sync::yield_now;
 use std::io;
@@ -56,8 +55,7 @@ impl<E: Env> Tree<E> {
             return Ok(true);
         }
         if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC {
-            self.rewrite_everything().await?;
-            return Ok(true);
+            return self.rewrite_everything().await;
         }
         Ok(false)
     }
@@ -105,54 +103,83 @@ impl<E: Env> Tree<E> {
 
     /// Rewrites every node, so that no pointer older than now's generations is left in the tree, not even a stale one to a
     /// node in an old set of an interior node. A leaf's new place makes its parents be written, and these are rewritten then.
-    async fn rewrite_everything(&self) -> io::Result<()> {
+    /// Says whether it came to its end.
+    async fn rewrite_everything(&self) -> io::Result<bool> {
         let mut base = GcBase::default();
         while !self.buckets.get().gc_note(&mut base, GC_BUCKETS) {
             yield_now().await;
         }
         let began = self.journal.ask();
-        let leaves = {
-            let nodes = &mut self.index.borrow_mut().nodes;
-            nodes.want_rewrite(!mutations::is(Mutation::GcLeavesOnly));
-            nodes.leaves()
-        };
+        self.index.borrow_mut().nodes.begin_pass();
+        let done = self.rewrite_leaves_of_pass().await;
+        self.index.borrow_mut().nodes.end_pass();
+        if !done? {
+            return Ok(false);
+        }
+        self.settle_after(began).await?;
+        while !self.buckets.get_mut().gc_finish(&mut base, GC_BUCKETS) {
+            yield_now().await;
+        }
+        while !self.buckets.get_mut().gc_release_empty(&mut base, GC_EMPTY) {
+            yield_now().await;
+        }
+        self.buckets.released.notify_all();
+        marks::hit(Mark::BtreeGcPass);
+        self.gc_passes.set(self.gc_passes.get() + 1);
+        self.buckets.demand.notify_all();
+        Ok(true)
+    }
+
+    /// Everything else that this task does goes on in between.
+    async fn rewrite_leaves_of_pass(&self) -> io::Result<bool> {
+        let leaves = self.index.borrow().nodes.leaves();
         for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
-            self.write_leaves(some).await?;
+            if !self.can_rewrite(some) {
+                marks::hit(Mark::BtreeGcGivenUp);
+                return Ok(false);
+            }
+            self.write(some, Aim::New).await?;
             if self.is_closing.get() {
-                return Ok(());
+                return Ok(false);
             }
             if self.journal.is_pressed() {
                 self.relieve_journal().await?;
             }
+            let due = self.due();
+            self.write_leaves(&due).await?;
             yield_now().await;
         }
-        self.settle_root().await?;
-        while !self.buckets.get_mut().gc_finish(&mut base, GC_BUCKETS) {
-            yield_now().await;
-        }
-        if self.journal.durable_last_seq() > began {
-            while !self.buckets.get_mut().gc_release_empty(&mut base, GC_EMPTY) {
-                yield_now().await;
-            }
-            self.buckets.released.notify_all();
-        }
-        marks::hit(Mark::BtreeGcPass);
-        self.gc_passes.set(self.gc_passes.get() + 1);
-        self.buckets.demand.notify_all();
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits until no crash can bring back a node that was replaced before. The task that relieves the journal waits here, so
-    /// it goes on relieving.
-    async fn settle_root(&self) -> io::Result<()> {
-        let seq = self.root_seq.get();
+    /// Whether there are buckets for rewriting one of these leaves. Who waits for them holds up everything that may make some.
+    fn can_rewrite(&self, leaves: &[NodeId]) -> bool {
+        let is_old = |id: &&NodeId| {
+            let nodes = &self.index.borrow().nodes;
+            nodes.is_live(**id) && nodes.is_old(**id)
+        };
+        let there = self.buckets.get().metadata_available();
+        leaves.iter().find(is_old).is_none_or(|id| {
+            let one = std::slice::from_ref(id);
+            self.buckets_needed(one, &self.new_leaves(one)) <= there
+        })
+    }
+
+    /// Waits until no crash can bring back a node that was replaced before, nor a key from before entry `began`. The task that
+    /// relieves the journal waits here, so it goes on relieving.
+    async fn settle_after(&self, began: u64) -> io::Result<()> {
+        let root = self.root_seq.get();
         loop {
             self.poison.check()?;
             let pressure = self.journal.pressure.wait();
-            if self.journal.durable_seq() >= seq {
+            if self.journal.durable_seq() >= root && self.journal.durable_last_seq() > began {
                 return Ok(());
             }
+            // What is left of that time is only what was told to leaves twice.
+            let pinned = self.index.borrow().nodes.pinned_through(began);
+            self.write_leaves(&pinned).await?;
             if !self.journal.is_pressed() || !self.relieve_journal().await? {
+                let seq = self.journal.ask();
                 let flushed = async { drop(self.journal.flush_through(seq).await) };
                 crate::wait::either(flushed, pressure).await;
             }

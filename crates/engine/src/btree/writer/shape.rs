@@ -251,7 +251,9 @@ impl<E: Env> Tree<E> {
         let node = index.nodes.get(id);
         let words = keys.iter().map(Key::words).sum();
         let place = self.append_at(node.key, node.blocks_used, words);
-        if let Some(sector) = place.filter(|_| !node.rewrite_wanted) {
+        let is_old = index.nodes.is_old(id) && !mutations::is(Mutation::GcLeavesOnly);
+        let is_kept = !node.rewrite_wanted && !is_old;
+        if let Some(sector) = place.filter(|_| is_kept) {
             let bytes = self.encode(keys, node.seq, node.key);
             index.nodes.get_mut(id).blocks_used += bytes.len() as u64 / self.block_bytes();
             return InteriorPlan::Append(Write { sector, bytes });
