@@ -59,7 +59,7 @@ pub struct Life {
     pub fail: Option<(usize, u64)>,
     /// I/Os of each device in the round that took most, counted from there.
     pub ios: Vec<u64>,
-    /// Per bucket the gen that the last session, when it ended, thought no pointer is older than.
+    /// Per bucket the gen that the last session, when it crashed, thought no pointer is older than.
     oldest: Vec<Gen>,
 }
 
@@ -535,8 +535,10 @@ impl Life {
             "seed {}: keys in the entry of a clean stop",
             self.set.seed
         );
-        self.oldest = session.server.oldest_gens().concat();
-        check_oldest(self.set.seed, &loaded, &self.oldest);
+        let oldest = session.server.oldest_gens().concat();
+        check_oldest(self.set.seed, &loaded, &oldest);
+        // At rest gens may be edited.
+        self.oldest.clear();
         loaded
     }
 
