@@ -30,7 +30,6 @@ marks! {
     BackingFlushFailed: "a backing device that failed a flush takes no more writes",
     BtreeAppend: "a leaf is appended to",
     BtreeFirstUnitApart: "a set is longer than what the device writes as one",
-    BtreeGcGivenUp: "a collection is given up for now, as there are no buckets for what it rewrites",
     BtreeGcPass: "all nodes were rewritten, as generations ran away from the oldest pointers",
     BtreeInteriorAppend: "an interior node is appended to",
     BtreeInteriorRewrite: "an interior node is rewritten",

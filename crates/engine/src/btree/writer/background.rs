@@ -134,14 +134,10 @@ impl<E: Env> Tree<E> {
     async fn rewrite_leaves_of_pass(&self) -> io::Result<bool> {
         let leaves = self.index.borrow().nodes.leaves();
         for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
-            if !self.can_rewrite(some) {
-                marks::hit(Mark::BtreeGcGivenUp);
+            if self.is_closing.get() || !self.can_rewrite(some) {
                 return Ok(false);
             }
             self.write(some, Aim::New).await?;
-            if self.is_closing.get() {
-                return Ok(false);
-            }
             if self.journal.is_pressed() {
                 self.relieve_journal().await?;
             }
