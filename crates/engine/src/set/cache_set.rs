@@ -66,7 +66,7 @@ impl<E: Env> CacheSet<E> {
         }
     }
 
-    /// See [`super::Server::oldest_gens`].
+    /// See [`crate::Server::oldest_gens`].
     pub fn oldest_gens(&self) -> Vec<Gen> {
         let alloc = self.cache.buckets.get();
         (0..self.geometry.nbuckets)
