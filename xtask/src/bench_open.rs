@@ -118,7 +118,21 @@ fn make(program: &Path, folder: &Path, extents: u64) -> Result<Serve> {
     let start = Instant::now();
     let server = start_ready(program, &serve, folder)?;
     write(&server, extents)?;
-    let keys = number(&server.status()?, "keys");
+    let status = server.status()?;
+    let keys = number(&status, "keys");
+    for task in status["cache_set"]["background"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        println!(
+            "background {}: {} steps, {} ms, the longest {} us",
+            task["task"].as_str().unwrap_or_default(),
+            task["steps"],
+            task["total_ms"],
+            task["longest_us"]
+        );
+    }
     server.stop()?;
     println!(
         "{extents} extents written in {:.1} s, {keys} keys in the index before the stop",

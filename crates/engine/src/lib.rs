@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `stats`, `wait` |
+//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `stats`, `steps`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -35,6 +35,7 @@ pub mod recovery;
 mod request;
 mod set;
 mod stats;
+mod steps;
 mod wait;
 
 pub use error::{Error, ErrorKind};
@@ -47,3 +48,4 @@ pub use stats::{
     BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus,
     ReadStatus, Status, VolumeStatus, WriteStatus,
 };
+pub use steps::StepStatus;

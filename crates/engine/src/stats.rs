@@ -1,5 +1,6 @@
 //! Counters, and the shape in which `status` shows them. Sizes are bytes, times seconds.
 
+use crate::steps::StepStatus;
 use serde::Serialize;
 use std::cell::Cell;
 
@@ -122,8 +123,10 @@ pub struct CacheSetStatus {
     pub btree: BtreeStatus,
     /// Its journal.
     pub journal: JournalStatus,
-    /// Rewriting of leaves.
+    /// Rewriting of nodes.
     pub gc: GcStatus,
+    /// Steps of background tasks; a request may have to wait for one of them.
+    pub background: Vec<StepStatus>,
 }
 
 /// A cache device.

@@ -20,6 +20,7 @@ use crate::data::Candidate;
 use crate::limits::{FILL_PATIENCE, FILL_PATIENCE_DEVICE};
 use crate::marks::{self, Mark};
 use crate::stats::Counter;
+use crate::steps::Task;
 use crate::wait::either;
 use brigade_env::{Buffer, Env, StreamId};
 use std::cell::RefCell;
@@ -90,11 +91,12 @@ pub(super) async fn begin<E: Env>(
         match core.place(cache, piece.stream, range, false, None) {
             Ok(placed) => {
                 let (core, cache) = (core.clone(), cache.clone());
-                let env = core.env.clone();
-                env.spawn(async move {
+                let (env, steps) = (core.env.clone(), cache.steps.clone());
+                let fill = async move {
                     let _room = room;
                     store(&core, &cache, piece, placed, copy).await;
-                });
+                };
+                env.spawn(steps.timed(&env, Task::Fill, fill));
             }
             Err(why) if may_wait(core, cache, why) => wait_apart(core, cache, piece, copy, room),
             Err(_) => (),
@@ -202,13 +204,14 @@ fn wait_apart<E: Env>(
     room: FillRoom,
 ) {
     let (core, cache) = (core.clone(), cache.clone());
-    let env = core.env.clone();
-    env.spawn(async move {
+    let (env, steps) = (core.env.clone(), cache.steps.clone());
+    let fill = async move {
         let _room = room;
         if let Some(placed) = wait_for_room(&core, &cache, &wanted).await {
             store(&core, &cache, wanted, placed, copy).await;
         }
-    });
+    };
+    env.spawn(steps.timed(&env, Task::Fill, fill));
 }
 
 /// Waits in turn until there is room for a fill; `None` once it is not wanted any more or can have none.

@@ -41,6 +41,7 @@ use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::options::Options;
 use crate::stats::VolumeCounters;
+use crate::steps::Steps;
 use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Env, StreamId};
 use brigade_format::{BucketNr, CacheMode};
@@ -67,6 +68,8 @@ pub struct Cache<E: Env> {
     pub buckets: Rc<Buckets>,
     /// Way into the index; absent when nothing may be written.
     pub writer: Option<CacheWriter<E>>,
+    /// How long background tasks take.
+    pub steps: Rc<Steps>,
     /// Sectors of a bucket.
     pub bucket_sectors: u32,
     /// Sectors of a block.

@@ -16,6 +16,7 @@ use crate::journal::{RingStart, Roots};
 use crate::meta::write_superblock;
 use crate::options::Options;
 use crate::recovery::LoadStats;
+use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BucketNr, Gen, Key, Pos, Ptr, node};
@@ -109,7 +110,8 @@ async fn write<E: Env>(
         prio_head,
     };
     let journal = found.journal(env, ring, (1, 1), roots, options);
-    env.spawn(journal.clone().run());
+    let steps = found.steps.clone();
+    env.spawn(steps.timed(env, Task::Journal, journal.clone().run()));
     journal.settle();
     journal.write_now().await?;
     table.finish(batch);
@@ -126,8 +128,9 @@ async fn write<E: Env>(
         &buckets,
         &journal,
     );
-    env.spawn(table.clone().run(journal.clone()));
-    env.spawn(tree.clone().run());
+    let run = table.clone().run(journal.clone());
+    env.spawn(steps.timed(env, Task::Allocator, run));
+    env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
     Ok(CacheSet {
         cache,
         superblock: found.superblock,

@@ -154,6 +154,7 @@ impl<E: Env> CacheSet<E> {
                     .map_or(0, |running| running.tree.gc_passes()),
                 generations_behind: u64::from(buckets.need_gc()),
             },
+            background: self.cache.steps.status(),
         }
     }
 }

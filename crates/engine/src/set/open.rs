@@ -26,6 +26,7 @@ use crate::mutations::{self, Mutation};
 use crate::options::{AckPolicy, Options};
 use crate::recovery::{self, How, Loaded, SurvivorEntry};
 use crate::request::{Cache, CacheWriter};
+use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
@@ -43,6 +44,8 @@ pub struct Found<E: Env> {
     pub superblock: Superblock,
     /// Sizes.
     pub geometry: CacheGeometry,
+    /// How long background tasks take.
+    pub steps: Rc<Steps>,
 }
 
 impl<E: Env> Found<E> {
@@ -361,6 +364,7 @@ pub(super) fn cache<E: Env>(
         index,
         buckets: buckets.clone(),
         writer,
+        steps: found.steps.clone(),
         bucket_sectors: found.geometry.bucket_sectors,
         block_sectors: u64::from(found.geometry.block_sectors),
     })
@@ -440,7 +444,8 @@ async fn start<E: Env>(
     let journal = found.journal(env, ring, (newest.seq + 1, newest.last_seq), roots, options);
     // Held until the leaves that do not have the replayed ranges yet hold it, each until it has them.
     journal.pin(newest.last_seq);
-    env.spawn(journal.clone().run());
+    let steps = found.steps.clone();
+    env.spawn(steps.timed(env, Task::Journal, journal.clone().run()));
     let (tree, cache) = assemble(env, &found, index, &buckets, &journal);
     let chain = loaded.prio_buckets.iter().copied().map(BucketNr).collect();
     let table = found.table(env, &buckets, chain, loaded.prio_seq);
@@ -456,7 +461,8 @@ async fn start<E: Env>(
     lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
     journal.unpin(newest.last_seq);
     // Writing leaves may need buckets that have yet to be recycled.
-    env.spawn(table.clone().run(journal.clone()));
+    let run = table.clone().run(journal.clone());
+    env.spawn(steps.timed(env, Task::Allocator, run));
     tree.write_all().await?;
     journal.settle();
     journal.write_now().await?;
@@ -470,7 +476,7 @@ async fn start<E: Env>(
     found.superblock.last_mount = env.unix_seconds();
     write_superblock(&found.disk, &found.superblock).await?;
     begin_record(&journal, &found, store, options);
-    env.spawn(tree.clone().run());
+    env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
     Ok(CacheSet {
         cache,
         superblock: found.superblock,

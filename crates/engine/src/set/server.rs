@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::recovery::Finding;
 use crate::request::{Backing, Core};
 use crate::stats::Status;
+use crate::steps::{Steps, Task};
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, CacheMode, Gen, Role, Superblock};
@@ -284,7 +285,9 @@ impl<E: Env> Server<E> {
             delay: self.options.writeback_delay,
             last_request: core.last_request.clone(),
         });
-        self.env.spawn(writeback.clone().run());
+        let run = writeback.clone().run();
+        let steps = &set.cache.steps;
+        self.env.spawn(steps.timed(&self.env, Task::Writeback, run));
         Some(writeback)
     }
 
@@ -545,6 +548,7 @@ async fn find_cache<E: Env>(
         poison,
         superblock,
         geometry,
+        steps: Rc::new(Steps::default()),
     })
 }
 
