@@ -21,8 +21,11 @@ use std::ops::Bound;
 
 use brigade_format::{Key, Pos, Ptr};
 
+mod layers;
 #[cfg(test)]
 mod tests;
+
+pub use layers::Layers;
 
 /// A run of sectors of one volume and where its data lives in the cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,6 +195,9 @@ struct Packed {
     size_flags: u32,
 }
 
+/// Memory of an entry: 24 bytes in tree nodes that random inserts leave about two thirds full.
+pub const EXTENT_BYTES: usize = 40;
+
 const DIRTY: u32 = 1 << 31;
 const HOLE: u32 = 1 << 30;
 const SIZE_MASK: u32 = 0xffff;
@@ -290,9 +296,36 @@ impl ExtentMap {
         self.entries.is_empty()
     }
 
-    /// Estimate of the heap in use: 24 bytes an entry in tree nodes that random inserts leave about two thirds full.
+    /// Estimate of the heap in use.
     pub fn memory_bytes(&self) -> usize {
-        self.entries.len() * 40
+        self.entries.len() * EXTENT_BYTES
+    }
+
+    /// Takes out what lies behind a position. An entry that spans it is cut there.
+    pub fn split_off(&mut self, pos: Pos) -> ExtentMap {
+        let spans = |e: &Extent| e.start < pos.offset && pos.offset < e.end;
+        let spanning = self.first_from(pos.inode, pos.offset).filter(spans);
+        if let Some(whole) = spanning {
+            self.entries.remove(&EndKey::new(whole.inode, whole.end));
+            self.put(whole.slice(whole.start, pos.offset));
+            self.put(whole.slice(pos.offset, whole.end));
+        }
+        let mut above = self.entries.split_off(&EndKey::new(pos.inode, pos.offset));
+        if let Some((key, value)) = above.first_key_value()
+            && *key == EndKey::new(pos.inode, pos.offset)
+        {
+            self.entries.insert(*key, *value);
+            above.pop_first();
+        }
+        ExtentMap {
+            entries: above,
+            keeps_holes: self.keeps_holes,
+        }
+    }
+
+    /// Puts everything of a map that lies behind this one's last entry into this one.
+    pub fn append(&mut self, behind: &mut ExtentMap) {
+        self.entries.append(&mut behind.entries);
     }
 
     /// Forgets everything.
@@ -321,6 +354,14 @@ impl ExtentMap {
         } else {
             self.store_in_pieces(e, Neighbours { left, right }, bucket_sectors);
         }
+    }
+
+    /// Adds an extent behind the last one.
+    pub fn push(&mut self, e: Extent) {
+        let last = self.entries.last_key_value().map(unpack);
+        let is_behind = |last: Extent| (last.inode, last.end) <= (e.inode, e.start);
+        assert!(last.is_none_or(is_behind), "EXT-1");
+        self.put(e);
     }
 
     /// Empties the range. `removed` gets each slice that was there, in order.

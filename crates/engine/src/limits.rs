@@ -44,6 +44,12 @@ pub const LEAF_PENDING_WORDS: usize = 1536;
 pub const LEAF_DELAY: Duration = Duration::from_secs(30);
 /// Leaves written in one round.
 const LEAF_BATCH: usize = 64;
+/// Keys of a leaf handled in one step.
+pub const SLICE_KEYS: usize = 2048;
+/// Leaves read at the same time.
+pub const LEAF_LOADS_MAX: usize = 8;
+/// Leaves that stay in memory however short that is.
+const LEAVES_HERE_MIN: usize = 8;
 /// Remembered recent requests per volume for sequential detection (kernel: 128).
 pub const RECENT_REQUESTS: usize = 128;
 /// How long one is remembered (kernel: 5 s).
@@ -64,6 +70,7 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 #[cfg(feature = "instrumented")]
 thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
+    static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
 }
 
 /// Leaves written in one round. Only simulation makes it smaller, so that small trees take several rounds too.
@@ -79,4 +86,19 @@ pub fn leaf_batch() -> usize {
 #[cfg(feature = "instrumented")]
 pub fn set_leaf_batch(leaves: Option<usize>) {
     LEAF_BATCH_NOW.with(|now| now.set(leaves.unwrap_or(LEAF_BATCH).max(1)));
+}
+
+/// Leaves that stay in memory however short that is. Only simulation makes it smaller, so that those of small trees go too.
+#[inline(always)]
+pub fn leaves_here_min() -> usize {
+    #[cfg(feature = "instrumented")]
+    return LEAVES_HERE_MIN_NOW.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    LEAVES_HERE_MIN
+}
+
+/// From now on so many leaves stay in memory on this thread; as many as ever if `None`.
+#[cfg(feature = "instrumented")]
+pub fn set_leaves_here_min(leaves: Option<usize>) {
+    LEAVES_HERE_MIN_NOW.with(|now| now.set(leaves.unwrap_or(LEAVES_HERE_MIN)));
 }

@@ -34,6 +34,7 @@ marks! {
     BtreeInteriorAppend: "an interior node is appended to",
     BtreeInteriorRewrite: "an interior node is rewritten",
     BtreeInteriorSplit: "an interior node splits",
+    BtreeLeafComesBack: "a leaf that left memory is read",
     BtreeLeafRewrite: "a leaf is rewritten as one",
     BtreeLeafSplit: "a leaf splits",
     BtreeNewLevel: "the tree grows a level",

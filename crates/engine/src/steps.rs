@@ -25,10 +25,12 @@ pub enum Task {
     Writeback,
     /// Clean data goes into the cache.
     Fill,
+    /// Leaves come back into memory.
+    Leaf,
 }
 
 /// Names of [`Task`], in order.
-const NAMES: [&str; 5] = ["index", "journal", "allocator", "writeback", "fill"];
+const NAMES: [&str; 6] = ["index", "journal", "allocator", "writeback", "fill", "leaf"];
 
 /// Times of one task's steps.
 #[derive(Default)]

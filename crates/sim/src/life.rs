@@ -104,7 +104,7 @@ impl Life {
             CacheMode::Writeback
         };
         let memory_bytes = if self.plan.little_memory {
-            chance.pick(&[4 << 10, 16 << 10])
+            chance.pick(&[4 << 10, 16 << 10, 32 << 10, 64 << 10])
         } else {
             1 << 30
         };

@@ -73,7 +73,7 @@ impl Plan {
             foreign_record: chance.percent(25),
             clear: chance.percent(70),
             wear: chance.percent(30),
-            little_memory: chance.percent(5),
+            little_memory: chance.percent(20),
             pressure: chance.percent(35),
             rounds_max: chance.pick(&[2, 3, 3, 4]),
             requests_max: chance.pick(&[100, 140, 180, 240]),
@@ -135,7 +135,7 @@ impl Plan {
             lies: false,
             rot: false,
             attach: false,
-            little_memory: false,
+            little_memory: chance.percent(20),
             pressure: !is_of_opening || chance.percent(50),
             // Passes over all leaves replace one root after the other.
             wear: self.wear || !is_of_opening,

@@ -1,23 +1,25 @@
 //! The index in memory: what is cached where, per sector, and which leaf has yet to be told.
 //!
-//! Changing it is one synchronous step: the map, the bucket counters, the dirty counters and the leaf's pending set change
-//! together.
+//! It is one ordered map for each leaf, of which those that were not looked at lately may be away, on disk only. Changing
+//! it is one synchronous step: the map, the bucket counters, the dirty counters and the leaf's pending set change together.
 
-use super::nodes::Nodes;
+use super::nodes::{NodeId, Nodes};
 use crate::alloc::Allocator;
-use crate::extents::{Extent, ExtentMap};
+use crate::extents::{EXTENT_BYTES, Extent, ExtentMap, Merge};
 use brigade_format::BucketNr;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// See the module documentation.
 pub struct Index {
-    /// Every live extent; stale ones may linger until their range is touched.
-    pub map: ExtentMap,
-    /// The tree the map is kept in.
+    /// The tree, whose leaves say what is cached.
     pub nodes: Nodes,
     dirty_sectors: BTreeMap<u32, u64>,
     bucket_sectors: u32,
+    /// Extents in memory, pending ones not counted.
+    here: usize,
+    /// Extents of all leaves, as far as is known.
+    extents: usize,
 }
 
 /// Where a change goes besides memory.
@@ -30,17 +32,25 @@ pub struct Change {
 }
 
 impl Index {
-    /// An index over a map and its tree as found at open.
-    pub fn new(map: ExtentMap, nodes: Nodes, bucket_sectors: u32) -> Self {
+    /// An index over a map and its tree as found at open. No extent crosses a leaf's boundary.
+    pub fn new(map: ExtentMap, mut nodes: Nodes, bucket_sectors: u32) -> Self {
         let mut dirty_sectors = BTreeMap::new();
         for extent in map.iter().filter(|extent| extent.dirty) {
             *dirty_sectors.entry(extent.inode).or_insert(0) += extent.sectors();
         }
+        let extents = map.len();
+        let mut rest = map;
+        for id in nodes.leaves() {
+            let leaf = nodes.get_mut(id);
+            let behind = rest.split_off(leaf.key.pos());
+            leaf.hold(std::mem::replace(&mut rest, behind));
+        }
         Index {
-            map,
             nodes,
             dirty_sectors,
             bucket_sectors,
+            here: extents,
+            extents,
         }
     }
 
@@ -49,7 +59,20 @@ impl Index {
         self.dirty_sectors.get(&inode).copied().unwrap_or(0)
     }
 
-    /// Lays an extent or hole over what is there. Gives the journal entry to pin, if a leaf now needs it.
+    /// Extents of all leaves, those that are away too.
+    pub fn extents(&self) -> usize {
+        self.extents
+    }
+
+    /// What is cached of a range, ascending, cut at leaf boundaries. Its leaves are here.
+    pub fn range(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = Extent> + '_ {
+        self.nodes
+            .leaves_of(inode, start, end)
+            .flat_map(move |id| self.nodes.content(id).range(inode, start, end))
+    }
+
+    /// Lays an extent or hole over what is there, whose leaves are here. Gives the journal entry to pin, if a leaf now needs
+    /// it.
     pub fn insert(&mut self, alloc: &mut Allocator, extent: Extent, change: Change) -> Vec<u64> {
         let mut pins = Vec::new();
         let mut at = extent.start;
@@ -57,24 +80,7 @@ impl Index {
             let (leaf, leaf_end) = self.nodes.leaf_of(extent.inode, at);
             let piece = extent.slice(at, extent.end.min(leaf_end));
             at = piece.end;
-            let merge = self
-                .nodes
-                .merge_within(leaf, piece.inode, piece.start, piece.end);
-            let dirty = self.dirty_sectors.entry(piece.inode).or_default();
-            self.map
-                .insert(piece, merge, self.bucket_sectors, |removed| {
-                    let Some(ptr) = removed.ptr else { return };
-                    if removed.dirty {
-                        *dirty -= removed.sectors();
-                    }
-                    alloc.sub_live(ptr, removed.sectors() as u32, removed.dirty);
-                });
-            if let Some(ptr) = piece.ptr {
-                if piece.dirty {
-                    *dirty += piece.sectors();
-                }
-                alloc.add_live(ptr, piece.sectors() as u32, piece.dirty);
-            }
+            self.insert_piece(alloc, leaf, piece);
             if self
                 .nodes
                 .add_pending(leaf, piece, self.bucket_sectors, change.seq, change.now)
@@ -82,6 +88,108 @@ impl Index {
                 pins.extend(change.seq);
             }
         }
+        pins
+    }
+
+    fn insert_piece(&mut self, alloc: &mut Allocator, leaf: NodeId, piece: Extent) {
+        let bucket_sectors = self.bucket_sectors;
+        self.change(leaf, piece.inode, |content| {
+            let mut dirty = 0;
+            content.insert(piece, Merge::BOTH, bucket_sectors, |removed| {
+                let Some(ptr) = removed.ptr else { return };
+                if removed.dirty {
+                    dirty -= removed.sectors() as i64;
+                }
+                alloc.sub_live(ptr, removed.sectors() as u32, removed.dirty);
+            });
+            if let Some(ptr) = piece.ptr {
+                if piece.dirty {
+                    dirty += piece.sectors() as i64;
+                }
+                alloc.add_live(ptr, piece.sectors() as u32, piece.dirty);
+            }
+            dirty
+        });
+    }
+
+    /// Changes what a leaf says of a volume, and all that is counted of it. `how` gives by how much its dirty sectors change.
+    fn change(&mut self, leaf: NodeId, inode: u32, how: impl FnOnce(&mut ExtentMap) -> i64) {
+        let node = self.nodes.get_mut(leaf);
+        let content = node.content.as_mut().expect("brought before");
+        let before = content.len();
+        let dirty = how(content);
+        let after = content.len();
+        node.extents = after;
+        node.dirty_sectors = node.dirty_sectors.wrapping_add_signed(dirty);
+        self.here = self.here + after - before;
+        self.extents = self.extents + after - before;
+        let of_volume = self.dirty_sectors.entry(inode).or_default();
+        *of_volume = of_volume.wrapping_add_signed(dirty);
+    }
+
+    /// What a leaf says, read back from disk.
+    pub fn arrive(&mut self, alloc: &Allocator, leaf: NodeId, content: ExtentMap) {
+        let len = content.len();
+        if let Some(shadow) = self.nodes.get_mut(leaf).shadow.take() {
+            let said = |map: &ExtentMap| self.normal(alloc, map);
+            assert_eq!(
+                said(&content),
+                said(&shadow),
+                "what comes back is what went"
+            );
+        }
+        self.extents = self.extents + len - self.nodes.get(leaf).extents;
+        self.here += len;
+        self.nodes.arrive(leaf, content);
+    }
+
+    /// What is live, in as few extents as it takes.
+    fn normal(&self, alloc: &Allocator, map: &ExtentMap) -> Vec<Extent> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let is_live = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
+        for extent in map.iter().filter(is_live) {
+            match extents.last_mut() {
+                Some(last) if last.can_merge(&extent, self.bucket_sectors) => last.end = extent.end,
+                _ => extents.push(extent),
+            }
+        }
+        extents
+    }
+
+    /// Lets leaves that nobody looked at lately go until no more than so many bytes are taken, or only `least` are here.
+    pub fn send_away(&mut self, bytes_max: u64, least: usize) {
+        while self.memory_bytes() > bytes_max && self.nodes.here_count() > least {
+            let Some(leaf) = self.nodes.send_away() else {
+                return;
+            };
+            self.here -= self.nodes.get(leaf).extents;
+        }
+    }
+
+    /// New leaves, in order, take over what an old one says and has pending. Its pin is theirs; gives the further ones.
+    pub(super) fn hand_over(&mut self, old: NodeId, news: &[NodeId]) -> Vec<u64> {
+        let node = self.nodes.get_mut(old);
+        let mut content = node.content.take().expect("brought before");
+        self.extents -= node.extents;
+        self.here -= node.extents;
+        let since = node.pending_since;
+        let (mut pending, pin) = self.nodes.take_pending(old);
+        let mut pins = Vec::new();
+        for &new in news {
+            let pos = self.nodes.get(new).key.pos();
+            let (behind, pending_behind) = (content.split_off(pos), pending.split_off(pos));
+            let mine = std::mem::replace(&mut content, behind);
+            self.extents += mine.len();
+            self.here += mine.len();
+            self.nodes.get_mut(new).hold(mine);
+            let mine = std::mem::replace(&mut pending, pending_behind);
+            if self.nodes.take_over_pending(new, mine, pin, since) {
+                pins.extend(pin);
+            }
+        }
+        // One of them goes on with the pin that there is.
+        pins.pop();
+        assert!(content.is_empty() && pending.is_empty(), "TREE-1");
         pins
     }
 
@@ -107,14 +215,14 @@ impl Index {
     /// Live extents of a range, ascending; stale ones are left out.
     pub fn live(&self, alloc: &Allocator, inode: u32, start: u64, end: u64) -> Vec<Extent> {
         let is_live = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
-        self.map.range(inode, start, end).filter(is_live).collect()
+        self.range(inode, start, end).filter(is_live).collect()
     }
 
     /// Live extents of a range, and those stale ones that a crash may make live again, since the gen that made them
     /// stale is not durable yet.
     pub fn revivable(&self, alloc: &Allocator, inode: u32, start: u64, end: u64) -> Vec<Extent> {
         let is_there = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale_durably(ptr));
-        self.map.range(inode, start, end).filter(is_there).collect()
+        self.range(inode, start, end).filter(is_there).collect()
     }
 
     /// Parts of a range that hold nothing live.
@@ -133,39 +241,53 @@ impl Index {
         gaps
     }
 
-    /// Forgets the stale extents of a range, so that they take no memory. Those that a crash may revive stay.
-    pub fn purge_stale(&mut self, alloc: &Allocator, extents: &[Extent]) {
+    /// Forgets stale extents of a leaf, so that they take no memory. Those that a crash may revive stay.
+    pub fn purge_stale(&mut self, alloc: &Allocator, leaf: NodeId, extents: &[Extent]) {
         for extent in extents {
             if extent.ptr.is_some_and(|ptr| alloc.is_stale_durably(ptr)) {
                 assert!(!extent.dirty, "a bucket with dirty data is not recycled");
-                self.map
-                    .remove(extent.inode, extent.start, extent.end, |_| ());
+                self.change(leaf, extent.inode, |content| {
+                    content.remove(extent.inode, extent.start, extent.end, |_| ());
+                    0
+                });
             }
         }
     }
 
-    /// Recounts and compares everything, slowly; panics with what does not hold.
+    /// Recounts and compares everything, slowly; panics with what does not hold. Where leaves are away without a trace it can
+    /// only look at what is pending.
     pub fn audit(&self, alloc: &Allocator) {
-        self.map.check();
         self.nodes.audit();
         let mut dirty: BTreeMap<u32, u64> = BTreeMap::new();
         let mut live: BTreeMap<BucketNr, (u32, u32)> = BTreeMap::new();
-        for extent in self.map.iter() {
-            let (_, leaf_end) = self.nodes.leaf_of(extent.inode, extent.start);
-            assert!(
-                extent.end <= leaf_end,
-                "TREE-1: {extent:?} crosses {leaf_end}"
-            );
-            let sectors = extent.sectors();
-            if extent.dirty {
-                *dirty.entry(extent.inode).or_default() += sectors;
+        let (mut here, mut extents) = (0, 0);
+        for id in self.nodes.leaves() {
+            let leaf = self.nodes.get(id);
+            let Some(content) = leaf.content.as_ref().or(leaf.shadow.as_ref()) else {
+                return self.audit_pending(alloc);
+            };
+            content.check();
+            assert_eq!(content.len(), leaf.extents, "extents of a leaf");
+            extents += content.len();
+            here += leaf.content.as_ref().map_or(0, ExtentMap::len);
+            let mut of_leaf = 0;
+            for extent in content.iter() {
+                let (at, leaf_end) = self.nodes.leaf_of(extent.inode, extent.start);
+                assert!(at == id && extent.end <= leaf_end, "TREE-1: {extent:?}");
+                let sectors = extent.sectors();
+                if extent.dirty {
+                    *dirty.entry(extent.inode).or_default() += sectors;
+                    of_leaf += sectors;
+                }
+                if let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) {
+                    let of_bucket = live.entry(ptr.bucket(self.bucket_sectors)).or_default();
+                    of_bucket.0 += sectors as u32;
+                    of_bucket.1 += if extent.dirty { sectors as u32 } else { 0 };
+                }
             }
-            if let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) {
-                let of_bucket = live.entry(ptr.bucket(self.bucket_sectors)).or_default();
-                of_bucket.0 += sectors as u32;
-                of_bucket.1 += if extent.dirty { sectors as u32 } else { 0 };
-            }
+            assert_eq!(leaf.dirty_sectors, of_leaf, "dirty sectors of a leaf");
         }
+        assert_eq!((here, extents), (self.here, self.extents), "extents");
         for (inode, sectors) in &self.dirty_sectors {
             let recount = dirty.get(inode).copied().unwrap_or(0);
             assert_eq!(*sectors, recount, "dirty sectors of inode {inode}");
@@ -177,7 +299,7 @@ impl Index {
         self.audit_pending(alloc);
     }
 
-    /// TREE-2: what a leaf has yet to be told is what the map has.
+    /// TREE-2: what a leaf has yet to be told is what it says in memory.
     fn audit_pending(&self, alloc: &Allocator) {
         for id in self.nodes.dirty() {
             for told in self.nodes.get(id).pending.iter() {
@@ -186,7 +308,7 @@ impl Index {
                     continue;
                 }
                 let mut at = told.start;
-                for has in self.map.range(told.inode, told.start, told.end) {
+                for has in self.range(told.inode, told.start, told.end) {
                     assert_eq!(has, told.slice(has.start, has.end), "TREE-2: {told:?}");
                     at = if has.start == at { has.end } else { at };
                 }
@@ -198,6 +320,8 @@ impl Index {
 
     /// Memory it takes, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        (self.map.memory_bytes() + self.nodes.len() * size_of::<super::nodes::Node>()) as u64
+        let nodes = self.nodes.len() * size_of::<super::nodes::Node>();
+        let extents = self.here + self.nodes.pending_keys();
+        (extents * EXTENT_BYTES + nodes) as u64
     }
 }

@@ -1,8 +1,8 @@
 //! The index on disk: a tree of nodes, each a log of sorted sets (docs/format.md 4).
 //!
-//! In memory the index is one ordered map of extents ([`crate::extents`]); this module keeps what the map does not say: which
-//! leaf owns which range, what each leaf still has to write (its *pending* set), and where nodes are. Inserting never
-//! changes the tree's shape. Shape changes when leaves are *written*: a leaf whose pending set does not fit any more is
+//! In memory the index is an ordered map of extents ([`crate::extents`]) for each leaf, unless that is *away* (see `pages`); this
+//! module keeps what the maps do not say: which leaf owns which range, what each leaf still has to write (its *pending* set), and
+//! where nodes are. Inserting never changes the tree's shape. Shape changes when leaves are *written*: a leaf whose pending set does not fit any more is
 //! rewritten from the map into one or more new nodes, and its parent is told. So an insert never waits for a bucket, a node
 //! or a read.
 //!
@@ -18,8 +18,10 @@
 
 mod index;
 mod nodes;
+mod pages;
 mod writer;
 
 pub use index::{Change, Index};
 pub use nodes::Nodes;
+pub use pages::{Pages, PagesSetup};
 pub use writer::{Layout, Tree};

@@ -1,8 +1,13 @@
-//! Nodes in memory: where they are, what they own, what is pending. Pure.
+//! Nodes in memory: where they are, what they own, what they say, what is pending. Pure.
+//!
+//! What a leaf says is here or *away*, on disk only. It may leave memory when nothing of it is pending or being written; who
+//! looks at it or changes it has it brought back before, in the same step.
 
 use crate::extents::{Extent, ExtentMap, Merge};
 use brigade_format::{Key, Pos};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::time::Duration;
 
 /// Names a node as long as it is in the tree.
@@ -25,6 +30,18 @@ pub struct Node {
     pub parent: Option<NodeId>,
     /// Interior: live children by position.
     pub children: BTreeMap<Pos, NodeId>,
+    /// Leaf: what it says, with what is pending. Stale extents may linger until their range is touched. `None`: away.
+    pub(super) content: Option<ExtentMap>,
+    /// Leaf: entries of its content, as it is or was.
+    pub(super) extents: usize,
+    /// Leaf: dirty sectors of its content.
+    pub(super) dirty_sectors: u64,
+    /// Leaf: looked at lately.
+    hot: Cell<bool>,
+    /// Writes of it that are under way; meanwhile what is on disk is not what it says.
+    pub(super) writing: u32,
+    /// Leaf: what it said when it left, to be compared when it is back. Only simulation keeps that.
+    pub(super) shadow: Option<ExtentMap>,
     /// Leaf: keys to be appended.
     pub pending: ExtentMap,
     /// Leaf: the journal entry pinned for them.
@@ -45,13 +62,31 @@ pub struct Nodes {
     leaves: BTreeMap<Pos, NodeId>,
     /// Leaves with something pending, by the entry they pin (unpinned ones last).
     dirty: BTreeSet<(u64, NodeId)>,
+    pending_keys: usize,
+    /// Leaves whose content is here, and some that were; the first was looked at longest ago, or so.
+    here: VecDeque<NodeId>,
     root: Option<NodeId>,
     /// Number of the collection that is under way, or of the last one.
     pass: u64,
     is_passing: bool,
+    /// Ranges whose leaves somebody is having brought here, by number; these stay until all are here.
+    wanted: BTreeMap<u64, (Pos, Pos)>,
+    wanted_next: u64,
+    /// Leaves whose pending sets were taken for new ones that have no place yet.
+    pub(super) rewriting: usize,
 }
 
 const UNPINNED: u64 = u64::MAX;
+
+impl Node {
+    /// Gives a leaf its first content.
+    pub(super) fn hold(&mut self, content: ExtentMap) {
+        self.extents = content.len();
+        let dirty = content.iter().filter(|extent| extent.dirty);
+        self.dirty_sectors = dirty.map(|extent| extent.sectors()).sum();
+        self.content = Some(content);
+    }
+}
 
 impl Nodes {
     /// Adds a node that is or will be on disk. It becomes findable as a leaf at once if it is one.
@@ -72,6 +107,12 @@ impl Nodes {
             blocks_used,
             parent,
             children: BTreeMap::new(),
+            content: (level == 0).then(ExtentMap::new),
+            extents: 0,
+            dirty_sectors: 0,
+            hot: Cell::new(true),
+            writing: 0,
+            shadow: None,
             pending: ExtentMap::keeping_holes(),
             pinned_seq: None,
             pending_since: None,
@@ -90,6 +131,7 @@ impl Nodes {
         };
         if level == 0 {
             self.leaves.insert(key.pos(), id);
+            self.here.push_back(id);
         }
         id
     }
@@ -176,11 +218,11 @@ impl Nodes {
     /// The leaf that owns the range starting at `start` of `inode`, and where its part of the inode ends.
     pub fn leaf_of(&self, inode: u32, start: u64) -> (NodeId, u64) {
         let after = (
-            std::ops::Bound::Excluded(Pos {
+            Bound::Excluded(Pos {
                 inode,
                 offset: start,
             }),
-            std::ops::Bound::Unbounded,
+            Bound::Unbounded,
         );
         let (high, id) = self
             .leaves
@@ -197,14 +239,106 @@ impl Nodes {
         )
     }
 
-    /// How an extent of leaf `id` may be merged with its neighbours without crossing the leaf's boundaries.
-    pub fn merge_within(&self, id: NodeId, inode: u32, start: u64, end: u64) -> Merge {
-        let node = self.get(id);
-        let high = node.key.pos();
-        Merge {
-            left: node.low.inode < inode || node.low.offset < start,
-            right: high.inode > inode || high.offset > end,
+    /// Leaves with a part of the range, ascending.
+    pub fn leaves_of(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = NodeId> + '_ {
+        let after = Pos {
+            inode,
+            offset: start,
+        };
+        let low = Pos { inode, offset: end };
+        self.leaves
+            .range((Bound::Excluded(after), Bound::Unbounded))
+            .map(|(_, id)| *id)
+            .take_while(move |id| start < end && self.get(*id).low < low)
+    }
+
+    /// A leaf of the range whose content is away. The others are noted as looked at.
+    pub fn away(&self, inode: u32, start: u64, end: u64) -> Option<NodeId> {
+        self.leaves_of(inode, start, end).find(|id| {
+            let node = self.get(*id);
+            node.hot.set(true);
+            node.content.is_none()
+        })
+    }
+
+    /// What a leaf says, which is here.
+    pub fn content(&self, id: NodeId) -> &ExtentMap {
+        self.get(id).content.as_ref().expect("brought before")
+    }
+
+    /// Gives a leaf that was away its content.
+    pub fn arrive(&mut self, id: NodeId, content: ExtentMap) {
+        let node = self.get_mut(id);
+        node.extents = content.len();
+        node.hot.set(true);
+        let before = node.content.replace(content);
+        assert!(before.is_none(), "it was away");
+        self.here.push_back(id);
+    }
+
+    /// Sends away the leaf that was not looked at for longest, if one can go; says which.
+    pub fn send_away(&mut self) -> Option<NodeId> {
+        for _ in 0..2 * self.here.len() {
+            let id = self.here.pop_front()?;
+            let Some(node) = self.slots[id.0].as_mut() else {
+                continue;
+            };
+            let is_leaf_here = node.level == 0 && node.content.is_some();
+            if !is_leaf_here {
+                continue;
+            }
+            let (low, high) = (node.low, node.key.pos());
+            let mut wanted = self.wanted.values();
+            if node.hot.replace(false)
+                || node.writing > 0
+                || !node.pending.is_empty()
+                || wanted.any(|(from, to)| *from < high && low < *to)
+            {
+                self.here.push_back(id);
+                continue;
+            }
+            let content = node.content.take();
+            node.shadow = content.filter(|_| cfg!(any(test, feature = "instrumented")));
+            return Some(id);
         }
+        None
+    }
+
+    /// Keeps the leaves of a range here until [`Nodes::unwant`].
+    pub fn want(&mut self, low: Pos, high: Pos) -> u64 {
+        self.wanted_next += 1;
+        self.wanted.insert(self.wanted_next, (low, high));
+        self.wanted_next
+    }
+
+    /// Ends one [`Nodes::want`].
+    pub fn unwant(&mut self, number: u64) {
+        self.wanted.remove(&number);
+    }
+
+    /// The first part of a range, within one leaf, where there may be dirty data.
+    pub fn next_dirty(&self, inode: u32, start: u64, end: u64) -> Option<(u64, u64)> {
+        let leaf = self
+            .leaves_of(inode, start, end)
+            .map(|id| self.get(id))
+            .find(|leaf| leaf.dirty_sectors > 0)?;
+        let low = if leaf.low.inode == inode {
+            leaf.low.offset
+        } else {
+            0
+        };
+        let high = leaf.key.pos();
+        let high = if high.inode == inode {
+            high.offset
+        } else {
+            u64::MAX
+        };
+        Some((start.max(low), end.min(high)))
+    }
+
+    /// Leaves whose content is here, about.
+    pub fn here_count(&self) -> usize {
+        self.here.len()
     }
 
     /// Adds to a leaf's pending set. `seq` is the journal entry with the key, if it is journalled; says whether that entry
@@ -217,18 +351,45 @@ impl Nodes {
         seq: Option<u64>,
         now: Duration,
     ) -> bool {
-        let merge = self.merge_within(id, extent.inode, extent.start, extent.end);
         self.dirty.remove(&self.dirty_key(id));
         let node = self.get_mut(id);
-        node.pending.insert(extent, merge, bucket_sectors, |_| ());
+        let before = node.pending.len();
+        node.pending
+            .insert(extent, Merge::BOTH, bucket_sectors, |_| ());
+        let after = node.pending.len();
         node.pending_since.get_or_insert(now);
         let pins = seq.is_some() && node.pinned_seq.is_none();
         if pins {
             node.pinned_seq = seq;
         }
+        self.pending_keys = self.pending_keys + after - before;
         let key = self.dirty_key(id);
         self.dirty.insert(key);
         pins
+    }
+
+    /// Gives a new leaf what was pending of the one it replaces; says whether it is anything, so that the pin is its, too.
+    pub fn take_over_pending(
+        &mut self,
+        id: NodeId,
+        pending: ExtentMap,
+        pinned_seq: Option<u64>,
+        since: Option<Duration>,
+    ) -> bool {
+        if pending.is_empty() {
+            return false;
+        }
+        self.pending_keys += pending.len();
+        let node = self.get_mut(id);
+        (node.pending, node.pinned_seq, node.pending_since) = (pending, pinned_seq, since);
+        let key = self.dirty_key(id);
+        self.dirty.insert(key);
+        true
+    }
+
+    /// Keys that are pending.
+    pub fn pending_keys(&self) -> usize {
+        self.pending_keys
     }
 
     /// Takes what is pending, and the pin, which is now the caller's.
@@ -236,10 +397,10 @@ impl Nodes {
         self.dirty.remove(&self.dirty_key(id));
         let node = self.get_mut(id);
         node.pending_since = None;
-        (
-            std::mem::replace(&mut node.pending, ExtentMap::keeping_holes()),
-            node.pinned_seq.take(),
-        )
+        let pending = std::mem::replace(&mut node.pending, ExtentMap::keeping_holes());
+        let pin = node.pinned_seq.take();
+        self.pending_keys -= pending.len();
+        (pending, pin)
     }
 
     /// Leaves with something pending, those that pin the oldest entries first.
@@ -256,6 +417,8 @@ impl Nodes {
             low = *pos;
         }
         assert_eq!(low, Pos::MAX, "TREE-1: the last leaf ends everything");
+        let pending = self.slots.iter().flatten().map(|node| node.pending.len());
+        assert_eq!(pending.sum::<usize>(), self.pending_keys, "pending keys");
         for node in self.slots.iter().flatten() {
             for (pos, child) in &node.children {
                 assert_eq!(self.get(*child).key.pos(), *pos, "TREE-1: children");
@@ -278,9 +441,9 @@ impl Nodes {
         through.map(|(_, id)| *id).collect()
     }
 
-    /// Number of leaves with something pending.
+    /// Number of leaves with something pending, or for which buckets are yet to be found.
     pub fn dirty_count(&self) -> usize {
-        self.dirty.len()
+        self.dirty.len() + self.rewriting
     }
 
     fn dirty_key(&self, id: NodeId) -> (u64, NodeId) {
@@ -316,10 +479,31 @@ mod tests {
         assert_eq!(nodes.leaf_of(0, 5000), (first, u64::MAX));
         assert_eq!(nodes.leaf_of(1, 99), (first, 100));
         assert_eq!(nodes.leaf_of(1, 100).0, second);
-        let at_edge = nodes.merge_within(second, 1, 100, 200);
-        assert!(!at_edge.left && at_edge.right);
-        let before_edge = nodes.merge_within(first, 1, 90, 100);
-        assert!(before_edge.left && !before_edge.right);
+        let of_range = |start, end| nodes.leaves_of(1, start, end).collect::<Vec<_>>();
+        assert_eq!(of_range(90, 100), [first]);
+        assert_eq!(of_range(90, 101), [first, second]);
+        assert_eq!(of_range(100, 101), [second]);
+        assert_eq!(of_range(100, 100), []);
+    }
+
+    #[test]
+    fn a_leaf_that_nobody_looks_at_and_that_owes_nothing_goes_first() {
+        let mut nodes = Nodes::default();
+        let pos = |offset| Pos { inode: 1, offset };
+        let first = leaf(&mut nodes, Pos::ZERO, pos(100));
+        let second = leaf(&mut nodes, pos(100), pos(200));
+        let third = leaf(&mut nodes, pos(200), Pos::MAX);
+        let hole = Extent::hole(1, 0, 8);
+        nodes.add_pending(first, hole, 128, None, Duration::ZERO);
+        nodes.get_mut(second).writing = 1;
+        assert_eq!(nodes.send_away(), Some(third));
+        assert_eq!(nodes.send_away(), None);
+        assert_eq!(nodes.away(1, 0, 201), Some(third));
+        nodes.arrive(third, ExtentMap::new());
+        nodes.get_mut(second).writing = 0;
+        assert_eq!(nodes.away(1, 100, 200), None, "looked at, so it stays");
+        nodes.take_pending(first);
+        assert_eq!(nodes.send_away(), Some(first));
     }
 
     #[test]

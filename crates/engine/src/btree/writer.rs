@@ -1,37 +1,39 @@
 //! Writing nodes: appends, rewrites, splits, new roots.
 //!
-//! One structural turn at a time. A turn plans synchronously (takes pending sets, cuts content into nodes), then writes:
+//! One structural turn at a time. A turn plans in small steps (takes pending sets, copies content, cuts it into nodes), then writes:
 //!
 //! ```text
 //! append:   flush (data the keys name) ─► tails ─► flush ─► first units (durable) ─► unpin
-//! rewrite:  buckets ─► flush ─► new nodes (durable) ─► parent: append or rewrite ─► ... ─► unpin, free the old bucket
+//! rewrite:  content here ─► copied in slices ─► buckets ─► flush ─► new nodes (durable) ─► parent: append or rewrite ─► ... ─► unpin, free the old bucket
 //! new root: node (durable) ─► journal entry naming it ─► free the old bucket
 //! ```
+//!
+//! While the content of a leaf is copied, what is inserted goes to its pending set as well, and from there to those of the new
+//! leaves. So nothing is lost whether the copy has it or not.
 //!
 //! No turn waits for the journal entry that names a new root: the journal may have no room before more leaves are written.
 //! Pins can be given back at once, because they only hold back the headers of entries to come, which name the new root.
 //! Buckets cannot: the root of the last durable entry still leads to them, so they are *retired* until the entry is durable.
 
 mod background;
+mod rewrite;
 mod shape;
 
 use super::index::Index;
 use super::nodes::NodeId;
-use crate::alloc::MetadataBucket;
+use super::pages::Pages;
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
-use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::limits::{LEAF_PENDING_WORDS, SECTOR, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::{Lock, Notify, join_all};
+use brigade_env::sync::{Lock, Notify, join_all, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, Key, key_words, node};
-use shape::groups;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::{Rc, Weak};
 
@@ -57,6 +59,7 @@ pub struct Tree<E: Env> {
     poison: Rc<Poison>,
     layout: Layout,
     index: Rc<RefCell<Index>>,
+    pages: Rc<Pages<E>>,
     buckets: Rc<Buckets>,
     journal: Rc<Journal<E>>,
     structure: Lock,
@@ -81,6 +84,12 @@ struct Write {
     bytes: Vec<u8>,
 }
 
+/// A new node, not encoded yet.
+struct NewNode {
+    id: NodeId,
+    keys: Vec<Key>,
+}
+
 impl<E: Env> Tree<E> {
     /// Ties the parts together.
     pub fn new(
@@ -89,6 +98,7 @@ impl<E: Env> Tree<E> {
         poison: Rc<Poison>,
         layout: Layout,
         index: Rc<RefCell<Index>>,
+        pages: Rc<Pages<E>>,
         buckets: Rc<Buckets>,
         journal: Rc<Journal<E>>,
     ) -> Rc<Self> {
@@ -101,6 +111,7 @@ impl<E: Env> Tree<E> {
             poison,
             layout,
             index,
+            pages,
             buckets,
             journal,
             structure: Lock::default(),
@@ -140,17 +151,20 @@ impl<E: Env> Tree<E> {
         let _turn = self.structure.lock().await;
         self.poison.check()?;
         let mut writes = Vec::new();
+        let mut written = Vec::new();
         let mut pins = Vec::new();
         let mut rewrites = Vec::new();
         for &id in ids {
             match self.plan_append(id, aim) {
-                Plan::Nothing => (),
+                Plan::Nothing => continue,
                 Plan::Append(write, pin) => {
                     writes.push(write);
+                    written.push(id);
                     pins.extend(pin);
                 }
                 Plan::Rewrite => rewrites.push(id),
             }
+            yield_now().await;
         }
         if !writes.is_empty() {
             marks::hit(Mark::BtreeAppend);
@@ -162,8 +176,19 @@ impl<E: Env> Tree<E> {
             }
             self.append(writes).await?;
             self.unpin(pins);
+            self.are_written(written);
         }
-        self.rewrite_leaves(&rewrites).await
+        self.rewrite_leaves(&rewrites).await?;
+        self.pages.shrink();
+        Ok(())
+    }
+
+    /// What is on disk of these leaves is what they say, but for what is pending by now.
+    fn are_written(&self, leaves: impl IntoIterator<Item = NodeId>) {
+        let nodes = &mut self.index.borrow_mut().nodes;
+        for leaf in leaves {
+            nodes.get_mut(leaf).writing -= 1;
+        }
     }
 
     fn unpin(&self, pins: impl IntoIterator<Item = u64>) {
@@ -194,7 +219,9 @@ impl<E: Env> Tree<E> {
         let (pending, pin) = index.nodes.take_pending(id);
         let keys: Vec<_> = pending.iter().map(|extent| extent.to_key()).collect();
         let bytes = self.encode(&keys, seq, key);
-        index.nodes.get_mut(id).blocks_used += bytes.len() as u64 / self.block_bytes();
+        let node = index.nodes.get_mut(id);
+        node.blocks_used += bytes.len() as u64 / self.block_bytes();
+        node.writing += 1;
         Plan::Append(Write { sector, bytes }, pin)
     }
 
@@ -258,139 +285,25 @@ impl<E: Env> Tree<E> {
     }
 
     /// Writes new nodes, which nothing names yet.
-    async fn write_new(&self, writes: Vec<Write>) -> io::Result<()> {
+    async fn write_new(&self, nodes: Vec<NewNode>) -> io::Result<()> {
+        let mut writes = Vec::with_capacity(nodes.len());
+        for NewNode { id, keys } in nodes {
+            let (key, seq) = {
+                let index = self.index.borrow();
+                let node = index.nodes.get(id);
+                (node.key, node.seq)
+            };
+            let sector = key.ptr(0).expect("a node has a place").sector();
+            let bytes = self.encode(&keys, seq, key);
+            writes.push(Write { sector, bytes });
+            yield_now().await;
+        }
         let write = |write: Write| async move {
             self.disk
                 .write_metadata(write.sector, &write.bytes, Durability::Durable)
                 .await
         };
         all_ok(join_all(writes.into_iter().map(write)).await)
-    }
-
-    /// Rewrites leaves together, as many at a time as there are buckets for: their parents, and above all the journal
-    /// entry that names a new root, are then written once for all of them.
-    async fn rewrite_leaves(&self, ids: &[NodeId]) -> io::Result<()> {
-        let mut rest = ids;
-        while !rest.is_empty() {
-            let (mut spare, count) = self.reserve_for(rest).await?;
-            let (now, later) = rest.split_at(count);
-            rest = later;
-            let (mut writes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
-            for &id in now {
-                let content = self.leaf_content(id);
-                let (some, news, pin) = self.plan_rewrite(id, content, &mut spare);
-                if news.len() == 1 {
-                    marks::hit(Mark::BtreeLeafRewrite);
-                } else {
-                    marks::hit(Mark::BtreeLeafSplit);
-                }
-                writes.extend(some);
-                replaced.push((id, news));
-                pins.extend(pin);
-            }
-            if !mutations::is(Mutation::LeafForgetsFlush) {
-                self.disk.flush().await?;
-            }
-            self.write_new(writes).await?;
-            self.replace(replaced, &mut spare, pins).await?;
-            self.buckets
-                .free_metadata(spare.into_iter().map(|bucket| bucket.nr));
-        }
-        Ok(())
-    }
-
-    /// Takes buckets for rewriting the first of these leaves, at least one, and all their ancestors; says how many leaves.
-    /// Nothing happens between the last look at what is needed and the return.
-    async fn reserve_for(&self, ids: &[NodeId]) -> io::Result<(Vec<MetadataBucket>, usize)> {
-        let mut sizes = self.new_leaves(ids);
-        loop {
-            let there = self.buckets.get().metadata_available();
-            let mut count = ids.len();
-            while count > 1 && self.buckets_needed(&ids[..count], &sizes[..count]) > there {
-                marks::hit(Mark::BtreeFewerAtOnce);
-                count = count.div_ceil(2);
-            }
-            let needed = self.buckets_needed(&ids[..count], &sizes[..count]);
-            if let Some(taken) = self.buckets.take_metadata_at_once(needed) {
-                return Ok((taken, count));
-            }
-            let taken = self.buckets.take_metadata(needed).await?;
-            // While it waited, the leaves may have grown.
-            sizes = self.new_leaves(ids);
-            if self.buckets_needed(&ids[..count], &sizes[..count]) <= taken.len() {
-                return Ok((taken, count));
-            }
-            self.buckets
-                .free_metadata(taken.into_iter().map(|bucket| bucket.nr));
-        }
-    }
-
-    /// How many leaves take the place of each of these.
-    fn new_leaves(&self, leaves: &[NodeId]) -> Vec<usize> {
-        let count = |id: &NodeId| {
-            let words = self
-                .leaf_content(*id)
-                .into_iter()
-                .map(|extent| extent.to_key().words());
-            groups(words, self.node_words()).len()
-        };
-        leaves.iter().map(count).collect()
-    }
-
-    /// The most buckets that rewriting these leaves, which become so many each, and everything above them can take.
-    fn buckets_needed(&self, leaves: &[NodeId], new_leaves: &[usize]) -> usize {
-        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
-        let mut news: usize = new_leaves.iter().sum();
-        let mut needed = news;
-        let index = self.index.borrow();
-        let mut level: BTreeSet<NodeId> = leaves.iter().copied().collect();
-        while level.iter().any(|id| index.nodes.get(*id).parent.is_some()) {
-            level = level
-                .iter()
-                .filter_map(|id| index.nodes.get(*id).parent)
-                .collect();
-            news = level.len() * 3 + above(news);
-            needed += news;
-        }
-        // New levels above what is the root now.
-        while news > 1 {
-            news = if news * KEY_WORDS <= self.node_words() * 4 / 5 {
-                1
-            } else {
-                above(news).max(2)
-            };
-            needed += news;
-        }
-        needed + 2
-    }
-
-    fn leaf_content(&self, id: NodeId) -> Vec<Extent> {
-        let mut index = self.index.borrow_mut();
-        let alloc = self.buckets.get();
-        let node = index.nodes.get(id);
-        let all: Vec<_> = index.map.iter_between(node.low, node.key.pos()).collect();
-        index.purge_stale(&alloc, &all);
-        all.into_iter()
-            .filter(|extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr)))
-            .collect()
-    }
-
-    /// Cuts the content into new leaves that take the old one's place in memory at once.
-    fn plan_rewrite(
-        &self,
-        id: NodeId,
-        content: Vec<Extent>,
-        spare: &mut Vec<MetadataBucket>,
-    ) -> (Vec<Write>, Vec<NodeId>, Option<u64>) {
-        let keys: Vec<_> = content.iter().map(Extent::to_key).collect();
-        let mut index = self.index.borrow_mut();
-        let (_, pin) = index.nodes.take_pending(id);
-        let (low, high) = (index.nodes.get(id).low, index.nodes.get(id).key.pos());
-        // The old leaf leaves the search order before the last new one, with the same position, enters it.
-        index.nodes.hide_leaf(id);
-        let parent = index.nodes.get(id).parent;
-        let (writes, news) = self.cut(&mut index, 0, keys, low, high, parent, spare);
-        (writes, news, pin)
     }
 }
 

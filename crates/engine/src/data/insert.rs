@@ -4,7 +4,7 @@
 //! synchronous step. So of two overlapping changes the one that is later in the index is later in the journal
 //! (docs/format.md 8.3), and whoever compares before changing compares with what he changes.
 
-use crate::btree::{Change, Index};
+use crate::btree::{Change, Index, Pages};
 use crate::buckets::Buckets;
 use crate::extents::Extent;
 use crate::journal::Journal;
@@ -23,6 +23,7 @@ const WORDS_AT_ONCE: usize = 192;
 pub struct Inserter<E: Env> {
     env: E,
     index: Rc<RefCell<Index>>,
+    pages: Rc<Pages<E>>,
     buckets: Rc<Buckets>,
     journal: Rc<Journal<E>>,
     /// Raised every so often, when leaves may have much pending.
@@ -40,6 +41,7 @@ impl<E: Env> Inserter<E> {
     pub fn new(
         env: E,
         index: Rc<RefCell<Index>>,
+        pages: Rc<Pages<E>>,
         buckets: Rc<Buckets>,
         journal: Rc<Journal<E>>,
         words_high: usize,
@@ -49,6 +51,7 @@ impl<E: Env> Inserter<E> {
         Rc::new(Inserter {
             env,
             index,
+            pages,
             buckets,
             journal,
             leaf_demand,
@@ -70,11 +73,20 @@ impl<E: Env> Inserter<E> {
         let at_once = WORDS_AT_ONCE.min(self.journal.words_max()) / 3;
         let mut left: VecDeque<Extent> = extents.iter().copied().collect();
         while !left.is_empty() {
-            let count = left.len().min(at_once);
+            let first = left[0];
+            self.pages
+                .bring(first.inode, first.start, first.end)
+                .await?;
+            let is_here = |e: &&Extent| self.pages.is_here(e.inode, e.start, e.end);
+            let count = left.iter().take(at_once).take_while(is_here).count();
+            let has_room = self.journal.has_room(count * 3);
+            self.journal.room(count * 3).await?;
+            if !has_room {
+                continue;
+            }
             if count < left.len() {
                 marks::hit(Mark::InsertInPieces);
             }
-            self.journal.room(count * 3).await?;
             let wanted: Vec<Extent> = {
                 let index = self.index.borrow();
                 left.drain(..count)
@@ -175,6 +187,7 @@ impl<E: Env> Inserter<E> {
         self.inserted_words.set(words % self.words_high);
         if words >= self.words_high {
             (self.leaf_demand)();
+            self.pages.shrink();
         }
         if self.buckets.is_dry.get() {
             self.buckets.demand.notify_all();

@@ -12,7 +12,7 @@
 use super::candidates::{Candidate, Candidates};
 use super::insert::Inserter;
 use super::locks::RangeLocks;
-use crate::btree::Index;
+use crate::btree::{Index, Pages};
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::extents::Extent;
@@ -34,7 +34,7 @@ use std::time::Duration;
 /// Longest piece written back in one I/O, in sectors.
 const PIECE_SECTORS: u64 = 2048;
 /// Keys looked at in one synchronous step.
-const SCAN_KEYS: usize = 4096;
+const SCAN_KEYS: usize = 2048;
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time between looks while there is little to do.
@@ -56,6 +56,8 @@ pub struct WritebackParts<E: Env> {
     pub range: (u64, u64),
     /// The index.
     pub index: Rc<RefCell<Index>>,
+    /// Brings parts of it into memory.
+    pub pages: Rc<Pages<E>>,
     /// The way into it.
     pub inserter: Rc<Inserter<E>>,
     /// For making cleanings durable.
@@ -168,7 +170,7 @@ impl<E: Env> Writeback<E> {
 
     /// Writes some dirty extents back; gives the sectors cleaned.
     pub async fn round(&self) -> io::Result<u64> {
-        let batch = self.next_batch().await;
+        let batch = self.next_batch().await?;
         if batch.is_empty() {
             return Ok(0);
         }
@@ -237,6 +239,7 @@ impl<E: Env> Writeback<E> {
         let parts = &self.parts;
         let _held = parts.locks.lock(extent.start, extent.end).await;
         let candidate = parts.candidates.open(extent.start, extent.end);
+        self.bring(&extent).await?;
         let before = same(&parts.index.borrow(), &extent);
         let read = |piece: Extent| async move {
             let buffer = parts.cache.buffers().get(piece.sectors() as usize * 512);
@@ -250,6 +253,7 @@ impl<E: Env> Writeback<E> {
         let data = join_all(before.into_iter().map(read)).await;
         let write = |result: io::Result<(Extent, brigade_env::Buffer)>| async move {
             let (piece, buffer) = result?;
+            self.bring(&piece).await?;
             if same(&parts.index.borrow(), &piece) != [piece] {
                 return Ok(None);
             }
@@ -264,8 +268,13 @@ impl<E: Env> Writeback<E> {
         Ok((candidate, copied.into_iter().flatten().collect()))
     }
 
+    async fn bring(&self, extent: &Extent) -> io::Result<()> {
+        let pages = &self.parts.pages;
+        pages.bring(extent.inode, extent.start, extent.end).await
+    }
+
     /// Dirty extents from the cursor on, in pieces.
-    async fn next_batch(&self) -> Vec<Extent> {
+    async fn next_batch(&self) -> io::Result<Vec<Extent>> {
         let (low, high) = self.parts.range;
         let mut batch = Vec::new();
         let mut bytes = 0;
@@ -273,11 +282,11 @@ impl<E: Env> Writeback<E> {
         let mut at = start;
         let mut wrapped = false;
         loop {
-            let (found, next) = self.scan(at, if wrapped { start } else { high });
+            let (found, next) = self.scan(at, if wrapped { start } else { high }).await?;
             for extent in found {
                 if batch.len() >= WRITEBACK_EXTENTS || bytes >= WRITEBACK_BYTES {
                     self.cursor.set(extent.start);
-                    return batch;
+                    return Ok(batch);
                 }
                 bytes += extent.sectors() * 512;
                 batch.push(extent);
@@ -286,7 +295,7 @@ impl<E: Env> Writeback<E> {
                 Some(next) => at = next,
                 None if wrapped || start == low => {
                     self.cursor.set(low);
-                    return batch;
+                    return Ok(batch);
                 }
                 None => {
                     marks::hit(Mark::WritebackWraps);
@@ -298,12 +307,18 @@ impl<E: Env> Writeback<E> {
     }
 
     /// Dirty pieces among the next keys, and where to go on.
-    fn scan(&self, from: u64, to: u64) -> (Vec<Extent>, Option<u64>) {
+    async fn scan(&self, from: u64, to: u64) -> io::Result<(Vec<Extent>, Option<u64>)> {
+        let inode = self.parts.inode;
+        let next = self.parts.index.borrow().nodes.next_dirty(inode, from, to);
+        let Some((start, end)) = next else {
+            return Ok((Vec::new(), None));
+        };
+        self.parts.pages.bring(inode, start, end).await?;
         let index = self.parts.index.borrow();
         let mut found = Vec::new();
-        for (seen, extent) in index.map.range(self.parts.inode, from, to).enumerate() {
+        for (seen, extent) in index.range(inode, start, end).enumerate() {
             if seen == SCAN_KEYS || found.len() > WRITEBACK_EXTENTS {
-                return (found, Some(extent.start));
+                return Ok((found, Some(extent.start)));
             }
             let mut at = extent.start;
             while extent.dirty && at < extent.end {
@@ -312,7 +327,7 @@ impl<E: Env> Writeback<E> {
                 at = end;
             }
         }
-        (found, None)
+        Ok((found, (end < to).then_some(end)))
     }
 
     /// Stops the task and waits for its round to end.
@@ -330,7 +345,6 @@ impl<E: Env> Writeback<E> {
 pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
     let is_same = |found: &Extent| *found == extent.slice(found.start, found.end);
     index
-        .map
         .range(extent.inode, extent.start, extent.end)
         .filter(is_same)
         .collect()

@@ -8,14 +8,13 @@
 //! - `journal` and `search`: the ring, the replay range, what lies behind the newest entry.
 //! - `prios`, `marks`: gens, and what is known of each bucket.
 //! - `tree`: nodes, checked and flattened.
-//! - `replay`, `layers`: which key wins.
+//! - `replay`: which key wins.
 //! - `uuids`: the table of devices and volumes.
 //!
 //! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
 
 mod findings;
 mod journal;
-mod layers;
 mod marks;
 mod prios;
 mod proof;

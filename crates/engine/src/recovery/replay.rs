@@ -4,8 +4,7 @@
 //! alone has there. Replayed keys are first laid over each other, so that for each sector only the newest is left,
 //! then one sweep compares them with the tree. Staleness must be final when this runs.
 
-use super::layers::Layers;
-use crate::extents::{Extent, ExtentMap};
+use crate::extents::{Extent, ExtentMap, Layers};
 use crate::marks::{self, Mark};
 use brigade_format::{Pos, Ptr};
 use std::collections::BTreeMap;

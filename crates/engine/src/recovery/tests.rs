@@ -682,7 +682,7 @@ fn no_single_damaged_byte_of_the_metadata_panics() {
 #[test]
 #[ignore = "a measurement"]
 fn a_million_extents_are_flattened_and_indexed_in_about_a_second() {
-    use super::layers::Layers;
+    use crate::extents::Layers;
     let start = std::time::Instant::now();
     let extent = |i: u64, bucket: u64| Extent {
         inode: 0,

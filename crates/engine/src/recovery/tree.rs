@@ -5,11 +5,10 @@
 //! since later nodes and the journal may still raise. Every bucket can be one node only, which bounds the walk.
 
 use super::findings::{Findings, LoadError, Severity};
-use super::layers::Layers;
 use super::marks::{Marks, Owner};
 use super::reads::ReadWindow;
 use super::{LoadedNode, Newest};
-use crate::extents::Extent;
+use crate::extents::{Extent, Layers};
 use brigade_env::{Env, SECTOR_BYTES};
 use brigade_format::node::{self, Node};
 use brigade_format::superblock::CacheGeometry;

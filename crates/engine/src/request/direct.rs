@@ -224,6 +224,7 @@ async fn let_go_of_clean<E: Env>(
     if mutations::is(Mutation::DirectForgetsClean) {
         return Ok(Vec::new());
     }
+    cache.pages.bring(core.inode, start, end).await?;
     let live = cache
         .index
         .borrow()

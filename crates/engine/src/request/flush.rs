@@ -41,7 +41,7 @@ pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
 
 impl<E: Env> Core<E> {
     /// Flushes the backing device if anything was written to it, and lets in the clean data that waited for it.
-    pub async fn flush_backing(&self) -> io::Result<()> {
+    pub async fn flush_backing(self: &Rc<Self>) -> io::Result<()> {
         let Some(backing) = &self.backing else {
             return Ok(());
         };

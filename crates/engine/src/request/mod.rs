@@ -26,7 +26,7 @@ mod status;
 mod writeback;
 
 use crate::alloc::{Data, Reserve};
-use crate::btree::Index;
+use crate::btree::{Index, Pages};
 use crate::buckets::{Buckets, Ticket};
 use crate::data::{Candidate, Candidates, Inserter, RangeLocks};
 use crate::device::Disk;
@@ -41,7 +41,7 @@ use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::options::Options;
 use crate::stats::VolumeCounters;
-use crate::steps::Steps;
+use crate::steps::{Steps, Task};
 use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Env, StreamId};
 use brigade_format::{BucketNr, CacheMode};
@@ -64,6 +64,8 @@ pub struct Cache<E: Env> {
     pub poison: Rc<Poison>,
     /// What is cached.
     pub index: Rc<RefCell<Index>>,
+    /// Brings parts of it into memory.
+    pub pages: Rc<Pages<E>>,
     /// Buckets to put data in.
     pub buckets: Rc<Buckets>,
     /// Way into the index; absent when nothing may be written.
@@ -287,8 +289,14 @@ impl<E: Env> Core<E> {
             marks::hit(Mark::RouteBypassAlignment);
             return true;
         }
-        let fill_bytes = cache.buckets.fill_bytes() as u64;
-        if cache.index.borrow().memory_bytes() + fill_bytes > self.options.memory_bytes {
+        let is_full = || {
+            let fill_bytes = cache.buckets.fill_bytes() as u64;
+            cache.index.borrow().memory_bytes() + fill_bytes > self.options.memory_bytes
+        };
+        if is_full() {
+            cache.pages.shrink();
+        }
+        if is_full() {
             marks::hit(Mark::RouteBypassMemory);
             return true;
         }
@@ -430,25 +438,52 @@ impl<E: Env> Core<E> {
         cache.buckets.pins_end(pinned);
     }
 
-    /// Enters clean data into the index, or drops it if the range was written or is being written.
-    fn finish_fill(&self, cache: &Cache<E>, fill: Fill) {
-        let Some(writer) = &cache.writer else { return };
-        for extent in &fill.extents {
-            let is_written =
-                fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end);
-            if is_written && !mutations::is(Mutation::CopyIgnoresWrites) {
-                marks::hit(Mark::CopyLostRace);
-                self.counters.fill_collisions.add(1);
-                break;
-            }
-            let sectors = writer.inserter.fill(*extent);
-            self.counters.fill_bytes.add(sectors * 512);
+    /// Enters clean data into the index, later if its leaves are away, or drops it if the range was written or is being
+    /// written.
+    fn finish_fill(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill) {
+        let is_here = |extent: &Extent| cache.pages.is_here(self.inode, extent.start, extent.end);
+        if fill.extents.iter().all(is_here) {
+            fill.extents
+                .iter()
+                .all(|extent| self.enter(cache, &fill, extent));
+            return self.unpin(cache, fill.pinned);
         }
-        self.unpin(cache, fill.pinned);
+        let (core, cache) = (self.clone(), cache.clone());
+        let steps = cache.steps.clone();
+        let later = async move {
+            for extent in &fill.extents {
+                let here = cache
+                    .pages
+                    .bring(core.inode, extent.start, extent.end)
+                    .await;
+                if here.is_err() || !core.enter(&cache, &fill, extent) {
+                    break;
+                }
+            }
+            core.unpin(&cache, fill.pinned);
+        };
+        self.env.spawn(steps.timed(&self.env, Task::Fill, later));
+    }
+
+    /// Enters a part of a fill, whose leaves are here, unless the range was written; says whether it did.
+    fn enter(&self, cache: &Cache<E>, fill: &Fill, extent: &Extent) -> bool {
+        let Some(writer) = &cache.writer else {
+            return false;
+        };
+        let is_written =
+            fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end);
+        if is_written && !mutations::is(Mutation::CopyIgnoresWrites) {
+            marks::hit(Mark::CopyLostRace);
+            self.counters.fill_collisions.add(1);
+            return false;
+        }
+        let sectors = writer.inserter.fill(*extent);
+        self.counters.fill_bytes.add(sectors * 512);
+        true
     }
 
     /// Enters clean data into the index now, or once the backing device was flushed if it may not durably have it (REQ-1).
-    fn admit(self: &Rc<Self>, cache: &Cache<E>, fill: Fill) {
+    fn admit(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill) {
         let is_unflushed =
             |backing: &Rc<Backing<E>>| backing.unflushed.get() || backing.disk.is_flushing();
         let unflushed = self.backing.as_ref().is_some_and(is_unflushed);
@@ -478,7 +513,7 @@ impl<E: Env> Core<E> {
         }
     }
 
-    async fn flush_for_fills(&self) {
+    async fn flush_for_fills(self: &Rc<Self>) {
         if let Err(error) = self.flush_backing().await {
             tracing::warn!(%error, "flush of the backing device failed");
         }
@@ -636,6 +671,8 @@ async fn clear_flash<E: Env>(
     let Some(writer) = &cache.writer else {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     };
+    let (before, after) = (start.saturating_sub(1), end + 1);
+    cache.pages.bring(core.inode, before, after).await?;
     let live = cache
         .index
         .borrow()

@@ -63,6 +63,10 @@ async fn cached<E: Env>(
     // Putting misses into the cache may recycle what was hit, in a small cache each time: a second round only reads.
     let mut fills = !bypass;
     loop {
+        cache
+            .pages
+            .bring(core.inode, start, start + sectors)
+            .await?;
         let pieces = map(core, cache, start, start + sectors);
         let writer = cache.writer.as_ref();
         let unwritten = writer.and_then(|writer| {
@@ -141,7 +145,7 @@ fn map<E: Env>(core: &Core<E>, cache: &Cache<E>, start: u64, end: u64) -> Vec<Pi
     let mut alloc = cache.buckets.get_mut();
     let mut pieces = Vec::with_capacity(1);
     let mut at = start;
-    for extent in index.map.range(core.inode, start, end) {
+    for extent in index.range(core.inode, start, end) {
         let Some(ptr) = extent.ptr.filter(|ptr| !alloc.is_stale(*ptr)) else {
             continue;
         };
@@ -242,6 +246,7 @@ pub async fn prefetch<E: Env>(
     let mut at = start;
     while at < start + sectors {
         let end = (start + sectors).min(at + FILL_SECTORS_MAX);
+        cache.pages.bring(core.inode, at, end).await?;
         let pieces = map(&core, &cache, at, end);
         read_pieces(&core, &cache, stream, &pieces, true).await?;
         at = end;

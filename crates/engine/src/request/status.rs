@@ -2,50 +2,89 @@
 
 use super::Core;
 use brigade_env::{Env, StatusExtent};
+use std::io;
+use std::rc::Rc;
 
 /// Keys looked at for one answer; it covers less of the range if there are more.
 const KEYS_MAX: usize = 1 << 15;
 
 /// States of a range, adjacent equal ones merged, at most `most` of them.
-pub fn status<E: Env>(core: &Core<E>, sector: u64, sectors: u64, most: usize) -> Vec<StatusExtent> {
+pub async fn status<E: Env>(
+    core: Rc<Core<E>>,
+    sector: u64,
+    sectors: u64,
+    most: usize,
+) -> io::Result<Vec<StatusExtent>> {
     let start = sector + core.data_offset();
     let end = start + sectors;
-    let is_flash = core.backing.is_none();
-    let mut runs: Vec<StatusExtent> = Vec::new();
-    let mut push = |sectors: u64, is_hole: bool, cache_state: u32| {
-        let length = sectors * 512;
-        match runs.last_mut() {
+    let mut answer = Answer {
+        runs: Vec::new(),
+        most,
+        is_flash: core.backing.is_none(),
+        at: start,
+        keys: 0,
+    };
+    if let Some(cache) = &core.cache {
+        let mut at = start;
+        while at < end && !answer.is_full() {
+            let leaf_end = cache.index.borrow().nodes.leaf_of(core.inode, at).1;
+            let to = end.min(leaf_end);
+            cache.pages.bring(core.inode, at, to).await?;
+            let (index, alloc) = (cache.index.borrow(), cache.buckets.get());
+            let live = index
+                .range(core.inode, at, to)
+                .filter(|extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr)));
+            for extent in live {
+                answer.gap(extent.start);
+                let state = if extent.dirty { 2 } else { 1 };
+                answer.push(extent.end, false, state);
+                if answer.is_full() {
+                    break;
+                }
+            }
+            at = to;
+        }
+    }
+    if !answer.is_full() {
+        answer.gap(end);
+    }
+    answer.runs.truncate(most);
+    Ok(answer.runs)
+}
+
+struct Answer {
+    runs: Vec<StatusExtent>,
+    most: usize,
+    is_flash: bool,
+    at: u64,
+    keys: usize,
+}
+
+impl Answer {
+    /// Whether enough was said.
+    fn is_full(&self) -> bool {
+        self.runs.len() > self.most || self.keys > KEYS_MAX
+    }
+
+    /// Nothing is cached up to there.
+    fn gap(&mut self, end: u64) {
+        if self.at < end {
+            self.push(end, self.is_flash, 0);
+        }
+    }
+
+    fn push(&mut self, end: u64, is_hole: bool, cache_state: u32) {
+        let length = (end - self.at) * 512;
+        (self.at, self.keys) = (end, self.keys + 1);
+        match self.runs.last_mut() {
             Some(last) if last.is_hole == is_hole && last.cache_state == cache_state => {
                 last.length += length
             }
-            _ => runs.push(StatusExtent {
+            _ => self.runs.push(StatusExtent {
                 length,
                 is_hole,
                 cache_state,
             }),
         }
-        runs.len() <= most
-    };
-    let mut at = start;
-    let mut is_whole = true;
-    if let Some(cache) = &core.cache {
-        let (index, alloc) = (cache.index.borrow(), cache.buckets.get());
-        for (seen, extent) in index.map.range(core.inode, start, end).enumerate() {
-            if extent.ptr.is_none_or(|ptr| alloc.is_stale(ptr)) {
-                continue;
-            }
-            let before = at >= extent.start || push(extent.start - at, is_flash, 0);
-            is_whole = before && push(extent.sectors(), false, if extent.dirty { 2 } else { 1 });
-            at = extent.end;
-            if !is_whole || seen > KEYS_MAX {
-                is_whole = false;
-                break;
-            }
-        }
     }
-    if is_whole && at < end {
-        push(end - at, is_flash, 0);
-    }
-    runs.truncate(most);
-    runs
 }

@@ -7,7 +7,7 @@
 //! Cut off anywhere before the last step, it is still blank.
 
 use super::cache_set::{CacheSet, Running};
-use super::open::{Found, assemble, begin_record, cache};
+use super::open::{self, Found, assemble, begin_record};
 use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
@@ -20,20 +20,19 @@ use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BucketNr, Gen, Key, Pos, Ptr, node};
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
 /// A view of a blank set for reading: nothing is cached.
-pub fn view<E: Env>(found: Found<E>) -> CacheSet<E> {
+pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
     let mut alloc = found.allocator();
     alloc.start();
     let buckets = Buckets::new(alloc, found.poison.clone());
     let root = Key::node(Pos::MAX, found.geometry.node_sectors, Ptr::new(0, Gen(0)));
-    let index = Rc::new(RefCell::new(empty_index(&found, root, 1)));
+    let index = empty_index(&found, root, 1);
     let uuids = found.uuid_table(&buckets, empty_table(&found));
-    let cache = cache(&found, index, &buckets, None);
+    let cache = open::view(env, &found, index, &buckets);
     CacheSet {
         cache,
         superblock: found.superblock,
@@ -127,6 +126,7 @@ async fn write<E: Env>(
         empty_index(&found, root, seq),
         &buckets,
         &journal,
+        options,
     );
     let run = table.clone().run(journal.clone());
     env.spawn(steps.timed(env, Task::Allocator, run));

@@ -137,7 +137,7 @@ impl<E: Env> CacheSet<E> {
                 metadata_written_bytes,
             }],
             btree: BtreeStatus {
-                keys: index.map.len() as u64,
+                keys: index.extents() as u64,
                 nodes: index.nodes.len() as u64,
                 depth: u64::from(index.nodes.get(root).level),
                 memory_bytes: index.memory_bytes(),

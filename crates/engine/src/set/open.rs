@@ -12,7 +12,7 @@
 use super::blank;
 use super::cache_set::{CacheSet, Running, uuid_text};
 use crate::alloc::{Allocator, Config, Replacement};
-use crate::btree::{Change, Index, Layout, Nodes, Tree};
+use crate::btree::{Change, Index, Layout, Nodes, Pages, PagesSetup, Tree};
 use crate::buckets::Buckets;
 use crate::data::Inserter;
 use crate::device::Disk;
@@ -230,11 +230,11 @@ pub async fn open<E: Env>(
     let name = found.disk.name().to_string();
     let io = |error: io::Error| Error::io(&name, "open", &error);
     match (loaded, read_only) {
-        (Some(loaded), true) => Ok(open_read_only(found, loaded)),
+        (Some(loaded), true) => Ok(open_read_only(env, found, loaded)),
         (Some(loaded), false) => start(env, found, loaded, survivors, store, options)
             .await
             .map_err(io),
-        (None, true) => Ok(blank::view(found)),
+        (None, true) => Ok(blank::view(env, found)),
         (None, false) => blank::initialise(env, found, store, options)
             .await
             .map_err(io),
@@ -326,20 +326,16 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
     nodes
 }
 
-fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
+fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
     let buckets = Buckets::new(load_buckets(&found, &loaded), found.poison.clone());
     let nodes = load_nodes(&loaded);
     let mut map = std::mem::take(&mut loaded.index);
     for extent in &loaded.doubtful {
         map.remove(extent.inode, extent.start, extent.end, |_| ());
     }
-    let index = Rc::new(RefCell::new(Index::new(
-        map,
-        nodes,
-        found.geometry.bucket_sectors,
-    )));
+    let index = Index::new(map, nodes, found.geometry.bucket_sectors);
     let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
-    let cache = cache(&found, index, &buckets, None);
+    let cache = view(env, &found, index, &buckets);
     CacheSet {
         cache,
         superblock: found.superblock,
@@ -352,9 +348,42 @@ fn open_read_only<E: Env>(found: Found<E>, mut loaded: Loaded) -> CacheSet<E> {
     }
 }
 
-pub(super) fn cache<E: Env>(
+/// The index of a set that is not written to. Nothing of it leaves memory: what was read may have been put right there.
+pub(super) fn view<E: Env>(
+    env: &E,
+    found: &Found<E>,
+    index: Index,
+    buckets: &Rc<Buckets>,
+) -> Rc<Cache<E>> {
+    let index = Rc::new(RefCell::new(index));
+    let pages = pages(env, found, &index, buckets, None);
+    cache(found, index, pages, buckets, None)
+}
+
+fn pages<E: Env>(
+    env: &E,
+    found: &Found<E>,
+    index: &Rc<RefCell<Index>>,
+    buckets: &Rc<Buckets>,
+    bytes_max: Option<u64>,
+) -> Rc<Pages<E>> {
+    let setup = PagesSetup {
+        disk: found.disk.clone(),
+        poison: found.poison.clone(),
+        steps: found.steps.clone(),
+        layout: found.layout(),
+        rules: found.geometry.key_rules(),
+        index: index.clone(),
+        buckets: buckets.clone(),
+        bytes_max,
+    };
+    Pages::new(env.clone(), setup)
+}
+
+fn cache<E: Env>(
     found: &Found<E>,
     index: Rc<RefCell<Index>>,
+    pages: Rc<Pages<E>>,
     buckets: &Rc<Buckets>,
     writer: Option<CacheWriter<E>>,
 ) -> Rc<Cache<E>> {
@@ -362,6 +391,7 @@ pub(super) fn cache<E: Env>(
         disk: found.disk.clone(),
         poison: found.poison.clone(),
         index,
+        pages,
         buckets: buckets.clone(),
         writer,
         steps: found.steps.clone(),
@@ -377,14 +407,17 @@ pub(super) fn assemble<E: Env>(
     index: Index,
     buckets: &Rc<Buckets>,
     journal: &Rc<Journal<E>>,
+    options: &Options,
 ) -> (Rc<Tree<E>>, Rc<Cache<E>>) {
     let index = Rc::new(RefCell::new(index));
+    let pages = pages(env, found, &index, buckets, Some(options.memory_bytes));
     let tree = Tree::new(
         env.clone(),
         found.disk.clone(),
         found.poison.clone(),
         found.layout(),
         index.clone(),
+        pages.clone(),
         buckets.clone(),
         journal.clone(),
     );
@@ -400,6 +433,7 @@ pub(super) fn assemble<E: Env>(
     let inserter = Inserter::new(
         env.clone(),
         index.clone(),
+        pages.clone(),
         buckets.clone(),
         journal.clone(),
         words_high,
@@ -409,7 +443,7 @@ pub(super) fn assemble<E: Env>(
         inserter,
         journal: journal.clone(),
     };
-    (tree, cache(found, index, buckets, Some(writer)))
+    (tree, cache(found, index, pages, buckets, Some(writer)))
 }
 
 async fn start<E: Env>(
@@ -446,7 +480,7 @@ async fn start<E: Env>(
     journal.pin(newest.last_seq);
     let steps = found.steps.clone();
     env.spawn(steps.timed(env, Task::Journal, journal.clone().run()));
-    let (tree, cache) = assemble(env, &found, index, &buckets, &journal);
+    let (tree, cache) = assemble(env, &found, index, &buckets, &journal, options);
     let chain = loaded.prio_buckets.iter().copied().map(BucketNr).collect();
     let table = found.table(env, &buckets, chain, loaded.prio_seq);
 

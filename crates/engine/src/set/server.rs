@@ -275,6 +275,7 @@ impl<E: Env> Server<E> {
             superblock: backing.superblock.clone(),
             range,
             index: set.cache.index.clone(),
+            pages: set.cache.pages.clone(),
             inserter: writer.inserter.clone(),
             journal: writer.journal.clone(),
             locks,

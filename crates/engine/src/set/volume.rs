@@ -192,7 +192,6 @@ impl<E: Env> BlockDevice for Volume<E> {
         length: u64,
         most: usize,
     ) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static {
-        let status = request::status(&self.core, offset / 512, length / 512, most);
-        async move { Ok(status) }
+        request::status(self.core.clone(), offset / 512, length / 512, most)
     }
 }

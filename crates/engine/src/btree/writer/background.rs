@@ -156,8 +156,8 @@ impl<E: Env> Tree<E> {
         };
         let there = self.buckets.get().metadata_available();
         leaves.iter().find(is_old).is_none_or(|id| {
-            let one = std::slice::from_ref(id);
-            self.buckets_needed(one, &self.new_leaves(one)) <= there
+            let most = self.new_leaves_most(*id);
+            self.buckets_needed(&[*id], &[most]) <= there
         })
     }
 

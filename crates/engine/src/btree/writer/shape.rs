@@ -1,18 +1,18 @@
 //! What changes in the shape of the tree: content is cut into nodes, and these take the place of others, up to the root.
 
-use super::{Tree, Write};
+use super::{NewNode, Tree, Write};
 use crate::alloc::MetadataBucket;
 use crate::btree::index::Index;
 use crate::btree::nodes::NodeId;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::Env;
-use brigade_format::{BucketNr, Key, Pos, Ptr};
+use brigade_format::{BucketNr, Key, Pos, Ptr, node};
 use std::collections::BTreeMap;
 use std::io;
 
 impl<E: Env> Tree<E> {
-    /// Cuts keys into nodes of one level, adds these to the tree and says what to write.
+    /// Cuts keys into nodes of one level and adds these to the tree.
     #[allow(
         clippy::too_many_arguments,
         reason = "one place describes a run of sibling nodes"
@@ -26,12 +26,11 @@ impl<E: Env> Tree<E> {
         high: Pos,
         parent: Option<NodeId>,
         spare: &mut Vec<MetadataBucket>,
-    ) -> (Vec<Write>, Vec<NodeId>) {
+    ) -> Vec<NewNode> {
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
         let mut rest = &keys[..];
         let mut low = low;
-        let mut writes = Vec::new();
-        let mut news = Vec::new();
+        let mut nodes = Vec::new();
         for (i, &count) in sizes.iter().enumerate() {
             let (mine, others) = rest.split_at(count);
             rest = others;
@@ -49,13 +48,15 @@ impl<E: Env> Tree<E> {
                 Ptr::new(sector, bucket.r#gen),
             );
             let seq = self.env.random_u64().max(1);
-            let bytes = self.encode(mine, seq, key);
-            let blocks = bytes.len() as u64 / self.block_bytes();
-            writes.push(Write { sector, bytes });
-            news.push(index.nodes.add(level, key, low, seq, blocks, parent));
+            let words = mine.iter().map(Key::words).sum();
+            let blocks = (node::bset_bytes(words) as u64).div_ceil(self.block_bytes());
+            nodes.push(NewNode {
+                id: index.nodes.add(level, key, low, seq, blocks, parent),
+                keys: mine.to_vec(),
+            });
             low = pos;
         }
-        (writes, news)
+        nodes
     }
 
     /// Puts new nodes, durable already, in the place of old ones of the same level, up to the root if need be (TREE-5).
@@ -144,9 +145,9 @@ impl<E: Env> Tree<E> {
         let mut top = news;
         while top.len() > 1 {
             marks::hit(Mark::BtreeNewLevel);
-            let (writes, above) = self.plan_level(&top, spare);
-            self.write_new(writes).await?;
-            top = above;
+            let above = self.plan_level(&top, spare);
+            top = ids(&above);
+            self.write_new(above).await?;
         }
         let root = top[0];
         let (key, level) = {
@@ -168,17 +169,13 @@ impl<E: Env> Tree<E> {
     }
 
     /// A level of interior nodes over these siblings, which are all there are of their level.
-    fn plan_level(
-        &self,
-        below: &[NodeId],
-        spare: &mut Vec<MetadataBucket>,
-    ) -> (Vec<Write>, Vec<NodeId>) {
+    fn plan_level(&self, below: &[NodeId], spare: &mut Vec<MetadataBucket>) -> Vec<NewNode> {
         let mut index = self.index.borrow_mut();
         let level = index.nodes.get(below[0]).level + 1;
         let keys = below.iter().map(|id| index.nodes.get(*id).key).collect();
-        let (writes, nodes) = self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
-        adopt_in_order(&mut index, &nodes, below);
-        (writes, nodes)
+        let nodes = self.cut(&mut index, level, keys, Pos::ZERO, Pos::MAX, None, spare);
+        adopt_in_order(&mut index, &ids(&nodes), below);
+        nodes
     }
 
     async fn replace_children(
@@ -187,25 +184,25 @@ impl<E: Env> Tree<E> {
         spare: &mut Vec<MetadataBucket>,
         pins: Vec<u64>,
     ) -> io::Result<()> {
-        let (mut appends, mut writes, mut above) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut appends, mut new_nodes, mut above) = (Vec::new(), Vec::new(), Vec::new());
         for (parent, keys) in self.move_in(replaced) {
             match self.plan_interior(&mut self.index.borrow_mut(), parent, &keys, spare) {
                 InteriorPlan::Append(write) => {
                     marks::hit(Mark::BtreeInteriorAppend);
                     appends.push(write);
                 }
-                InteriorPlan::Rewrite(some, parents) => {
+                InteriorPlan::Rewrite(nodes) => {
                     marks::hit(Mark::BtreeInteriorRewrite);
-                    if parents.len() > 1 {
+                    if nodes.len() > 1 {
                         marks::hit(Mark::BtreeInteriorSplit);
                     }
-                    writes.extend(some);
-                    above.push((parent, parents));
+                    above.push((parent, ids(&nodes)));
+                    new_nodes.extend(nodes);
                 }
             }
         }
         self.append(appends).await?;
-        self.write_new(writes).await?;
+        self.write_new(new_nodes).await?;
         if above.is_empty() {
             self.unpin(pins);
             return Ok(());
@@ -264,10 +261,10 @@ impl<E: Env> Tree<E> {
             .iter()
             .map(|child| index.nodes.get(*child).key)
             .collect();
-        let (writes, parents) = self.cut(index, level, keys, low, high, parent, spare);
+        let nodes = self.cut(index, level, keys, low, high, parent, spare);
         index.nodes.get_mut(id).children.clear();
-        adopt_in_order(index, &parents, &children);
-        InteriorPlan::Rewrite(writes, parents)
+        adopt_in_order(index, &ids(&nodes), &children);
+        InteriorPlan::Rewrite(nodes)
     }
 }
 
@@ -276,7 +273,11 @@ pub(super) type Replaced = (NodeId, Vec<NodeId>);
 
 enum InteriorPlan {
     Append(Write),
-    Rewrite(Vec<Write>, Vec<NodeId>),
+    Rewrite(Vec<NewNode>),
+}
+
+fn ids(nodes: &[NewNode]) -> Vec<NodeId> {
+    nodes.iter().map(|node| node.id).collect()
 }
 
 /// How many keys go into each node: one node if they fill at most 4/5 of it, else runs of about 3/5 (docs/format.md 4.7).

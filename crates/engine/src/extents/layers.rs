@@ -8,13 +8,13 @@ use crate::extents::Extent;
 
 /// A stack of runs that combines as it grows. Each run is sorted and without overlap.
 #[derive(Default)]
-pub(super) struct Layers {
+pub struct Layers {
     stack: Vec<Vec<Extent>>,
 }
 
 impl Layers {
     /// Lays a run over everything so far.
-    pub(super) fn push(&mut self, run: Vec<Extent>) {
+    pub fn push(&mut self, run: Vec<Extent>) {
         if run.is_empty() {
             return;
         }
@@ -33,7 +33,7 @@ impl Layers {
     }
 
     /// What all runs say together.
-    pub(super) fn finish(mut self) -> Vec<Extent> {
+    pub fn finish(mut self) -> Vec<Extent> {
         while self.stack.len() > 1 {
             self.combine_top();
         }

@@ -1,0 +1,294 @@
+//! Leaves that are away, brought back.
+//!
+//! ```text
+//! request: range ─► all leaves here? ─ yes ─► go on in the same step
+//!                        └ no ─► read the node (once for all who want it) ─► check, flatten in slices ─► here ─► look again
+//! ```
+//! Who wants to see or change a range waits for its leaves and acts in the step in which he sees them all here. Nobody
+//! changes a leaf that is away, so what is read of it stays true until it is here. If memory is short others leave: those
+//! nobody looked at lately, of which nothing is pending or being written.
+
+use super::index::Index;
+use super::nodes::NodeId;
+use super::writer::Layout;
+use crate::buckets::Buckets;
+use crate::device::Disk;
+use crate::error::Poison;
+use crate::extents::{Extent, ExtentMap, Layers};
+use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, leaves_here_min};
+use crate::marks::{self, Mark};
+use crate::steps::{Steps, Task};
+use brigade_env::Env;
+use brigade_env::sync::{Notify, Semaphore, yield_now};
+use brigade_format::node::{self, Bset};
+use brigade_format::{Key, KeyRules, Pos};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::{Rc, Weak};
+
+/// See the module documentation.
+pub struct Pages<E: Env> {
+    me: Weak<Pages<E>>,
+    env: E,
+    disk: Rc<Disk<E>>,
+    poison: Rc<Poison>,
+    steps: Rc<Steps>,
+    layout: Layout,
+    rules: KeyRules,
+    index: Rc<RefCell<Index>>,
+    buckets: Rc<Buckets>,
+    /// Memory for the index; `None` if nothing leaves it.
+    bytes_max: Option<u64>,
+    loading: RefCell<BTreeMap<NodeId, Rc<Load>>>,
+    slots: Semaphore,
+    loads: Cell<u64>,
+    read_bytes: Cell<u64>,
+}
+
+/// A leaf on its way.
+#[derive(Default)]
+struct Load {
+    ended: Notify,
+    error: RefCell<Option<(io::ErrorKind, String)>>,
+}
+
+/// A range whose leaves stay here.
+struct Wanted<'a> {
+    index: &'a RefCell<Index>,
+    number: u64,
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.index.borrow_mut().nodes.unwant(self.number);
+    }
+}
+
+/// What pages need.
+pub struct PagesSetup<E: Env> {
+    /// The cache device.
+    pub disk: Rc<Disk<E>>,
+    /// Thrown when a leaf is not what it was.
+    pub poison: Rc<Poison>,
+    /// Where steps are timed.
+    pub steps: Rc<Steps>,
+    /// Sizes.
+    pub layout: Layout,
+    /// What keys have to be like.
+    pub rules: KeyRules,
+    /// What is cached.
+    pub index: Rc<RefCell<Index>>,
+    /// Which pointers are stale.
+    pub buckets: Rc<Buckets>,
+    /// Memory for the index; `None` if nothing may leave it.
+    pub bytes_max: Option<u64>,
+}
+
+impl<E: Env> Pages<E> {
+    /// Ties the parts together.
+    pub fn new(env: E, setup: PagesSetup<E>) -> Rc<Self> {
+        Rc::new_cyclic(|me| Pages {
+            me: me.clone(),
+            env,
+            disk: setup.disk,
+            poison: setup.poison,
+            steps: setup.steps,
+            layout: setup.layout,
+            rules: setup.rules,
+            index: setup.index,
+            buckets: setup.buckets,
+            bytes_max: setup.bytes_max,
+            loading: RefCell::default(),
+            slots: Semaphore::new(LEAF_LOADS_MAX),
+            loads: Cell::new(0),
+            read_bytes: Cell::new(0),
+        })
+    }
+
+    /// Leaves read since the start, and their bytes.
+    pub fn loads(&self) -> (u64, u64) {
+        (self.loads.get(), self.read_bytes.get())
+    }
+
+    /// Whether all leaves of a range are here.
+    pub fn is_here(&self, inode: u32, start: u64, end: u64) -> bool {
+        self.index.borrow().nodes.away(inode, start, end).is_none()
+    }
+
+    /// Brings the leaves of a range into memory. They are all here in the step in which this returns, and may leave after.
+    pub async fn bring(&self, inode: u32, start: u64, end: u64) -> io::Result<()> {
+        if self.is_here(inode, start, end) {
+            return Ok(());
+        }
+        let pos = |offset| Pos { inode, offset };
+        let _wanted = self.want(pos(start), pos(end));
+        loop {
+            let away = self.index.borrow().nodes.away(inode, start, end);
+            match away {
+                Some(leaf) => self.load(leaf).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Brings one leaf into memory, unless it is no longer in the tree.
+    pub async fn bring_leaf(&self, leaf: NodeId) -> io::Result<()> {
+        if !self.is_away(leaf) {
+            return Ok(());
+        }
+        let (low, high) = {
+            let index = self.index.borrow();
+            let node = index.nodes.get(leaf);
+            (node.low, node.key.pos())
+        };
+        let _wanted = self.want(low, high);
+        while self.is_away(leaf) {
+            self.load(leaf).await?;
+        }
+        Ok(())
+    }
+
+    /// Memory being short must not take a leaf before whoever waits for it has seen it.
+    fn want(&self, low: Pos, high: Pos) -> Wanted<'_> {
+        let number = self.index.borrow_mut().nodes.want(low, high);
+        Wanted {
+            index: &self.index,
+            number,
+        }
+    }
+
+    fn is_away(&self, leaf: NodeId) -> bool {
+        let nodes = &self.index.borrow().nodes;
+        nodes.is_live(leaf) && nodes.get(leaf).level == 0 && nodes.get(leaf).content.is_none()
+    }
+
+    /// Lets leaves go if memory is short.
+    pub fn shrink(&self) {
+        if let Some(bytes_max) = self.bytes_max {
+            let mut index = self.index.borrow_mut();
+            index.send_away(bytes_max, leaves_here_min());
+        }
+    }
+
+    /// Reads a leaf, or waits for whoever reads it already. It may have left again when this returns.
+    async fn load(&self, leaf: NodeId) -> io::Result<()> {
+        let load = self.begin_load(leaf);
+        load.ended.wait().await;
+        match &*load.error.borrow() {
+            Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn begin_load(&self, leaf: NodeId) -> Rc<Load> {
+        if let Some(load) = self.loading.borrow().get(&leaf) {
+            return load.clone();
+        }
+        let load = Rc::<Load>::default();
+        self.loading.borrow_mut().insert(leaf, load.clone());
+        let me = self.me.upgrade().expect("whoever calls this has it");
+        let (theirs, steps) = (load.clone(), self.steps.clone());
+        let work = async move {
+            let result = {
+                let _slot = me.slots.acquire(1).await;
+                me.read(leaf).await
+            };
+            if let Err(error) = result {
+                tracing::warn!(device = me.disk.name(), %error, "btree node not read");
+                *theirs.error.borrow_mut() = Some((error.kind(), error.to_string()));
+            }
+            me.loading.borrow_mut().remove(&leaf);
+            theirs.ended.notify_all();
+        };
+        self.env.spawn(steps.timed(&self.env, Task::Leaf, work));
+        load
+    }
+
+    async fn read(&self, leaf: NodeId) -> io::Result<()> {
+        if !self.is_away(leaf) {
+            return Ok(());
+        }
+        marks::hit(Mark::BtreeLeafComesBack);
+        let (key, low, blocks) = {
+            let index = self.index.borrow();
+            let node = index.nodes.get(leaf);
+            (node.key, node.low, node.blocks_used)
+        };
+        let ptr = key.ptr(0).expect("a node has a place");
+        let bytes = (blocks * self.layout.block_sectors * SECTOR) as usize;
+        let buffer = self.disk.read_bytes(ptr.sector(), bytes).await?;
+        self.loads.set(self.loads.get() + 1);
+        self.read_bytes.set(self.read_bytes.get() + bytes as u64);
+        let block_bytes = (self.layout.block_sectors * SECTOR) as usize;
+        let wrong = |what: String| {
+            let byte = ptr.sector() * SECTOR;
+            let text = format!("{}: btree node at byte {byte}: {what}", self.disk.name());
+            self.poison.throw(&text);
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        };
+        let node = node::parse_node(&buffer, block_bytes, ptr, self.layout.set_magic)
+            .map_err(|error| wrong(error.error.to_string()))?;
+        drop(buffer);
+        let mut layers = Layers::default();
+        for set in node.sets {
+            yield_now().await;
+            let run = self.run_of(set, low, key.pos()).await.map_err(wrong)?;
+            yield_now().await;
+            layers.push(run);
+        }
+        yield_now().await;
+        let extents = layers.finish();
+        let mut content = ExtentMap::new();
+        for some in extents.chunks(SLICE_KEYS) {
+            yield_now().await;
+            let alloc = self.buckets.get();
+            let may_live = |extent: &&Extent| {
+                let ptr = extent.ptr;
+                ptr.is_some_and(|ptr| !alloc.is_stale_durably(ptr))
+            };
+            some.iter()
+                .filter(may_live)
+                .for_each(|extent| content.push(*extent));
+        }
+        if self.is_away(leaf) {
+            let mut index = self.index.borrow_mut();
+            index.arrive(&self.buckets.get(), leaf, content);
+        }
+        self.shrink();
+        Ok(())
+    }
+
+    /// A set as extents. It was found good when the set was opened, or written since.
+    async fn run_of(&self, set: Bset, low: Pos, high: Pos) -> Result<Vec<Extent>, String> {
+        let mut run: Vec<Extent> = Vec::with_capacity(set.keys.len());
+        for some in set.keys.chunks(SLICE_KEYS) {
+            for key in some.iter().filter(|key| key.size() > 0) {
+                let extent = self.extent_of(key, low, high)?;
+                if let Some(last) = run.last()
+                    && (last.inode, last.end) > (extent.inode, extent.start)
+                {
+                    return Err(format!("{extent:?} does not follow {last:?}"));
+                }
+                run.push(extent);
+            }
+            yield_now().await;
+        }
+        Ok(run)
+    }
+
+    fn extent_of(&self, key: &Key, low: Pos, high: Pos) -> Result<Extent, String> {
+        self.rules
+            .check_extent(key)
+            .map_err(|error| error.to_string())?;
+        let extent = Extent::from_key(key).ok_or("a key of an impossible range")?;
+        let start = Pos {
+            inode: extent.inode,
+            offset: extent.start,
+        };
+        if key.ptr_count() > 1 || start < low || key.pos() > high {
+            return Err(format!("{extent:?} does not belong there"));
+        }
+        Ok(extent)
+    }
+}

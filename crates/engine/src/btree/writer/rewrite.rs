@@ -1,0 +1,199 @@
+//! Leaves are copied, cut into new ones, and these written.
+
+use super::shape::groups;
+use super::{KEY_WORDS, NewNode, Tree};
+use crate::alloc::MetadataBucket;
+use crate::btree::nodes::NodeId;
+use crate::extents::Extent;
+use crate::limits::SLICE_KEYS;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
+use brigade_env::Env;
+use brigade_env::sync::yield_now;
+use brigade_format::Key;
+use std::collections::BTreeSet;
+use std::io;
+
+/// Leaves that are copied before any of them is written.
+const COPIES: usize = 8;
+
+/// What a leaf said when it was copied.
+struct Copy {
+    leaf: NodeId,
+    keys: Vec<Key>,
+    /// Keys for each new leaf.
+    sizes: Vec<usize>,
+    pin: Option<u64>,
+}
+
+impl<E: Env> Tree<E> {
+    /// Rewrites leaves together, as many at a time as there are buckets for: their parents, and above all the journal
+    /// entry that names a new root, are then written once for all of them.
+    pub(super) async fn rewrite_leaves(&self, ids: &[NodeId]) -> io::Result<()> {
+        for some in ids.chunks(COPIES) {
+            let mut copies = Vec::with_capacity(some.len());
+            for &leaf in some {
+                match self.copy(leaf).await {
+                    Ok(copy) => copies.push(copy),
+                    Err(error) if copies.is_empty() => return Err(error),
+                    // The others are written first: what they had pending is only in the copies.
+                    Err(error) => {
+                        self.write_copies(copies).await?;
+                        return Err(error);
+                    }
+                }
+            }
+            self.write_copies(copies).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies what a leaf says, and takes what is pending.
+    async fn copy(&self, leaf: NodeId) -> io::Result<Copy> {
+        self.pages.bring_leaf(leaf).await?;
+        let (mut from, high, pin) = {
+            let nodes = &mut self.index.borrow_mut().nodes;
+            let (_, pin) = nodes.take_pending(leaf);
+            nodes.rewriting += 1;
+            let node = nodes.get_mut(leaf);
+            node.writing += 1;
+            (node.low, node.key.pos(), pin)
+        };
+        let mut keys = Vec::new();
+        loop {
+            let some: Vec<_> = {
+                let index = self.index.borrow();
+                let behind = index.nodes.content(leaf).iter_between(from, high);
+                // One that grew over the end of the last slice is taken from there on.
+                let rest = |extent: Extent| match extent.inode == from.inode {
+                    true => extent.slice(from.offset, extent.end),
+                    false => extent,
+                };
+                behind.take(SLICE_KEYS).map(rest).collect()
+            };
+            let alloc = self.buckets.get();
+            self.index.borrow_mut().purge_stale(&alloc, leaf, &some);
+            let is_live = |extent: &&Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
+            keys.extend(some.iter().filter(is_live).map(Extent::to_key));
+            drop(alloc);
+            match some.last() {
+                Some(last) if some.len() == SLICE_KEYS => from = last.to_key().pos(),
+                _ => break,
+            }
+            yield_now().await;
+        }
+        let sizes = groups(keys.iter().map(Key::words), self.node_words());
+        Ok(Copy {
+            leaf,
+            keys,
+            sizes,
+            pin,
+        })
+    }
+
+    async fn write_copies(&self, copies: Vec<Copy>) -> io::Result<()> {
+        let mut rest = copies;
+        while !rest.is_empty() {
+            let (mut spare, count) = self.reserve_for(&rest).await?;
+            let later = rest.split_off(count);
+            let (mut new_nodes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
+            for copy in rest {
+                pins.extend(copy.pin);
+                let mark = match copy.sizes.len() {
+                    1 => Mark::BtreeLeafRewrite,
+                    _ => Mark::BtreeLeafSplit,
+                };
+                marks::hit(mark);
+                let leaf = copy.leaf;
+                let nodes = self.put_in_place(copy, &mut spare);
+                replaced.push((leaf, nodes.iter().map(|node| node.id).collect::<Vec<_>>()));
+                new_nodes.extend(nodes);
+                yield_now().await;
+            }
+            rest = later;
+            if !mutations::is(Mutation::LeafForgetsFlush) {
+                self.disk.flush().await?;
+            }
+            self.write_new(new_nodes).await?;
+            self.are_written(replaced.iter().flat_map(|(_, news)| news.iter().copied()));
+            self.replace(replaced, &mut spare, pins).await?;
+            self.buckets
+                .free_metadata(spare.into_iter().map(|bucket| bucket.nr));
+        }
+        Ok(())
+    }
+
+    /// Cuts a copy into new leaves that take the old one's place in memory at once, with what came since.
+    fn put_in_place(&self, copy: Copy, spare: &mut Vec<MetadataBucket>) -> Vec<NewNode> {
+        let mut index = self.index.borrow_mut();
+        let leaf = copy.leaf;
+        let (low, high) = (index.nodes.get(leaf).low, index.nodes.get(leaf).key.pos());
+        // The old leaf leaves the search order before the last new one, with the same position, enters it.
+        index.nodes.hide_leaf(leaf);
+        index.nodes.rewriting -= 1;
+        let parent = index.nodes.get(leaf).parent;
+        let nodes = self.cut(&mut index, 0, copy.keys, low, high, parent, spare);
+        let news: Vec<_> = nodes.iter().map(|node| node.id).collect();
+        for pin in index.hand_over(leaf, &news) {
+            self.journal.pin(pin);
+        }
+        for new in news {
+            index.nodes.get_mut(new).writing += 1;
+        }
+        nodes
+    }
+
+    /// Takes buckets for writing the first of these copies, at least one, and all their ancestors; says how many copies.
+    async fn reserve_for(&self, copies: &[Copy]) -> io::Result<(Vec<MetadataBucket>, usize)> {
+        let leaves: Vec<_> = copies.iter().map(|copy| copy.leaf).collect();
+        let sizes: Vec<_> = copies.iter().map(|copy| copy.sizes.len()).collect();
+        let there = self.buckets.get().metadata_available();
+        let mut count = copies.len();
+        while count > 1 && self.buckets_needed(&leaves[..count], &sizes[..count]) > there {
+            marks::hit(Mark::BtreeFewerAtOnce);
+            count = count.div_ceil(2);
+        }
+        let needed = self.buckets_needed(&leaves[..count], &sizes[..count]);
+        let taken = match self.buckets.take_metadata_at_once(needed) {
+            Some(taken) => taken,
+            None => self.buckets.take_metadata(needed).await?,
+        };
+        Ok((taken, count))
+    }
+
+    /// The most leaves that can take the place of this one, as it is.
+    pub(super) fn new_leaves_most(&self, leaf: NodeId) -> usize {
+        let words = self.index.borrow().nodes.get(leaf).extents * KEY_WORDS;
+        match words <= self.node_words() * 4 / 5 {
+            true => 1,
+            false => words.div_ceil(self.node_words() * 3 / 5) + 1,
+        }
+    }
+
+    /// The most buckets that rewriting these leaves, which become so many each, and everything above them can take.
+    pub(super) fn buckets_needed(&self, leaves: &[NodeId], new_leaves: &[usize]) -> usize {
+        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+        let mut news: usize = new_leaves.iter().sum();
+        let mut needed = news;
+        let index = self.index.borrow();
+        let mut level: BTreeSet<NodeId> = leaves.iter().copied().collect();
+        while level.iter().any(|id| index.nodes.get(*id).parent.is_some()) {
+            level = level
+                .iter()
+                .filter_map(|id| index.nodes.get(*id).parent)
+                .collect();
+            news = level.len() * 3 + above(news);
+            needed += news;
+        }
+        // New levels above what is the root now.
+        while news > 1 {
+            news = if news * KEY_WORDS <= self.node_words() * 4 / 5 {
+                1
+            } else {
+                above(news).max(2)
+            };
+            needed += news;
+        }
+        needed + 2
+    }
+}
