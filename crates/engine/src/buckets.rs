@@ -218,7 +218,8 @@ impl Buckets {
             marks::hit(Mark::AllocMetadataWaits);
             ticket.get_or_insert_with(|| self.enter(need)).turn().await;
             let stats = self.get().stats();
-            drought = if self.is_dry.get() && drought.1 == stats {
+            let is_over = !self.get().is_counting();
+            drought = if is_over && self.is_dry.get() && drought.1 == stats {
                 (drought.0 + 1, stats)
             } else {
                 (0, stats)

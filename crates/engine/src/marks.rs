@@ -65,6 +65,7 @@ marks! {
     JournalStartsBehindNewest: "after opening, the first entry goes right behind the newest",
     JournalWraps: "the ring comes round",
     LocksWait: "a direct write waits for another one",
+    OpenCountsLater: "a set is opened without reading its leaves",
     PlaceNoRoom: "a write finds no room in the cache and goes to the backing device",
     PlaceSeveral: "a write is placed in several buckets",
     PlaceWaits: "a write waits for buckets",

@@ -27,10 +27,20 @@ pub enum Task {
     Fill,
     /// Leaves come back into memory.
     Leaf,
+    /// Leaves are counted after the start.
+    Count,
 }
 
 /// Names of [`Task`], in order.
-const NAMES: [&str; 6] = ["index", "journal", "allocator", "writeback", "fill", "leaf"];
+const NAMES: [&str; 7] = [
+    "index",
+    "journal",
+    "allocator",
+    "writeback",
+    "fill",
+    "leaf",
+    "count",
+];
 
 /// Times of one task's steps.
 #[derive(Default)]

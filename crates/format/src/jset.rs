@@ -142,8 +142,11 @@ impl<'a> JsetView<'a> {
 
     /// Whether Brigade wrote it, going by padding that nobody else gives a meaning. A hint: what it allows must be right for
     /// any image.
-    pub fn is_marked(&self) -> bool {
-        self.bytes.get(at::MARK..at::MARK + MARK_BYTES) == Some(&mark_of(self.bytes)[..])
+    pub fn mark(&self) -> Option<Mark> {
+        let found = self.bytes.get(at::MARK..at::MARK + MARK_BYTES)?;
+        [Mark::Running, Mark::Stopped]
+            .into_iter()
+            .find(|mark| found == mark_of(self.bytes, *mark))
     }
 
     /// Bytes it takes in its bucket.
@@ -303,23 +306,34 @@ pub fn encode(
     bytes
 }
 
+/// What Brigade says of itself in an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// It wrote it.
+    Running,
+    /// It wrote it as its last before a clean stop (docs/format.md 8.4): nothing is to be replayed, no pointer in the tree is
+    /// newer than the gen table says, and nothing names the buckets whose priority there is 0.
+    Stopped,
+}
+
 /// The mark depends on magic and number: a kernel leaves in the padding what it once read there, from another entry.
-fn mark_of(entry: &[u8]) -> [u8; MARK_BYTES] {
-    let sum = crc::checksum(
-        crc::SEED,
-        entry.get(at::MAGIC..at::VERSION).unwrap_or_default(),
-    );
+fn mark_of(entry: &[u8], mark: Mark) -> [u8; MARK_BYTES] {
+    let seed = match mark {
+        Mark::Running => crc::SEED,
+        Mark::Stopped => !crc::SEED,
+    };
+    let sum = crc::checksum(seed, entry.get(at::MAGIC..at::VERSION).unwrap_or_default());
     let mut mark = [0; MARK_BYTES];
     mark.copy_from_slice(&sum.to_le_bytes()[..MARK_BYTES]);
     mark
 }
 
-/// Marks an entry as Brigade's; see [`JsetView::is_marked`].
+/// Marks an entry as Brigade's; see [`JsetView::mark`].
 ///
 /// # Panics
 /// If these are not the bytes of [`encode`].
-pub fn mark(entry: &mut [u8]) {
-    let mark = mark_of(entry);
+pub fn mark(entry: &mut [u8], mark: Mark) {
+    let mark = mark_of(entry, mark);
     put(entry, at::MARK, &mark);
     let words = u32_at(entry, at::KEYS) as usize;
     let csum = crc::checksum(crc::SEED, &entry[8..HEADER_BYTES + 8 * words]);

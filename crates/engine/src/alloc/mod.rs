@@ -53,6 +53,7 @@
 mod ageing;
 mod batch;
 mod bucket;
+mod counting;
 pub mod devices;
 mod discard;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -80,10 +81,12 @@ use std::collections::VecDeque;
 
 use ageing::{Ageing, STAMP_PAST};
 use bucket::{Bucket, Class, Counts, Flag, Place};
+use counting::Counting;
 use lists::Lists;
 use open::OpenBuckets;
 use order::{Order, past_at, recency_at};
 
+pub use counting::PRIO_EMPTY;
 pub use discard::Discarding;
 pub use gc::GcBase;
 pub use lists::{Reserve, Sizes};
@@ -186,6 +189,8 @@ pub struct Allocator {
     need_gc_since: u8,
     /// Largest distance of any gen from the durable table.
     table_lag: u8,
+    /// Leaves have yet to be counted.
+    counting: Option<Counting>,
 }
 
 impl Allocator {
@@ -229,6 +234,7 @@ impl Allocator {
             need_gc: 0,
             need_gc_since: 0,
             table_lag: 0,
+            counting: None,
         }
     }
 
@@ -471,7 +477,7 @@ impl Allocator {
 
     /// Largest distance of a gen from the oldest pointer that may still stand: [`GEN_AGE_WANTS_GC`] asks for a gc.
     pub fn need_gc(&self) -> u8 {
-        self.need_gc
+        if self.is_counting() { 0 } else { self.need_gc }
     }
 
     /// What the gen table should say about a range of buckets, which may reach beyond the last.

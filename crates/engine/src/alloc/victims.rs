@@ -91,6 +91,9 @@ impl Allocator {
         random: impl FnMut() -> u64,
         take: impl FnMut(&mut Allocator, BucketNr),
     ) -> Gathered {
+        if self.is_counting() && !mutations::is(Mutation::AllocRecyclesUncounted) {
+            return Gathered::new(0, true);
+        }
         self.unpark_some();
         match self.config.replacement {
             Replacement::Lru => self.lru(count, take),

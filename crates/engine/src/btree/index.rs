@@ -41,6 +41,9 @@ impl Index {
         let extents = map.len();
         let mut rest = map;
         for id in nodes.leaves() {
+            if !nodes.is_counted(id) {
+                continue;
+            }
             let leaf = nodes.get_mut(id);
             let behind = rest.split_off(leaf.key.pos());
             leaf.hold(std::mem::replace(&mut rest, behind));
@@ -156,6 +159,16 @@ impl Index {
         extents
     }
 
+    /// A leaf that is looked at for the first time holds this live extent. Fails if that contradicts what is known.
+    pub fn count(&mut self, alloc: &mut Allocator, extent: &Extent) -> Result<(), String> {
+        let Some(ptr) = extent.ptr else { return Ok(()) };
+        alloc.count_live(ptr, extent.sectors() as u32, extent.dirty)?;
+        if extent.dirty {
+            *self.dirty_sectors.entry(extent.inode).or_default() += extent.sectors();
+        }
+        Ok(())
+    }
+
     /// Lets leaves that nobody looked at lately go until no more than so many bytes are taken, or only `least` are here.
     pub fn send_away(&mut self, bytes_max: u64, least: usize) {
         while self.memory_bytes() > bytes_max && self.nodes.here_count() > least {
@@ -258,6 +271,9 @@ impl Index {
     /// only look at what is pending.
     pub fn audit(&self, alloc: &Allocator) {
         self.nodes.audit();
+        if self.nodes.uncounted() > 0 {
+            return self.audit_pending(alloc);
+        }
         let mut dirty: BTreeMap<u32, u64> = BTreeMap::new();
         let mut live: BTreeMap<BucketNr, (u32, u32)> = BTreeMap::new();
         let (mut here, mut extents) = (0, 0);

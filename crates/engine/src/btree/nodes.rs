@@ -36,6 +36,8 @@ pub struct Node {
     pub(super) extents: usize,
     /// Leaf: dirty sectors of its content.
     pub(super) dirty_sectors: u64,
+    /// Leaf: what it says is counted.
+    is_counted: bool,
     /// Leaf: looked at lately.
     hot: Cell<bool>,
     /// Writes of it that are under way; meanwhile what is on disk is not what it says.
@@ -72,6 +74,7 @@ pub struct Nodes {
     /// Ranges whose leaves somebody is having brought here, by number; these stay until all are here.
     wanted: BTreeMap<u64, (Pos, Pos)>,
     wanted_next: u64,
+    uncounted: usize,
     /// Leaves whose pending sets were taken for new ones that have no place yet.
     pub(super) rewriting: usize,
 }
@@ -110,6 +113,7 @@ impl Nodes {
             content: (level == 0).then(ExtentMap::new),
             extents: 0,
             dirty_sectors: 0,
+            is_counted: true,
             hot: Cell::new(true),
             writing: 0,
             shadow: None,
@@ -266,8 +270,33 @@ impl Nodes {
         self.get(id).content.as_ref().expect("brought before")
     }
 
-    /// Gives a leaf that was away its content.
+    /// A leaf that nobody looked at since the set was opened.
+    pub fn leave_uncounted(&mut self, id: NodeId) {
+        let node = self.get_mut(id);
+        node.content = None;
+        node.is_counted = false;
+        self.uncounted += 1;
+    }
+
+    /// Leaves that were not looked at since the set was opened.
+    pub fn uncounted(&self) -> usize {
+        self.uncounted
+    }
+
+    /// Whether a leaf is not among them.
+    pub fn is_counted(&self, id: NodeId) -> bool {
+        self.get(id).is_counted
+    }
+
+    /// Gives a leaf that was away its content, all of which is counted.
     pub fn arrive(&mut self, id: NodeId, content: ExtentMap) {
+        if !self.is_counted(id) {
+            self.uncounted -= 1;
+            let node = self.get_mut(id);
+            let dirty = content.iter().filter(|extent| extent.dirty);
+            node.dirty_sectors = dirty.map(|extent| extent.sectors()).sum();
+            node.is_counted = true;
+        }
         let node = self.get_mut(id);
         node.extents = content.len();
         node.hot.set(true);
@@ -321,7 +350,7 @@ impl Nodes {
         let leaf = self
             .leaves_of(inode, start, end)
             .map(|id| self.get(id))
-            .find(|leaf| leaf.dirty_sectors > 0)?;
+            .find(|leaf| leaf.dirty_sectors > 0 || !leaf.is_counted)?;
         let low = if leaf.low.inode == inode {
             leaf.low.offset
         } else {

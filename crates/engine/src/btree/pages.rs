@@ -7,6 +7,9 @@
 //! Who wants to see or change a range waits for its leaves and acts in the step in which he sees them all here. Nobody
 //! changes a leaf that is away, so what is read of it stays true until it is here. If memory is short others leave: those
 //! nobody looked at lately, of which nothing is pending or being written.
+//!
+//! After a clean stop all leaves are away at first, and nothing is known of them. Each is counted when it comes, and one task
+//! brings all of them. Until it is done no bucket is recycled.
 
 use super::index::Index;
 use super::nodes::NodeId;
@@ -19,13 +22,19 @@ use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, leaves_here_min};
 use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
-use brigade_env::sync::{Notify, Semaphore, yield_now};
+use brigade_env::sync::{Notify, Semaphore, join_all, yield_now};
 use brigade_format::node::{self, Bset};
 use brigade_format::{Key, KeyRules, Pos};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// Buckets taken in at once when all leaves are counted.
+const COUNT_BUCKETS: usize = 1 << 15;
+/// Time before a leaf that could not be read is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module documentation.
 pub struct Pages<E: Env> {
@@ -44,6 +53,7 @@ pub struct Pages<E: Env> {
     slots: Semaphore,
     loads: Cell<u64>,
     read_bytes: Cell<u64>,
+    is_closing: Cell<bool>,
 }
 
 /// A leaf on its way.
@@ -103,6 +113,7 @@ impl<E: Env> Pages<E> {
             slots: Semaphore::new(LEAF_LOADS_MAX),
             loads: Cell::new(0),
             read_bytes: Cell::new(0),
+            is_closing: Cell::new(false),
         })
     }
 
@@ -209,31 +220,46 @@ impl<E: Env> Pages<E> {
         if !self.is_away(leaf) {
             return Ok(());
         }
-        marks::hit(Mark::BtreeLeafComesBack);
-        let (key, low, blocks) = {
-            let index = self.index.borrow();
-            let node = index.nodes.get(leaf);
-            (node.key, node.low, node.blocks_used)
+        let (key, low, blocks, is_new) = {
+            let nodes = &self.index.borrow().nodes;
+            let node = nodes.get(leaf);
+            (
+                node.key,
+                node.low,
+                node.blocks_used,
+                !nodes.is_counted(leaf),
+            )
         };
+        if !is_new {
+            marks::hit(Mark::BtreeLeafComesBack);
+        }
         let ptr = key.ptr(0).expect("a node has a place");
-        let bytes = (blocks * self.layout.block_sectors * SECTOR) as usize;
-        let buffer = self.disk.read_bytes(ptr.sector(), bytes).await?;
-        self.loads.set(self.loads.get() + 1);
-        self.read_bytes.set(self.read_bytes.get() + bytes as u64);
         let block_bytes = (self.layout.block_sectors * SECTOR) as usize;
+        let bytes = match is_new {
+            true => u64::from(key.size()) * SECTOR / block_bytes as u64 * block_bytes as u64,
+            false => blocks * block_bytes as u64,
+        };
+        let buffer = self.disk.read_bytes(ptr.sector(), bytes as usize).await?;
+        self.loads.set(self.loads.get() + 1);
+        self.read_bytes.set(self.read_bytes.get() + bytes);
         let wrong = |what: String| {
             let byte = ptr.sector() * SECTOR;
             let text = format!("{}: btree node at byte {byte}: {what}", self.disk.name());
             self.poison.throw(&text);
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
+        yield_now().await;
         let node = node::parse_node(&buffer, block_bytes, ptr, self.layout.set_magic)
             .map_err(|error| wrong(error.error.to_string()))?;
         drop(buffer);
+        if is_new {
+            self.first_seen(leaf, &node);
+        }
         let mut layers = Layers::default();
         for set in node.sets {
             yield_now().await;
-            let run = self.run_of(set, low, key.pos()).await.map_err(wrong)?;
+            let run = self.run_of(set, low, key.pos(), is_new).await;
+            let run = run.map_err(wrong)?;
             yield_now().await;
             layers.push(run);
         }
@@ -242,16 +268,9 @@ impl<E: Env> Pages<E> {
         let mut content = ExtentMap::new();
         for some in extents.chunks(SLICE_KEYS) {
             yield_now().await;
-            let alloc = self.buckets.get();
-            let may_live = |extent: &&Extent| {
-                let ptr = extent.ptr;
-                ptr.is_some_and(|ptr| !alloc.is_stale_durably(ptr))
-            };
-            some.iter()
-                .filter(may_live)
-                .for_each(|extent| content.push(*extent));
+            self.take_in(some, &mut content, is_new).map_err(wrong)?;
         }
-        if self.is_away(leaf) {
+        {
             let mut index = self.index.borrow_mut();
             index.arrive(&self.buckets.get(), leaf, content);
         }
@@ -259,8 +278,89 @@ impl<E: Env> Pages<E> {
         Ok(())
     }
 
+    /// Nothing was known of the leaf but where it is.
+    fn first_seen(&self, leaf: NodeId, node: &node::Node) {
+        let mut index = self.index.borrow_mut();
+        let known = index.nodes.get_mut(leaf);
+        (known.seq, known.blocks_used) = (node.seq, node.blocks_used as u64);
+        // A kernel takes version 0 sets only as long as the node's sets all are.
+        known.rewrite_wanted |= node.sets.iter().any(|set| set.version == 0);
+    }
+
+    /// Adds what may be live of some extents to a leaf's content, and counts it if that was not done before.
+    fn take_in(
+        &self,
+        some: &[Extent],
+        content: &mut ExtentMap,
+        is_new: bool,
+    ) -> Result<(), String> {
+        let mut index = self.index.borrow_mut();
+        let mut alloc = self.buckets.get_mut();
+        for extent in some {
+            let Some(ptr) = extent.ptr else { continue };
+            let is_stale = alloc.is_stale(ptr);
+            // What a crash may bring back is kept, but for what was not there when the set was opened.
+            if alloc.is_stale_durably(ptr) || is_stale && (is_new || extent.dirty) {
+                continue;
+            }
+            if is_new {
+                index.count(&mut alloc, extent)?;
+            }
+            content.push(*extent);
+        }
+        Ok(())
+    }
+
+    /// Looks at every leaf once, so that everything is counted and buckets can be recycled.
+    pub async fn count_all(self: Rc<Self>) {
+        let leaves = self.index.borrow().nodes.leaves();
+        for some in leaves.chunks(LEAF_LOADS_MAX) {
+            let uncounted: Vec<_> = {
+                let nodes = &self.index.borrow().nodes;
+                let is_new = |id: &NodeId| nodes.is_live(*id) && !nodes.is_counted(*id);
+                some.iter().copied().filter(is_new).collect()
+            };
+            while let Err(error) = self.bring_leaves(&uncounted).await {
+                tracing::warn!(%error, "not all btree leaves are counted, so nothing can be recycled");
+                if self.is_over() {
+                    return;
+                }
+                self.env.sleep(PAUSE).await;
+            }
+            if self.is_over() {
+                return;
+            }
+        }
+        while !self.buckets.get_mut().finish_counting(COUNT_BUCKETS) {
+            yield_now().await;
+        }
+        self.buckets.is_dry.set(false);
+        self.buckets.demand.notify_all();
+        self.buckets.released.notify_all();
+    }
+
+    async fn bring_leaves(&self, leaves: &[NodeId]) -> io::Result<()> {
+        let brought = join_all(leaves.iter().map(|id| self.bring_leaf(*id))).await;
+        brought.into_iter().collect()
+    }
+
+    /// Lets the task that counts end.
+    pub fn stop(&self) {
+        self.is_closing.set(true);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_closing.get() || self.poison.is_thrown()
+    }
+
     /// A set as extents. It was found good when the set was opened, or written since.
-    async fn run_of(&self, set: Bset, low: Pos, high: Pos) -> Result<Vec<Extent>, String> {
+    async fn run_of(
+        &self,
+        set: Bset,
+        low: Pos,
+        high: Pos,
+        is_new: bool,
+    ) -> Result<Vec<Extent>, String> {
         let mut run: Vec<Extent> = Vec::with_capacity(set.keys.len());
         for some in set.keys.chunks(SLICE_KEYS) {
             for key in some.iter().filter(|key| key.size() > 0) {
@@ -271,6 +371,12 @@ impl<E: Env> Pages<E> {
                     return Err(format!("{extent:?} does not follow {last:?}"));
                 }
                 run.push(extent);
+            }
+            if is_new {
+                let mut alloc = self.buckets.get_mut();
+                let pointers = some.iter().flat_map(|key| key.ptr(0));
+                let known = pointers.filter(|ptr| ptr.is_available());
+                known.for_each(|ptr| alloc.count_pointer(ptr));
             }
             yield_now().await;
         }

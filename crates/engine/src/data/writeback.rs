@@ -116,7 +116,12 @@ impl<E: Env> Writeback<E> {
                 .now()
                 .saturating_sub(self.parts.last_request.get())
                 >= self.parts.delay;
-            let outcome = if dirty > 0 && (idle || self.is_pressed(dirty)) {
+            let is_counted = self.parts.index.borrow().nodes.uncounted() == 0;
+            let outcome = if !is_counted {
+                // Nobody knows what is dirty.
+                self.pause(LOOK).await;
+                continue;
+            } else if dirty > 0 && (idle || self.is_pressed(dirty)) {
                 self.round().await.map(|_| ())
             } else if dirty == 0 {
                 let _ = self.become_clean().await;

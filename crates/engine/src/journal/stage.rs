@@ -69,6 +69,8 @@ struct State<S: brigade_env::Survivor> {
     last_took: Duration,
     is_closing: bool,
     is_settled: bool,
+    /// The gen table is one of a clean stop.
+    is_stopped: bool,
 }
 
 /// See the module documentation.
@@ -130,6 +132,7 @@ impl<E: Env> Journal<E> {
                 last_took: Duration::ZERO,
                 is_closing: false,
                 is_settled: false,
+                is_stopped: false,
             }),
             work: Notify::new(),
             progress: Notify::new(),
@@ -367,9 +370,11 @@ impl<E: Env> Journal<E> {
         state.survivor = Some(log);
     }
 
-    /// Ends the session: an empty entry that needs nothing (docs/format.md 8.4), then no more.
-    pub async fn close(&self) -> io::Result<()> {
+    /// Ends the session: an empty entry that needs nothing (docs/format.md 8.4), then no more. `with_table`: the gen table it
+    /// names is one of a clean stop.
+    pub async fn close(&self, with_table: bool) -> io::Result<()> {
         self.flush().await?;
+        self.state.borrow_mut().is_stopped = with_table;
         self.write_now().await?;
         let mut state = self.state.borrow_mut();
         assert!(
@@ -490,8 +495,11 @@ impl<E: Env> Journal<E> {
             prio_bucket: state.roots.prio_head,
         };
         let mut entry = jset::encode(&header, &state.words, self.set_magic, block_bytes as usize);
-        if state.is_settled {
-            jset::mark(&mut entry);
+        let is_empty = state.words.is_empty() && last == seq;
+        match (state.is_settled, state.is_stopped && is_empty) {
+            (true, true) => jset::mark(&mut entry, jset::Mark::Stopped),
+            (true, false) => jset::mark(&mut entry, jset::Mark::Running),
+            (false, _) => (),
         }
         state.words.clear();
         state.seq = seq + 1;

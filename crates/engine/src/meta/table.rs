@@ -90,6 +90,10 @@ impl<E: Env> GenTable<E> {
 
     /// Writes the links of the batch's table; nothing names them yet. Gives the head.
     pub async fn write_links(&self, batch: &Batch) -> io::Result<BucketNr> {
+        self.write_all(batch, false).await
+    }
+
+    async fn write_all(&self, batch: &Batch, is_stop: bool) -> io::Result<BucketNr> {
         let seq = self.seq.get() + 1;
         self.seq.set(seq);
         let links: Vec<BucketNr> = batch
@@ -102,7 +106,7 @@ impl<E: Env> GenTable<E> {
         for some in numbered.chunks(LINKS_AT_ONCE) {
             let writes = some.iter().map(|(at, nr)| {
                 let next = links.get(at + 1).map_or(0, |next| next.0);
-                self.write_link(seq, *at as u64, *nr, next)
+                self.write_link(seq, *at as u64, *nr, next, is_stop)
             });
             let results = join_all(writes.collect::<Vec<_>>()).await;
             results.into_iter().collect::<io::Result<()>>()?;
@@ -111,11 +115,22 @@ impl<E: Env> GenTable<E> {
     }
 
     /// Gens may move between one link and the next: each says at least what the batch needs.
-    async fn write_link(&self, seq: u64, at: u64, nr: BucketNr, next: u64) -> io::Result<()> {
+    async fn write_link(
+        &self,
+        seq: u64,
+        at: u64,
+        nr: BucketNr,
+        next: u64,
+        is_stop: bool,
+    ) -> io::Result<()> {
         let per_link = prio::entries_per_bucket(self.setup.meta_bytes) as u64;
         let bytes = {
             let alloc = self.buckets.get();
-            let entries = alloc.table_entries(at * per_link..(at + 1) * per_link);
+            let range = at * per_link..(at + 1) * per_link;
+            let entries = match is_stop {
+                true => alloc.stop_entries(range),
+                false => alloc.table_entries(range),
+            };
             let (magic, size) = (self.setup.set_magic, self.setup.meta_bytes);
             prio::encode(seq, next, &entries, magic, size)
         };
@@ -147,6 +162,19 @@ impl<E: Env> GenTable<E> {
         self.finish(batch);
         self.discard().await;
         Ok(())
+    }
+
+    /// Writes the table of a clean stop, if there is room for one. What it says holds as long as nothing else is written.
+    pub async fn write_last(&self, journal: &Journal<E>) -> io::Result<bool> {
+        let batch = self.buckets.get_mut().begin_table_write();
+        let Some(batch) = batch else {
+            return Ok(false);
+        };
+        let head = self.write_all(&batch, true).await?;
+        journal.set_roots(|roots| roots.prio_head = head.0);
+        journal.write_now().await?;
+        self.finish(batch);
+        Ok(true)
     }
 
     /// Tells the device about recycled buckets, as far as there is time; the others are ready without that.

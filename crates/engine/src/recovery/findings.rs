@@ -153,6 +153,11 @@ impl Findings {
     }
 
     /// What was kept, with a closing line for each id of which more was seen.
+    /// Nothing was reported so far.
+    pub(super) fn is_empty(&self) -> bool {
+        self.counts.is_empty()
+    }
+
     pub(super) fn finish(mut self) -> Vec<Finding> {
         for (&id, &count) in self
             .counts

@@ -284,11 +284,18 @@ fn check(folder: &Path, name: &str) -> Result<String, String> {
     std::fs::create_dir_all(&unpacked).unwrap();
     unpack(folder, &man, &unpacked);
     let want = wanted(&man);
-    let (writing, refusal) = observe(&man, &unpacked, How { read_only: false });
+    let (writing, refusal) = observe(&man, &unpacked, How::default());
     let result = if writing == want {
         Ok(format!("as the kernel: {}", refusal.unwrap_or_default()))
     } else {
-        let (reading, _) = observe(&man, &unpacked, How { read_only: true });
+        let (reading, _) = observe(
+            &man,
+            &unpacked,
+            How {
+                read_only: true,
+                ..How::default()
+            },
+        );
         let may_differ = man["latitude"] == "may differ";
         let is_stricter = |(file, is_taken): &(String, bool)| {
             !is_taken && want.register.contains(&(file.clone(), true))

@@ -40,7 +40,7 @@ struct Kept {
     uuid_bucket: Result<Key, FormatError>,
     root: Result<Key, FormatError>,
     root_level: u16,
-    is_marked: bool,
+    mark: Option<jset::Mark>,
     prio_head: u64,
     key_bytes: Vec<u8>,
 }
@@ -200,7 +200,7 @@ impl Scan {
             uuid_bucket: view.uuid_bucket(),
             root: view.btree_root(),
             root_level: view.btree_level,
-            is_marked: view.is_marked(),
+            mark: view.mark(),
             prio_head: view.prio_bucket,
             key_bytes: view
                 .bytes()
@@ -272,7 +272,7 @@ pub(super) async fn read<E: Env>(
         uuid_bucket: slot("F50", &newest.uuid_bucket)?,
         root: slot("F36", &newest.root)?,
         root_level: newest.root_level,
-        is_ours: newest.is_marked,
+        mark: newest.mark,
         prio_head: newest.prio_head,
         byte_offset,
     };

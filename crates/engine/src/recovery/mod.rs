@@ -1,7 +1,8 @@
 //! Reading a cache device at open, and deciding whether it may be opened. Nothing is written here.
 //!
 //! The order is that of `docs/format.md` 8.2: journal, gen table, root, UUID table, the whole tree, the replay range.
-//! There is no difference between a clean and an unclean start. Only when every pointer has raised its bucket's gen
+//! There is no difference between a clean and an unclean start, but for one: after a clean stop of Brigade itself, which
+//! says so in its last entry, leaves are not read (`How::may_count_later`). Only when every pointer has raised its bucket's gen
 //! is anything called stale; then the replayed keys are laid over the tree (8.5) and the result is the index the set
 //! works with. Deviations are judged by the table in 11: they are reported, bar writing, or stop the opening.
 //!
@@ -36,10 +37,12 @@ mod tests;
 pub use crate::journal::survivor::{SurvivorEntry, SurvivorLog};
 pub use findings::{Finding, LoadError, Severity};
 
+use crate::alloc::PRIO_EMPTY;
 use crate::extents::{Extent, ExtentMap};
 use crate::marks::{Mark, hit};
 use crate::mutations::{self, Mutation};
 use brigade_env::{Env, SECTOR_BYTES};
+use brigade_format::jset;
 use brigade_format::superblock::{CacheGeometry, Superblock};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{Gen, Key, Pos};
@@ -54,6 +57,8 @@ use uuids::Uuids;
 pub struct How {
     /// Nothing will be written: findings that only bar writing are tolerated.
     pub read_only: bool,
+    /// After a clean stop of Brigade leaves need not be read: they are counted later, while the set works.
+    pub may_count_later: bool,
 }
 
 /// The newest journal entry on disk.
@@ -71,8 +76,8 @@ pub struct Newest {
     pub root: Key,
     /// Its level; 0 means that the root is a leaf.
     pub root_level: u16,
-    /// Brigade wrote it, as far as its mark tells.
-    pub is_ours: bool,
+    /// What Brigade says in it, if it wrote it, as far as its mark tells.
+    pub mark: Option<jset::Mark>,
     /// First bucket of the gen table.
     pub prio_head: u64,
     /// Where the entry stands on the device.
@@ -148,6 +153,8 @@ pub struct Loaded {
     pub prio_seq: u64,
     /// Live nodes, root first, then level by level in key order.
     pub nodes: Vec<LoadedNode>,
+    /// Leaves were read. If not, nothing is known of what they hold, and all they need is that somebody counts it.
+    pub is_counted: bool,
     /// What is cached where, after replay: live extents only, none crossing a leaf boundary.
     pub index: ExtentMap,
     /// What must be added to the leaves so that the tree alone says what the index says: the decisions for exactly the
@@ -158,7 +165,7 @@ pub struct Loaded {
     /// Those of `rejournal` that nothing proves newer than the journal's key (F47). They bar writing; a kernel erases them, and
     /// a read-only opening serves what a kernel would.
     pub doubtful: Vec<Extent>,
-    /// Per bucket: a pointer of its current gen stands in the tree or the replay range.
+    /// Per bucket: a pointer of its current gen stands in the tree or the replay range, or may.
     pub referenced: Vec<bool>,
     /// Inodes with any key in the tree or the replay range: slots that must not be given out.
     pub inodes_seen: BTreeSet<u32>,
@@ -194,6 +201,13 @@ pub async fn load<E: Env>(
     )
     .await?;
     let newest = journal.newest;
+    let is_replayed = journal.replay.iter().any(|entry| !entry.keys.is_empty());
+    let counts_later = how.may_count_later
+        && newest.mark == Some(jset::Mark::Stopped)
+        && newest.seq == newest.last_seq
+        && journal.later_prio_head.is_none()
+        && !is_replayed
+        && findings.is_empty();
     let chain = prios::read(env, device, geometry, newest.prio_head, &mut findings).await?;
     let mut marks = Marks::new(geometry, chain.entries);
     claim_metadata(&mut marks, &chain.buckets, Owner::Prio)?;
@@ -214,8 +228,25 @@ pub async fn load<E: Env>(
         &mut marks,
         &mut inodes,
         &mut findings,
+        !counts_later,
     )
     .await?;
+    if counts_later && marks.gens != marks.chain_gens {
+        // The table is not what a clean stop leaves.
+        let at_once = How {
+            may_count_later: false,
+            ..how
+        };
+        let again = load(
+            env,
+            device,
+            superblock,
+            geometry.clone(),
+            survivors,
+            at_once,
+        );
+        return Box::pin(again).await;
+    }
     let replayed = raise_by_journal(&journal, &mut marks, &mut inodes);
     if let Some(ptr) = newest.uuid_bucket.ptr(0) {
         marks.see_node(ptr);
@@ -256,8 +287,14 @@ pub async fn load<E: Env>(
         replayed_entries: journal.replay.len() as u64,
         replayed_keys: replayed.len() as u64,
     };
+    if counts_later {
+        hit(Mark::OpenCountsLater);
+        let may_be_named = |prio: &u16| *prio != PRIO_EMPTY;
+        marks.referenced = marks.prios.iter().map(may_be_named).collect();
+    }
     Ok(Loaded {
         newest,
+        is_counted: !counts_later,
         ring: journal.ring,
         oldest_gens: marks.oldest_gens(),
         gens: marks.gens,

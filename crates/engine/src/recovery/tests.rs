@@ -6,7 +6,10 @@ use crate::extents::Extent;
 use brigade_format::uuid_table::INVALIDATED;
 use brigade_format::{Gen, Key, Pos, Ptr};
 
-const READ_ONLY: How = How { read_only: true };
+const READ_ONLY: How = How {
+    read_only: true,
+    may_count_later: false,
+};
 
 fn entry(seq: u64, last_seq: u64, keys: &[Key]) -> Entry {
     Entry {

@@ -39,7 +39,8 @@ struct Walk<'a> {
     tree: Tree,
 }
 
-/// Reads every live node. The prio chain's gens must be in `marks`.
+/// Reads every live node, or all but the leaves. The prio chain's gens must be in `marks`.
+#[allow(clippy::too_many_arguments, reason = "one walk fills all of these")]
 pub(super) async fn read<E: Env>(
     env: &E,
     device: &E::Device,
@@ -48,6 +49,7 @@ pub(super) async fn read<E: Env>(
     marks: &mut Marks,
     inodes: &mut BTreeSet<u32>,
     findings: &mut Findings,
+    with_leaves: bool,
 ) -> Result<Tree, LoadError> {
     let tree = Tree {
         nodes: Vec::new(),
@@ -68,7 +70,9 @@ pub(super) async fn read<E: Env>(
     let mut level = 0..1;
     loop {
         let next = walk.tree.nodes.len();
-        walk.read_level(env, device, level.clone()).await?;
+        if with_leaves || walk.tree.nodes[level.start].level > 0 {
+            walk.read_level(env, device, level.clone()).await?;
+        }
         if walk.tree.nodes[level.start].level == 0 {
             walk.tree.leaves = level;
             return Ok(walk.tree);

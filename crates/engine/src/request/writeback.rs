@@ -110,7 +110,9 @@ async fn place<E: Env>(
             Ok(placed) => return Ok(Some(placed)),
             Err(NoPlace::Keys) => return Ok(None),
             // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
-            Err(NoPlace::Now) if buckets.is_dry.get() || sectors > fill::sure_sectors(cache) => {
+            Err(NoPlace::Now)
+                if is_hopeless(core, cache) || sectors > fill::sure_sectors(cache) =>
+            {
                 return Ok(None);
             }
             Err(NoPlace::Now) => marks::hit(Mark::PlaceWaits),
@@ -124,4 +126,10 @@ async fn place<E: Env>(
             .turn()
             .await;
     }
+}
+
+/// Whether no bucket is to be had soon. A flash volume has no other place for its data, so it waits for the first count.
+fn is_hopeless<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
+    let will_be_counted = core.backing.is_none() && cache.buckets.get().is_counting();
+    cache.buckets.is_dry.get() && !will_be_counted
 }

@@ -81,12 +81,16 @@ impl<E: Env> CacheSet<E> {
         };
         let name = self.disk().name();
         self.cache.buckets.end_fills().await;
+        self.cache.pages.stop();
         running.tree.stop().await;
         // Writing leaves may need buckets, so whoever recycles them goes last.
         let written = running.tree.write_all().await;
         running.table.stop().await;
         let result = match written {
-            Ok(()) => running.journal.close().await,
+            Ok(()) => match running.table.write_last(&running.journal).await {
+                Ok(with_table) => running.journal.close(with_table && self.names_all()).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         running.journal.abandon();
@@ -99,6 +103,16 @@ impl<E: Env> CacheSet<E> {
             }),
             (Err(error), None) => Err(Error::io(name, "stop", &error)),
         }
+    }
+
+    /// Whether no key is of an inode whose slot in the UUID table is empty, as far as is known from the opening.
+    fn names_all(&self) -> bool {
+        let entries = self.uuids.entries();
+        let is_named = |inode: &u32| {
+            let entry = entries.get(*inode as usize);
+            entry.is_some_and(|entry| !entry.is_empty())
+        };
+        self.inodes_seen.iter().all(is_named)
     }
 
     /// For `status`.

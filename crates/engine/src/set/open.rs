@@ -202,7 +202,10 @@ pub async fn prepare<E: Env>(
         superblock,
         geometry,
         &survivors,
-        How { read_only },
+        How {
+            read_only,
+            may_count_later: !read_only && survivors.is_empty(),
+        },
     )
     .await
     .map_err(|error| Error::format(found.disk.name(), error))?;
@@ -291,7 +294,10 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
             alloc.add_live(ptr, extent.sectors() as u32, extent.dirty);
         }
     }
-    alloc.start();
+    match loaded.is_counted {
+        true => alloc.start(),
+        false => alloc.start_counting(),
+    }
     alloc
 }
 
@@ -314,6 +320,9 @@ fn load_nodes(loaded: &Loaded) -> Nodes {
         }
         // A kernel takes version 0 sets only as long as the node's sets all are.
         nodes.get_mut(id).rewrite_wanted = node.has_old_bset_version;
+        if node.level == 0 && !loaded.is_counted {
+            nodes.leave_uncounted(id);
+        }
         ids.push(id);
     }
     // Dirty keys that point at reused buckets go with the next write of their leaf.
@@ -511,6 +520,10 @@ async fn start<E: Env>(
     write_superblock(&found.disk, &found.superblock).await?;
     begin_record(&journal, &found, store, options);
     env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
+    if !loaded.is_counted {
+        let count = cache.pages.clone().count_all();
+        env.spawn(steps.timed(env, Task::Count, count));
+    }
     Ok(CacheSet {
         cache,
         superblock: found.superblock,

@@ -35,7 +35,7 @@ pub async fn settle<E: Env>(
     let Some(loaded) = prepared
         .loaded
         .as_mut()
-        .filter(|loaded| !loaded.newest.is_ours)
+        .filter(|loaded| loaded.newest.mark.is_none())
     else {
         return Ok(None);
     };

@@ -37,17 +37,23 @@ fn suspect(bytes: &[u8]) -> Option<(u64, FormatError)> {
 #[test]
 fn a_mark_is_seen_and_the_entry_stays_valid() {
     let mut bytes = encode(&header(), &[7, 8], SET, 512);
-    let marked = |bytes: &[u8]| matches!(probe(bytes, SET), Probe::Valid(view) if view.is_marked());
-    assert!(!marked(&bytes));
-    mark(&mut bytes);
-    assert!(marked(&bytes));
+    let marked = |bytes: &[u8]| match probe(bytes, SET) {
+        Probe::Valid(view) => view.mark(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(marked(&bytes), None);
+    mark(&mut bytes, Mark::Stopped);
+    assert_eq!(marked(&bytes), Some(Mark::Stopped));
+    mark(&mut bytes, Mark::Running);
+    assert_eq!(marked(&bytes), Some(Mark::Running));
     let left_over: [u8; 6] = std::array::from_fn(|i| bytes[170 + i]);
     let mut next = encode(&JsetHeader { seq: 2, ..header() }, &[], SET, 512);
     next[170..176].copy_from_slice(&left_over);
     let csum = crate::crc::checksum(crate::crc::SEED, &next[8..240]);
     next[..8].copy_from_slice(&csum.to_le_bytes());
-    assert!(
-        !marked(&next),
+    assert_eq!(
+        marked(&next),
+        None,
         "the mark of one entry says nothing in another"
     );
 }
