@@ -39,7 +39,7 @@ mod wait;
 
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
-pub use limits::set_leaf_batch;
+pub use limits::{hold_collections, set_leaf_batch};
 pub use options::{AckPolicy, Options};
 pub use set::server::Server;
 pub use set::volume::Volume;

@@ -64,6 +64,23 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 #[cfg(feature = "instrumented")]
 thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
+    static COLLECTIONS_HELD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether collections wait although they are due, as they would behind work that never ends. Only simulation has them wait, so
+/// that gens get as far ahead of old pointers as they may.
+#[inline(always)]
+pub fn collections_held() -> bool {
+    #[cfg(feature = "instrumented")]
+    return COLLECTIONS_HELD.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    false
+}
+
+/// From now on no collection begins on this thread, or those that are due do again.
+#[cfg(feature = "instrumented")]
+pub fn hold_collections(are_held: bool) {
+    COLLECTIONS_HELD.with(|now| now.set(are_held));
 }
 
 /// Leaves written in one round. Only simulation makes it smaller, so that small trees take several rounds too.

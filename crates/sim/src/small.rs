@@ -29,15 +29,28 @@ pub fn disks(
     block: u64,
     back: u64,
 ) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    disks_of(9, Replacement::Lru, buckets, bucket, block, back)
+}
+
+/// The same under a policy, for a set with this in all bytes of its identity; identities of devices follow from it.
+pub fn disks_of(
+    set: u8,
+    replacement: Replacement,
+    buckets: u64,
+    bucket: u64,
+    block: u64,
+    back: u64,
+) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    let (cache_uuid, backing_uuid) = ([set ^ 8; 16], [set ^ 11; 16]);
     let cache = DiskState::new("cache", geo(buckets * bucket));
     let new = NewCache {
         device_sectors: buckets * bucket,
         bucket_sectors: bucket as u32,
         block_sectors: block as u16,
-        uuid: [1; 16],
-        set_uuid: [9; 16],
+        uuid: cache_uuid,
+        set_uuid: [set; 16],
         discard: false,
-        replacement: Replacement::Lru,
+        replacement,
     };
     cache
         .borrow_mut()
@@ -47,8 +60,8 @@ pub fn disks(
         device_sectors: back + 16,
         data_offset: 16,
         block_sectors: block as u16,
-        uuid: [2; 16],
-        set_uuid: [9; 16],
+        uuid: backing_uuid,
+        set_uuid: [set; 16],
         mode: CacheMode::Writeback,
         label: "x".into(),
     };

@@ -1,0 +1,273 @@
+//! Images whose oldest pointers are nearly as many generations behind their buckets as they may be.
+//!
+//! A collection is due when the oldest pointer is 64 generations behind, and a bucket is not recycled when its own is 96 behind
+//! (docs/format.md 6.3). A set is between the two only while a collection that is due does not come to its end; here it does not
+//! begin, as if the work that goes before it never ended. All else is a server at work on a small cache, which goes round until
+//! that guard refuses its buckets. Leaves that are not written meanwhile keep their oldest pointers, and so does an
+//! interior node that has room for every change.
+//!
+//! A case is a folder: `cache.img`, `back.img`, what the volume holds (`written`: `START COUNT TAG`, zeros left out), and what
+//! was found in the image (`case`). Sectors are patterned as the interop tests do it, so that these can read them.
+//!
+//! Serves `cargo x interop histories`. Only with the feature `instrumented`.
+#![cfg(feature = "instrumented")]
+
+use crate::disk::{self, DiskState};
+use crate::exec::{Chance, Store, World};
+use crate::export::{runs, write_image};
+use crate::small::{disks_of, load, open, options};
+use brigade_engine::alloc::GEN_AGE_MAX;
+use brigade_engine::recovery::Loaded;
+use brigade_engine::{Server, Volume, hold_collections};
+use brigade_env::{BlockDevice, StreamId};
+use brigade_format::{CacheGeometry, CacheMode, Replacement, node};
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+const BUCKETS: u64 = 640;
+const BUCKET_SECTORS: u64 = 16;
+const SECTORS: u64 = 16_000;
+/// Dirty data, which keeps its buckets.
+const DIRTY: Range<u64> = 0..5600;
+/// Single clean sectors: many leaves that nothing is written to later.
+const SCATTERED: Range<u64> = 5600..15_000;
+const SCATTERED_STEP: u64 = 4;
+/// A bucket's worth at a time, over and over: one leaf, which hardly grows.
+const HOT: Range<u64> = 15_000..15_160;
+/// Rounds over all that is hot, at most.
+const ROUNDS_MAX: u64 = 20_000;
+/// Buckets that the guard refuses before it is enough.
+const REFUSED: u64 = 100;
+/// A pointer so many generations behind is nearly as old as it may be.
+const FAR: u8 = 90;
+
+/// How the history ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The server stops.
+    Stopped,
+    /// The server is killed: some of its keys are in the journal only.
+    Killed,
+}
+
+/// Both of them.
+pub const ENDS: [End; 2] = [End::Stopped, End::Killed];
+
+impl End {
+    /// As the folder is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            End::Stopped => "stopped",
+            End::Killed => "killed",
+        }
+    }
+}
+
+/// Pointers in the nodes of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pointers {
+    /// How far the oldest is behind the generation of its bucket in the table on disk.
+    behind: u8,
+    /// So many are `FAR` behind and more.
+    far: u64,
+}
+
+/// Makes the case of a seed; says what is in it.
+pub fn export(seed: u64, end: End, folder: &Path) -> io::Result<String> {
+    let chance = Chance::new(seed);
+    let identity = 32 + seed as u8 % 64 * 2 + end as u8;
+    let policy = Replacement::Fifo;
+    let (cache, backing) = disks_of(identity, policy, BUCKETS, BUCKET_SECTORS, 1, SECTORS);
+    let lived = live(&chance, end, &cache, &backing);
+    let (loaded, layout) = load(&cache, chance);
+    let [leaves, interior] = pointers(&cache.borrow(), &loaded, &layout);
+    let is_near = (FAR..=GEN_AGE_MAX).contains(&leaves.behind);
+    assert!(is_near, "seed {seed}: in leaves {leaves:?}, in interior nodes {interior:?}");
+    let note = format!(
+        "oldest pointer in a leaf {} generations behind ({} are {FAR} and more), in an interior node {} ({}); {} buckets refused, \
+         {} nodes, {} dirty extents",
+        leaves.behind,
+        leaves.far,
+        interior.behind,
+        interior.far,
+        lived.refused,
+        loaded.nodes.len(),
+        loaded.index.iter().filter(|extent| extent.dirty).count(),
+    );
+    fs::create_dir_all(folder)?;
+    write_image(&cache.borrow().image(), &cache, &folder.join("cache.img"))?;
+    write_image(&backing.borrow().image(), &backing, &folder.join("back.img"))?;
+    let written = runs(&lived.tags, |tag| (*tag > 0).then(|| tag.to_string()));
+    fs::write(folder.join("written"), written)?;
+    let behind = leaves.behind.max(interior.behind);
+    fs::write(folder.join("case"), format!("sectors {SECTORS}\nbehind {behind}\nnote {note}\n"))?;
+    Ok(note)
+}
+
+/// What a history came to.
+struct Lived {
+    /// Writes made, all of them acknowledged.
+    writes: u64,
+    /// Per sector the number of the one it is of.
+    tags: Vec<u64>,
+    /// Buckets that the guard refused.
+    refused: u64,
+}
+
+impl Default for Lived {
+    fn default() -> Lived {
+        Lived {
+            writes: 0,
+            tags: vec![0; SECTORS as usize],
+            refused: 0,
+        }
+    }
+}
+
+/// Collections wait as long as it is there.
+struct Held;
+
+impl Held {
+    fn new() -> Held {
+        hold_collections(true);
+        Held
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        hold_collections(false);
+    }
+}
+
+type Disk = Rc<RefCell<DiskState>>;
+
+/// Two sessions: what the second finds stored tells it exactly how old the oldest pointers are.
+fn live(chance: &Chance, end: End, cache: &Disk, backing: &Disk) -> Lived {
+    let _held = Held::new();
+    let mut lived = Lived::default();
+    for (session, end) in [End::Stopped, end].into_iter().enumerate() {
+        let begin = Duration::from_secs(1 + 10_000 * session as u64);
+        let world = World::new(chance.clone(), begin);
+        let server = open(&world, cache, backing, &Store::default(), options(false));
+        let session = match session {
+            0 => world.run(fill_up(server, lived), || false),
+            _ => world.run(go_round(server, lived, end), || false),
+        };
+        lived = session.expect("it ends");
+        world.kill();
+        for disk in [cache, backing] {
+            disk.borrow_mut().end(disk::End::Kill, chance);
+        }
+    }
+    lived
+}
+
+async fn fill_up(server: Rc<Server<World>>, lived: Lived) -> Lived {
+    let mut client = Client::new(&server, lived);
+    for at in DIRTY.step_by(BUCKET_SECTORS as usize) {
+        client.write(at, BUCKET_SECTORS).await;
+    }
+    let mode = client.volume.set_mode(CacheMode::Writethrough);
+    mode.await.expect("a mode");
+    for at in SCATTERED.step_by(SCATTERED_STEP as usize) {
+        client.write(at, 1).await;
+    }
+    server.stop().await.expect("it stops");
+    client.lived
+}
+
+async fn go_round(server: Rc<Server<World>>, lived: Lived, end: End) -> Lived {
+    let mut client = Client::new(&server, lived);
+    let set = || server.status().cache_sets.remove(0);
+    let refused = || set().devices[0].victims_refused.generation;
+    for _ in 0..ROUNDS_MAX {
+        client.round().await;
+        if refused() >= REFUSED {
+            break;
+        }
+    }
+    client.lived.refused = refused();
+    assert!(client.lived.refused >= REFUSED, "gens ran ahead");
+    assert_eq!(set().gc.passes, 0, "collections are held");
+    if end == End::Stopped {
+        server.stop().await.expect("it stops");
+    }
+    client.lived
+}
+
+/// Writes one after the other.
+struct Client {
+    volume: Rc<Volume<World>>,
+    lived: Lived,
+}
+
+impl Client {
+    fn new(server: &Server<World>, lived: Lived) -> Client {
+        let volume = server.volumes()[0].clone();
+        Client { volume, lived }
+    }
+
+    async fn round(&mut self) {
+        for at in HOT.step_by(BUCKET_SECTORS as usize) {
+            self.write(at, BUCKET_SECTORS.min(HOT.end - at)).await;
+        }
+    }
+
+    async fn write(&mut self, first: u64, count: u64) {
+        self.lived.writes += 1;
+        let tag = self.lived.writes;
+        let mut buffer = self.volume.buffer(count as usize * 512);
+        for (at, sector) in (first..).zip(buffer.chunks_exact_mut(512)) {
+            fill(sector, at, tag);
+            self.lived.tags[at as usize] = tag;
+        }
+        let written = self.volume.write(StreamId(1), first * 512, buffer, false);
+        written.await.expect("nothing fails here");
+    }
+}
+
+/// The pattern of the interop tests, written a second time: a magic, the sector, the write, and a hash of both.
+fn fill(sector: &mut [u8], number: u64, tag: u64) {
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |value: u64| {
+        let z = value.wrapping_add(GOLDEN_RATIO);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let hash = mix(number.wrapping_mul(GOLDEN_RATIO).wrapping_add(tag));
+    let mut words = [hash; 64];
+    words[..3].copy_from_slice(&[u64::from_le_bytes(*b"BRGDPAT1"), number, tag]);
+    words[63] = mix(hash);
+    for (place, word) in sector.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// All pointers in all sets of all nodes: those of leaves, and those of interior nodes.
+fn pointers(cache: &DiskState, loaded: &Loaded, layout: &CacheGeometry) -> [Pointers; 2] {
+    let mut all = [Pointers::default(); 2];
+    let block_bytes = layout.block_sectors as usize * 512;
+    for loaded_node in &loaded.nodes {
+        let place = loaded_node.key.ptr(0).expect("a node has a place");
+        let mut bytes = vec![0; loaded_node.key.size() as usize * 512];
+        cache.peek(place.sector() * 512, &mut bytes);
+        let node = node::parse_node(&bytes, block_bytes, place, layout.set_magic);
+        let sets = node.unwrap_or_else(|error| panic!("{}", error.error)).sets;
+        let found = &mut all[usize::from(loaded_node.level > 0)];
+        for ptr in sets.iter().flat_map(|set| &set.keys).filter_map(|key| key.ptr(0)) {
+            let nr = ptr.bucket(layout.bucket_sectors).0 as usize;
+            let behind = loaded.chain_gens[nr].after(ptr.r#gen());
+            found.behind = found.behind.max(behind);
+            found.far += u64::from(behind >= FAR);
+        }
+    }
+    all
+}
+
