@@ -12,7 +12,7 @@
 //! Serves `cargo x interop histories`. Only with the feature `instrumented`.
 #![cfg(feature = "instrumented")]
 
-use crate::disk::{self, DiskState};
+use crate::disk::{DiskState, End};
 use crate::exec::{Chance, Store, World};
 use crate::export::{runs, write_image};
 use crate::small::{disks_of, load, open, options};
@@ -30,40 +30,47 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const BUCKETS: u64 = 640;
-const BUCKET_SECTORS: u64 = 16;
-const SECTORS: u64 = 16_000;
+const BUCKET_SECTORS: u64 = 32;
+const SECTORS: u64 = 32_000;
 /// Dirty data, which keeps its buckets.
-const DIRTY: Range<u64> = 0..5600;
+const DIRTY: Range<u64> = 0..11_200;
 /// Single clean sectors: many leaves that nothing is written to later.
-const SCATTERED: Range<u64> = 5600..15_000;
-const SCATTERED_STEP: u64 = 4;
+const SCATTERED: Range<u64> = 11_200..31_000;
+const SCATTERED_STEP: u64 = 6;
 /// A bucket's worth at a time, over and over: one leaf, which hardly grows.
-const HOT: Range<u64> = 15_000..15_160;
+const HOT: Range<u64> = 31_000..31_320;
 /// Rounds over all that is hot, at most.
 const ROUNDS_MAX: u64 = 20_000;
+/// Rounds in which generations get so far that they go past 255 in the second session.
+const ROUNDS_WRAP: u64 = 6000;
+/// Rounds of the first session after all else: enough to recycle buckets, which has the table written.
+const ROUNDS_FIRST: u64 = 60;
 /// Buckets that the guard refuses before it is enough.
 const REFUSED: u64 = 100;
 /// A pointer so many generations behind is nearly as old as it may be.
 const FAR: u8 = 90;
 
-/// How the history ends.
+/// Which one it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The server stops.
+pub enum History {
+    /// The server stops at the end.
     Stopped,
     /// The server is killed: some of its keys are in the journal only.
     Killed,
+    /// The same, and generations went past 255 while the oldest pointers stayed.
+    Wrapped,
 }
 
-/// Both of them.
-pub const ENDS: [End; 2] = [End::Stopped, End::Killed];
+/// All of them.
+pub const HISTORIES: [History; 3] = [History::Stopped, History::Killed, History::Wrapped];
 
-impl End {
+impl History {
     /// As the folder is called.
     pub fn name(self) -> &'static str {
         match self {
-            End::Stopped => "stopped",
-            End::Killed => "killed",
+            History::Stopped => "stopped",
+            History::Killed => "killed",
+            History::Wrapped => "wrapped",
         }
     }
 }
@@ -75,37 +82,46 @@ struct Pointers {
     behind: u8,
     /// So many are `FAR` behind and more.
     far: u64,
+    /// So many of these are from before the generation came round.
+    wrapped: u64,
 }
 
 /// Makes the case of a seed; says what is in it.
-pub fn export(seed: u64, end: End, folder: &Path) -> io::Result<String> {
+pub fn export(seed: u64, history: History, folder: &Path) -> io::Result<String> {
     let chance = Chance::new(seed);
-    let identity = 32 + seed as u8 % 64 * 2 + end as u8;
+    let identity = 32 + seed as u8 % 32 * 4 + history as u8;
     let policy = Replacement::Fifo;
     let (cache, backing) = disks_of(identity, policy, BUCKETS, BUCKET_SECTORS, 1, SECTORS);
-    let lived = live(&chance, end, &cache, &backing);
+    let lived = live(&chance, history, &cache, &backing);
     let (loaded, layout) = load(&cache, chance);
     let [leaves, interior] = pointers(&cache.borrow(), &loaded, &layout);
-    let is_near = (FAR..=GEN_AGE_MAX).contains(&leaves.behind);
-    assert!(is_near, "seed {seed}: in leaves {leaves:?}, in interior nodes {interior:?}");
+    let is_near = |found: Pointers| (FAR..=GEN_AGE_MAX).contains(&found.behind);
+    assert!(
+        is_near(leaves)
+            && is_near(interior)
+            && (leaves.wrapped > 0) == (history == History::Wrapped),
+        "seed {seed}: in leaves {leaves:?}, in interior nodes {interior:?}"
+    );
     let note = format!(
-        "oldest pointer in a leaf {} generations behind ({} are {FAR} and more), in an interior node {} ({}); {} buckets refused, \
-         {} nodes, {} dirty extents",
+        "oldest pointers {} generations behind in leaves and {} in interior nodes; {FAR} and more: {} and {}; from before 255: {} and {}; \
+         the guard refused {} buckets",
         leaves.behind,
-        leaves.far,
         interior.behind,
+        leaves.far,
         interior.far,
+        leaves.wrapped,
+        interior.wrapped,
         lived.refused,
-        loaded.nodes.len(),
-        loaded.index.iter().filter(|extent| extent.dirty).count(),
     );
     fs::create_dir_all(folder)?;
     write_image(&cache.borrow().image(), &cache, &folder.join("cache.img"))?;
-    write_image(&backing.borrow().image(), &backing, &folder.join("back.img"))?;
+    let data = &backing.borrow().image();
+    write_image(data, &backing, &folder.join("back.img"))?;
     let written = runs(&lived.tags, |tag| (*tag > 0).then(|| tag.to_string()));
     fs::write(folder.join("written"), written)?;
     let behind = leaves.behind.max(interior.behind);
-    fs::write(folder.join("case"), format!("sectors {SECTORS}\nbehind {behind}\nnote {note}\n"))?;
+    let case = format!("sectors {SECTORS}\nbehind {behind}\nnote {note}\n");
+    fs::write(folder.join("case"), case)?;
     Ok(note)
 }
 
@@ -148,54 +164,56 @@ impl Drop for Held {
 type Disk = Rc<RefCell<DiskState>>;
 
 /// Two sessions: what the second finds stored tells it exactly how old the oldest pointers are.
-fn live(chance: &Chance, end: End, cache: &Disk, backing: &Disk) -> Lived {
-    let _held = Held::new();
+fn live(chance: &Chance, history: History, cache: &Disk, backing: &Disk) -> Lived {
     let mut lived = Lived::default();
-    for (session, end) in [End::Stopped, end].into_iter().enumerate() {
-        let begin = Duration::from_secs(1 + 10_000 * session as u64);
+    for is_second in [false, true] {
+        let begin = Duration::from_secs(1 + 100_000 * u64::from(is_second));
         let world = World::new(chance.clone(), begin);
         let server = open(&world, cache, backing, &Store::default(), options(false));
-        let session = match session {
-            0 => world.run(fill_up(server, lived), || false),
-            _ => world.run(go_round(server, lived, end), || false),
+        let _held = is_second.then(Held::new);
+        let session = match is_second {
+            false => world.run(fill_up(server, lived, history), || false),
+            true => world.run(go_round(server, lived, history), || false),
         };
         lived = session.expect("it ends");
         world.kill();
         for disk in [cache, backing] {
-            disk.borrow_mut().end(disk::End::Kill, chance);
+            disk.borrow_mut().end(End::Kill, chance);
         }
     }
     lived
 }
 
-async fn fill_up(server: Rc<Server<World>>, lived: Lived) -> Lived {
+async fn fill_up(server: Rc<Server<World>>, lived: Lived, history: History) -> Lived {
     let mut client = Client::new(&server, lived);
     for at in DIRTY.step_by(BUCKET_SECTORS as usize) {
         client.write(at, BUCKET_SECTORS).await;
     }
     let mode = client.volume.set_mode(CacheMode::Writethrough);
     mode.await.expect("a mode");
+    if history == History::Wrapped {
+        client.rounds(ROUNDS_WRAP).await;
+    }
     for at in SCATTERED.step_by(SCATTERED_STEP as usize) {
         client.write(at, 1).await;
     }
+    client.rounds(ROUNDS_FIRST).await;
     server.stop().await.expect("it stops");
     client.lived
 }
 
-async fn go_round(server: Rc<Server<World>>, lived: Lived, end: End) -> Lived {
+async fn go_round(server: Rc<Server<World>>, lived: Lived, history: History) -> Lived {
     let mut client = Client::new(&server, lived);
     let set = || server.status().cache_sets.remove(0);
     let refused = || set().devices[0].victims_refused.generation;
-    for _ in 0..ROUNDS_MAX {
-        client.round().await;
-        if refused() >= REFUSED {
-            break;
-        }
+    let mut rounds = 0;
+    while refused() < REFUSED && rounds < ROUNDS_MAX {
+        client.rounds(1).await;
+        rounds += 1;
     }
     client.lived.refused = refused();
-    assert!(client.lived.refused >= REFUSED, "gens ran ahead");
     assert_eq!(set().gc.passes, 0, "collections are held");
-    if end == End::Stopped {
+    if history == History::Stopped {
         server.stop().await.expect("it stops");
     }
     client.lived
@@ -213,9 +231,11 @@ impl Client {
         Client { volume, lived }
     }
 
-    async fn round(&mut self) {
-        for at in HOT.step_by(BUCKET_SECTORS as usize) {
-            self.write(at, BUCKET_SECTORS.min(HOT.end - at)).await;
+    async fn rounds(&mut self, count: u64) {
+        for _ in 0..count {
+            for at in HOT.step_by(BUCKET_SECTORS as usize) {
+                self.write(at, BUCKET_SECTORS).await;
+            }
         }
     }
 
@@ -261,13 +281,18 @@ fn pointers(cache: &DiskState, loaded: &Loaded, layout: &CacheGeometry) -> [Poin
         let node = node::parse_node(&bytes, block_bytes, place, layout.set_magic);
         let sets = node.unwrap_or_else(|error| panic!("{}", error.error)).sets;
         let found = &mut all[usize::from(loaded_node.level > 0)];
-        for ptr in sets.iter().flat_map(|set| &set.keys).filter_map(|key| key.ptr(0)) {
+        for ptr in sets
+            .iter()
+            .flat_map(|set| &set.keys)
+            .filter_map(|key| key.ptr(0))
+        {
             let nr = ptr.bucket(layout.bucket_sectors).0 as usize;
             let behind = loaded.chain_gens[nr].after(ptr.r#gen());
             found.behind = found.behind.max(behind);
             found.far += u64::from(behind >= FAR);
+            let is_wrapped = behind >= FAR && ptr.r#gen() > loaded.chain_gens[nr];
+            found.wrapped += u64::from(is_wrapped);
         }
     }
     all
 }
-
