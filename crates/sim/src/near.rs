@@ -41,8 +41,12 @@ const SCATTERED_STEP: u64 = 6;
 const HOT: Range<u64> = 31_000..31_320;
 /// Rounds over all that is hot, at most.
 const ROUNDS_MAX: u64 = 20_000;
-/// Rounds in which generations get so far that they go past 255 in the second session.
-const ROUNDS_WRAP: u64 = 6000;
+/// Collections until generations are before 255, at most: one comes every 64.
+const COLLECTIONS_MAX: u64 = 40;
+/// Generations that are past 255 when they are 96 further, and not much earlier.
+const BEFORE_WRAP: Range<u8> = 165..247;
+/// Buckets that have such a generation.
+const WRAPPING: usize = 100;
 /// Rounds of the first session after all else: enough to recycle buckets, which has the table written.
 const ROUNDS_FIRST: u64 = 60;
 /// Buckets that the guard refuses before it is enough.
@@ -192,7 +196,7 @@ async fn fill_up(server: Rc<Server<World>>, lived: Lived, history: History) -> L
     let mode = client.volume.set_mode(CacheMode::Writethrough);
     mode.await.expect("a mode");
     if history == History::Wrapped {
-        client.rounds(ROUNDS_WRAP).await;
+        approach_wrap(&server, &mut client).await;
     }
     for at in SCATTERED.step_by(SCATTERED_STEP as usize) {
         client.write(at, 1).await;
@@ -200,6 +204,26 @@ async fn fill_up(server: Rc<Server<World>>, lived: Lived, history: History) -> L
     client.rounds(ROUNDS_FIRST).await;
     server.stop().await.expect("it stops");
     client.lived
+}
+
+/// Goes on until a collection has just ended, so that nothing is old, and in many buckets what comes next is from before 255 and
+/// what comes at last from behind it.
+async fn approach_wrap(server: &Server<World>, client: &mut Client) {
+    let passes = || server.status().cache_sets[0].gc.passes;
+    for _ in 0..COLLECTIONS_MAX {
+        let (before, mut rounds) = (passes(), 0);
+        while passes() == before && rounds < ROUNDS_MAX {
+            client.rounds(1).await;
+            rounds += 1;
+        }
+        let oldest = server.oldest_gens().concat();
+        let count = oldest
+            .iter()
+            .filter(|oldest| BEFORE_WRAP.contains(&oldest.0));
+        if count.count() >= WRAPPING {
+            return;
+        }
+    }
 }
 
 async fn go_round(server: Rc<Server<World>>, lived: Lived, history: History) -> Lived {
@@ -213,6 +237,8 @@ async fn go_round(server: Rc<Server<World>>, lived: Lived, history: History) -> 
     }
     client.lived.refused = refused();
     assert_eq!(set().gc.passes, 0, "collections are held");
+    // The record in memory, which has what was not flushed, is not part of an image.
+    client.volume.flush().await.expect("nothing fails here");
     if history == History::Stopped {
         server.stop().await.expect("it stops");
     }
