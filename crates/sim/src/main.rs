@@ -22,7 +22,7 @@ cargo x sim --seed N --shrink                                               fewe
 cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
 cargo x sim --sweep prefixes|faults [--seed N] [--runs N]                   N short workloads, everything that can happen
 cargo x sim --export DIR [--seed N] [--runs N]                              crash images as files, for another reader
-cargo x sim --near DIR [--seed N]                                           images with pointers as old as they may be
+cargo x sim --near DIR [--seed N] [--behind N]                              images with pointers as old as they may be
 cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found
 cargo x sim --mutant NAME                                                   one of them, until found
 
@@ -246,10 +246,13 @@ fn swept(arguments: &Arguments, what: &str) -> Result<bool, String> {
 
 #[cfg(feature = "instrumented")]
 fn near(arguments: &Arguments, folder: &Path) -> Result<bool, String> {
+    use brigade_sim::near;
     let seed = arguments.number("--seed")?.unwrap_or(1);
-    for history in brigade_sim::near::HISTORIES {
+    let behind = arguments.number("--behind")?;
+    let behind = behind.map_or(near::BEHIND, |behind| behind.min(96) as u8);
+    for history in near::HISTORIES {
         let folder = folder.join(history.name());
-        let made = swarm::attempt(|| brigade_sim::near::export(seed, history, &folder))?;
+        let made = swarm::attempt(|| near::export(seed, history, behind, &folder))?;
         let note = made.map_err(|error| error.to_string())?;
         println!("{}: {note}", history.name());
     }

@@ -2,9 +2,13 @@
 //!
 //! A collection is due when the oldest pointer is 64 generations behind, and a bucket is not recycled when its own is 96 behind
 //! (docs/format.md 6.3). A set is between the two only while a collection that is due does not come to its end; here it does not
-//! begin, as if the work that goes before it never ended. All else is a server at work on a small cache, which goes round until
-//! that guard refuses its buckets. Leaves that are not written meanwhile keep their oldest pointers, and so does an
-//! interior node that has room for every change.
+//! begin, as if the work that goes before it never ended. All else is a server at work on a small cache, which goes round and
+//! round. Leaves that are not written meanwhile keep their oldest pointers, and so does an interior node that had room for every
+//! change.
+//!
+//! As a rule the guard is two lower here. A kernel refuses to take a bucket over from 96 on, as we do, but frees a node in any case,
+//! which raises its bucket's generation once more. So it stays within 96 where a bucket is at 94: one for taking it over as a
+//! node, one for freeing that. From 95 on it may come to 97, and is then at odds with a key that it made too old itself.
 //!
 //! A case is a folder: `cache.img`, `back.img`, what the volume holds (`written`: `START COUNT TAG`, zeros left out), and what
 //! was found in the image (`case`). Sectors are patterned as the interop tests do it, so that these can read them.
@@ -16,7 +20,6 @@ use crate::disk::{DiskState, End};
 use crate::exec::{Chance, Store, World};
 use crate::export::{runs, write_image};
 use crate::small::{disks_of, load, open, options};
-use brigade_engine::alloc::GEN_AGE_MAX;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::{Server, Volume, hold_collections};
 use brigade_env::{BlockDevice, StreamId};
@@ -51,6 +54,8 @@ const WRAPPING: usize = 100;
 const ROUNDS_FIRST: u64 = 60;
 /// Buckets that the guard refuses before it is enough.
 const REFUSED: u64 = 100;
+/// Generations that the oldest pointers get behind.
+pub const BEHIND: u8 = 94;
 /// A pointer so many generations behind is nearly as old as it may be.
 const FAR: u8 = 90;
 
@@ -91,15 +96,15 @@ struct Pointers {
 }
 
 /// Makes the case of a seed; says what is in it.
-pub fn export(seed: u64, history: History, folder: &Path) -> io::Result<String> {
+pub fn export(seed: u64, history: History, behind: u8, folder: &Path) -> io::Result<String> {
     let chance = Chance::new(seed);
     let identity = 32 + seed as u8 % 32 * 4 + history as u8;
     let policy = Replacement::Fifo;
     let (cache, backing) = disks_of(identity, policy, BUCKETS, BUCKET_SECTORS, 1, SECTORS);
-    let lived = live(&chance, history, &cache, &backing);
+    let lived = live(&chance, history, behind, &cache, &backing);
     let (loaded, layout) = load(&cache, chance);
     let [leaves, interior] = pointers(&cache.borrow(), &loaded, &layout);
-    let is_near = |found: Pointers| (FAR..=GEN_AGE_MAX).contains(&found.behind);
+    let is_near = |found: Pointers| (FAR..=behind).contains(&found.behind);
     assert!(
         is_near(leaves)
             && is_near(interior)
@@ -107,15 +112,8 @@ pub fn export(seed: u64, history: History, folder: &Path) -> io::Result<String> 
         "seed {seed}: in leaves {leaves:?}, in interior nodes {interior:?}"
     );
     let note = format!(
-        "oldest pointers {} generations behind in leaves and {} in interior nodes; {FAR} and more: {} and {}; from before 255: {} and {}; \
-         the guard refused {} buckets",
-        leaves.behind,
-        interior.behind,
-        leaves.far,
-        interior.far,
-        leaves.wrapped,
-        interior.wrapped,
-        lived.refused,
+        "oldest pointers {} generations behind in leaves and {} in interior nodes; {FAR} and more: {} and {}; from before 255: {} and {}",
+        leaves.behind, interior.behind, leaves.far, interior.far, leaves.wrapped, interior.wrapped,
     );
     fs::create_dir_all(folder)?;
     write_image(&cache.borrow().image(), &cache, &folder.join("cache.img"))?;
@@ -123,8 +121,7 @@ pub fn export(seed: u64, history: History, folder: &Path) -> io::Result<String> 
     write_image(data, &backing, &folder.join("back.img"))?;
     let written = runs(&lived.tags, |tag| (*tag > 0).then(|| tag.to_string()));
     fs::write(folder.join("written"), written)?;
-    let behind = leaves.behind.max(interior.behind);
-    let case = format!("sectors {SECTORS}\nbehind {behind}\nnote {note}\n");
+    let case = format!("sectors {SECTORS}\nnote {note}\n");
     fs::write(folder.join("case"), case)?;
     Ok(note)
 }
@@ -135,8 +132,6 @@ struct Lived {
     writes: u64,
     /// Per sector the number of the one it is of.
     tags: Vec<u64>,
-    /// Buckets that the guard refused.
-    refused: u64,
 }
 
 impl Default for Lived {
@@ -144,7 +139,6 @@ impl Default for Lived {
         Lived {
             writes: 0,
             tags: vec![0; SECTORS as usize],
-            refused: 0,
         }
     }
 }
@@ -153,28 +147,28 @@ impl Default for Lived {
 struct Held;
 
 impl Held {
-    fn new() -> Held {
-        hold_collections(true);
+    fn new(behind: u8) -> Held {
+        hold_collections(Some(behind));
         Held
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        hold_collections(false);
+        hold_collections(None);
     }
 }
 
 type Disk = Rc<RefCell<DiskState>>;
 
 /// Two sessions: what the second finds stored tells it exactly how old the oldest pointers are.
-fn live(chance: &Chance, history: History, cache: &Disk, backing: &Disk) -> Lived {
+fn live(chance: &Chance, history: History, behind: u8, cache: &Disk, backing: &Disk) -> Lived {
     let mut lived = Lived::default();
     for is_second in [false, true] {
         let begin = Duration::from_secs(1 + 100_000 * u64::from(is_second));
         let world = World::new(chance.clone(), begin);
         let server = open(&world, cache, backing, &Store::default(), options(false));
-        let _held = is_second.then(Held::new);
+        let _held = is_second.then(|| Held::new(behind));
         let session = match is_second {
             false => world.run(fill_up(server, lived, history), || false),
             true => world.run(go_round(server, lived, history), || false),
@@ -235,7 +229,6 @@ async fn go_round(server: Rc<Server<World>>, lived: Lived, history: History) -> 
         client.rounds(1).await;
         rounds += 1;
     }
-    client.lived.refused = refused();
     assert_eq!(set().gc.passes, 0, "collections are held");
     // The record in memory, which has what was not flushed, is not part of an image.
     client.volume.flush().await.expect("nothing fails here");
