@@ -75,7 +75,7 @@ fn plan(seed: u64) -> Plan {
         modes: swarm.modes,
         clear: swarm.clear,
         flash: swarm.flash,
-        wear: swarm.wear || seed.is_multiple_of(3),
+        wear: swarm.wear,
         pressure: swarm.pressure,
         rounds_max: 3,
         requests_max: 160,

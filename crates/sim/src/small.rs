@@ -132,8 +132,19 @@ pub fn write_gens(
     }
 }
 
-/// What an opening finds on a cache device, and its layout.
+/// What an opening finds on a cache device, which must be well, and its layout.
 pub fn load(cache: &Rc<RefCell<DiskState>>, chance: Chance) -> (Loaded, CacheGeometry) {
+    let world = World::new(chance, Duration::from_secs(1));
+    let (loaded, layout) = load_in(&world, cache);
+    world.kill();
+    (loaded.unwrap_or_else(|error| panic!("{error}")), layout)
+}
+
+/// The same in a world that is there, of a device that may be ill.
+pub fn load_in(
+    world: &World,
+    cache: &Rc<RefCell<DiskState>>,
+) -> (Result<Loaded, String>, CacheGeometry) {
     let mut bytes = vec![0; 4096];
     cache.borrow().peek(4096, &mut bytes);
     let superblock = Superblock::parse(&bytes).expect("a superblock");
@@ -141,11 +152,9 @@ pub fn load(cache: &Rc<RefCell<DiskState>>, chance: Chance) -> (Loaded, CacheGeo
     let layout = superblock
         .cache_geometry(device.size_bytes / 512, device.logical_block_bytes)
         .expect("sizes");
-    let world = World::new(chance, Duration::from_secs(1));
     let (disk, env, geometry) = (world.device(cache), world.clone(), layout.clone());
     let load =
         async move { recovery::load(&env, &disk, superblock, geometry, &[], How::default()).await };
     let loaded = world.run(load, || false).expect("loading ends");
-    world.kill();
-    (loaded.unwrap_or_else(|error| panic!("{error}")), layout)
+    (loaded.map_err(|error| error.to_string()), layout)
 }
