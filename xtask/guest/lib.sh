@@ -70,16 +70,18 @@ drain() {
 # flash_volume SIZE: makes a flash-only volume
 flash_volume() { echo "$1" > "$(_set)/flash_vol_create"; }
 
-# collect_garbage: one pass of the kernel's garbage collection, waited for
+# collect_garbage [CACHE]: one pass of the kernel's garbage collection, waited for; of the first set, or the one with this device
 collect_garbage() {
 	_tracing=/sys/kernel/tracing
 	[ -e $_tracing/trace ] || mount -t tracefs tracefs $_tracing
 	echo 1 > $_tracing/events/bcache/bcache_gc_end/enable
-	_passes=$(grep -c 'bcache_gc_end:' $_tracing/trace)
-	echo 1 > "$(_set)/internal/trigger_gc"
-	until_true 100 _more_passes_than "$_passes"
+	_of=$(_set); [ -z "$1" ] || _of=$(readlink -f "/sys/block/$1/bcache/set")
+	_passes=$(_passes_of "$_of")
+	echo 1 > "$_of/internal/trigger_gc"
+	until_true 100 _more_passes_than "$_passes" "$_of"
 }
-_more_passes_than() { [ "$(grep -c 'bcache_gc_end:' /sys/kernel/tracing/trace)" -gt "$1" ]; }
+_passes_of() { grep -c "bcache_gc_end: $(basename "$1")" /sys/kernel/tracing/trace; }
+_more_passes_than() { [ "$(_passes_of "$2")" -gt "$1" ]; }
 
 # stop_everything: volumes, then sets, then backing devices that are left; the images are then as after a
 # clean shutdown

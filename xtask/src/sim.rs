@@ -51,3 +51,12 @@ pub fn export(folder: &Path, seed: u64, count: u64) -> Result<()> {
     export.args(["--seed", &seed, "--runs", &count]);
     output(&mut export).map(drop)
 }
+
+/// Sets whose oldest pointers are as old as they may be; see the simulator's module `near`.
+pub fn near(folder: &Path, seed: u64) -> Result<()> {
+    let mut near = cargo();
+    near.args(["run", "--quiet", "--package", "brigade-sim"]);
+    near.args(["--features", "instrumented", "--", "--near"]);
+    near.arg(folder).args(["--seed", &seed.to_string()]);
+    output(&mut near).map(drop)
+}

@@ -71,6 +71,35 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
     static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
+    static HELD_UNTIL: std::cell::Cell<Option<u8>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether collections wait although they are due, as they would behind work that never ends. Only simulation has them wait, so
+/// that gens get as far ahead of old pointers as they may.
+#[inline(always)]
+pub fn collections_held() -> bool {
+    #[cfg(feature = "instrumented")]
+    return HELD_UNTIL.with(std::cell::Cell::get).is_some();
+    #[cfg(not(feature = "instrumented"))]
+    false
+}
+
+/// So many generations may a bucket be ahead of its oldest pointer where `most` is the rule. Only simulation has less.
+#[inline(always)]
+pub fn gen_age_max(most: u8) -> u8 {
+    #[cfg(feature = "instrumented")]
+    return HELD_UNTIL
+        .with(std::cell::Cell::get)
+        .map_or(most, |until| until.min(most));
+    #[cfg(not(feature = "instrumented"))]
+    most
+}
+
+/// From now on no collection begins on this thread, and no gen gets further than this ahead of an old pointer; `None`: all is as
+/// ever.
+#[cfg(feature = "instrumented")]
+pub fn hold_collections(until: Option<u8>) {
+    HELD_UNTIL.with(|now| now.set(until));
 }
 
 /// Leaves written in one round. Only simulation makes it smaller, so that small trees take several rounds too.

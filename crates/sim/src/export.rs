@@ -75,7 +75,7 @@ fn plan(seed: u64) -> Plan {
         modes: swarm.modes,
         clear: swarm.clear,
         flash: swarm.flash,
-        wear: swarm.wear || seed.is_multiple_of(3),
+        wear: swarm.wear,
         pressure: swarm.pressure,
         rounds_max: 3,
         requests_max: 160,
@@ -271,7 +271,7 @@ async fn read_all(clients: &Clients) -> Vec<Option<Vec<Option<u64>>>> {
 }
 
 /// Lines `START COUNT TEXT`; sectors without a text are left out.
-fn runs<T>(items: &[T], text: impl Fn(&T) -> Option<String>) -> String {
+pub(crate) fn runs<T>(items: &[T], text: impl Fn(&T) -> Option<String>) -> String {
     let (mut out, mut start) = (String::new(), 0);
     let texts: Vec<Option<String>> = items.iter().map(text).collect();
     for run in texts.chunk_by(|a, b| a == b) {
@@ -299,7 +299,7 @@ fn doubts(oracle: &Oracle) -> String {
 }
 
 /// A sparse file.
-fn write_image(image: &Image, disk: &RefCell<DiskState>, path: &Path) -> io::Result<()> {
+pub(crate) fn write_image(image: &Image, disk: &RefCell<DiskState>, path: &Path) -> io::Result<()> {
     let size = disk.borrow().geometry.size_bytes;
     let file = File::create(path)?;
     file.set_len(size)?;

@@ -8,6 +8,7 @@
 //! - [`run`]: one run as the command line names it. [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
 //!   [`mutants`]: mistakes that must be found.
 //! - [`export`]: crash images as files, for the kernel.
+//! - `near`: images whose oldest pointers are nearly as old as they may be, for the kernel too.
 //! - [`small`]: one small set, for tests that tell one story.
 //!
 //! `BRIGADE_VERBOSE=1` makes a life tell its story.
@@ -22,6 +23,7 @@ pub mod image;
 pub mod judge;
 pub mod life;
 pub mod mutants;
+pub mod near;
 pub mod oracle;
 pub mod plan;
 pub mod rest;

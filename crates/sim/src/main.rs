@@ -22,6 +22,7 @@ cargo x sim --seed N --shrink                                               fewe
 cargo x sim --twice [--runs N]                                              the same seed twice: the same trace
 cargo x sim --sweep prefixes|faults [--seed N] [--runs N]                   N short workloads, everything that can happen
 cargo x sim --export DIR [--seed N] [--runs N]                              crash images as files, for another reader
+cargo x sim --near DIR [--seed N] [--behind N]                              images with pointers as old as they may be
 cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found
 cargo x sim --mutant NAME                                                   one of them, until found
 
@@ -114,6 +115,9 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     }
     if let Some(folder) = arguments.text("--export") {
         return exported(arguments, Path::new(folder));
+    }
+    if let Some(folder) = arguments.text("--near") {
+        return near(arguments, Path::new(folder));
     }
     if let Some(what) = arguments.text("--sweep") {
         return swept(arguments, what);
@@ -238,6 +242,26 @@ fn swept(arguments: &Arguments, what: &str) -> Result<bool, String> {
     outcome.print();
     report(&outcome.found, &format!(" --sweep {what}"));
     Ok(outcome.found.is_empty())
+}
+
+#[cfg(feature = "instrumented")]
+fn near(arguments: &Arguments, folder: &Path) -> Result<bool, String> {
+    use brigade_sim::near;
+    let seed = arguments.number("--seed")?.unwrap_or(1);
+    let behind = arguments.number("--behind")?;
+    let behind = behind.map_or(near::BEHIND, |behind| behind.min(96) as u8);
+    for history in near::HISTORIES {
+        let folder = folder.join(history.name());
+        let made = swarm::attempt(|| near::export(seed, history, behind, &folder))?;
+        let note = made.map_err(|error| error.to_string())?;
+        println!("{}: {note}", history.name());
+    }
+    Ok(true)
+}
+
+#[cfg(not(feature = "instrumented"))]
+fn near(_: &Arguments, _: &Path) -> Result<bool, String> {
+    Err("--near needs the feature `instrumented`".into())
 }
 
 #[cfg(feature = "instrumented")]

@@ -6,9 +6,11 @@ use crate::exec::{Chance, Store, Trace, World};
 use crate::judge;
 use crate::oracle::{Oracle, place_of};
 use crate::plan::Plan;
+use crate::small;
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger};
-use brigade_engine::recovery::{self, How, Loaded};
+use brigade_engine::alloc::GEN_AGE_MAX;
+use brigade_engine::recovery::Loaded;
 use brigade_engine::{Options, Server};
 use brigade_env::Geometry;
 use brigade_format::{BackingState, CacheMode, NewBacking, NewCache, Replacement, Superblock};
@@ -18,8 +20,6 @@ use std::time::Duration;
 
 /// Findings that images of our own may show (docs/format.md 11).
 pub const FINDINGS: [&str; 3] = ["F18", "F51", "F54"];
-/// No pointer in the tree is further behind its bucket (A10).
-const GEN_AGE_MAX: u8 = 96;
 const SET_UUID: [u8; 16] = [9; 16];
 /// Identity of the flash volume.
 pub const FLASH_UUID: [u8; 16] = [0x77; 16];
@@ -357,21 +357,10 @@ impl Set {
     /// Reads the cache device as an opening would.
     pub fn load(&self) -> Option<Result<Loaded, String>> {
         let world = self.world();
-        let superblock = self.superblock();
-        if !superblock.is_sync() {
+        if !self.superblock().is_sync() {
             return None;
         }
-        let geometry = self.cache.borrow().geometry;
-        let layout = superblock
-            .cache_geometry(geometry.size_bytes / 512, geometry.logical_block_bytes)
-            .expect("sizes");
-        let device = world.device(&self.cache);
-        let env = world.clone();
-        let load = async move {
-            recovery::load(&env, &device, superblock, layout, &[], How::default()).await
-        };
-        let loaded = world.run(load, || false).expect("loading ends");
-        Some(loaded.map_err(|error| error.to_string()))
+        Some(small::load_in(&world, &self.cache).0)
     }
 
     /// Reads the cache device, which nothing is wrong with.
@@ -388,6 +377,7 @@ impl Set {
         }
         for (nr, (now, oldest)) in loaded.gens.iter().zip(&loaded.oldest_gens).enumerate() {
             let behind = now.after(*oldest);
+            // A10.
             assert!(
                 behind <= GEN_AGE_MAX,
                 "seed {}: TREE-6: a pointer is {behind} gens behind bucket {nr}",

@@ -29,15 +29,28 @@ pub fn disks(
     block: u64,
     back: u64,
 ) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    disks_of(9, Replacement::Lru, buckets, bucket, block, back)
+}
+
+/// The same under a policy, for a set with this in all bytes of its identity; identities of devices follow from it.
+pub fn disks_of(
+    set: u8,
+    replacement: Replacement,
+    buckets: u64,
+    bucket: u64,
+    block: u64,
+    back: u64,
+) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    let (cache_uuid, backing_uuid) = ([set ^ 8; 16], [set ^ 11; 16]);
     let cache = DiskState::new("cache", geo(buckets * bucket));
     let new = NewCache {
         device_sectors: buckets * bucket,
         bucket_sectors: bucket as u32,
         block_sectors: block as u16,
-        uuid: [1; 16],
-        set_uuid: [9; 16],
+        uuid: cache_uuid,
+        set_uuid: [set; 16],
         discard: false,
-        replacement: Replacement::Lru,
+        replacement,
     };
     cache
         .borrow_mut()
@@ -47,8 +60,8 @@ pub fn disks(
         device_sectors: back + 16,
         data_offset: 16,
         block_sectors: block as u16,
-        uuid: [2; 16],
-        set_uuid: [9; 16],
+        uuid: backing_uuid,
+        set_uuid: [set; 16],
         mode: CacheMode::Writeback,
         label: "x".into(),
     };
@@ -119,8 +132,19 @@ pub fn write_gens(
     }
 }
 
-/// What an opening finds on a cache device, and its layout.
+/// What an opening finds on a cache device, which must be well, and its layout.
 pub fn load(cache: &Rc<RefCell<DiskState>>, chance: Chance) -> (Loaded, CacheGeometry) {
+    let world = World::new(chance, Duration::from_secs(1));
+    let (loaded, layout) = load_in(&world, cache);
+    world.kill();
+    (loaded.unwrap_or_else(|error| panic!("{error}")), layout)
+}
+
+/// The same in a world that is there, of a device that may be ill.
+pub fn load_in(
+    world: &World,
+    cache: &Rc<RefCell<DiskState>>,
+) -> (Result<Loaded, String>, CacheGeometry) {
     let mut bytes = vec![0; 4096];
     cache.borrow().peek(4096, &mut bytes);
     let superblock = Superblock::parse(&bytes).expect("a superblock");
@@ -128,11 +152,9 @@ pub fn load(cache: &Rc<RefCell<DiskState>>, chance: Chance) -> (Loaded, CacheGeo
     let layout = superblock
         .cache_geometry(device.size_bytes / 512, device.logical_block_bytes)
         .expect("sizes");
-    let world = World::new(chance, Duration::from_secs(1));
     let (disk, env, geometry) = (world.device(cache), world.clone(), layout.clone());
     let load =
         async move { recovery::load(&env, &disk, superblock, geometry, &[], How::default()).await };
     let loaded = world.run(load, || false).expect("loading ends");
-    world.kill();
-    (loaded.unwrap_or_else(|error| panic!("{error}")), layout)
+    (loaded.map_err(|error| error.to_string()), layout)
 }

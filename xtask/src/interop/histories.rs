@@ -5,12 +5,18 @@
 //! | `lru`, `fifo`, `random` | a small cache under each policy, every bucket recycled many times |
 //! | `wrap` | so often that generations went past 255 |
 //! | `behind` | killed when some generations were far ahead of their oldest pointers |
+//! | `near-stopped`, `near-killed` | generations as far ahead of the oldest pointers as they may be, in leaves and interior nodes |
+//! | `near-wrapped` | the same, and generations went past 255 in between |
 //! | `full` | nearly all of it dirty, so that reserves and buckets ran out |
 //! | `refilled` | the same, and then all of it overwritten with clean data |
 //! | `blank` | formatted by the kernel's tools and never run (CACHE_SYNC off), first run by Brigade |
 //!
+//! Collections begin at 64 and a bucket is not recycled at 96, so no server left to itself gets near that: those sets are the
+//! simulator's (its module `near`), where collections that are due were held back.
+//!
 //! Of each the kernel must read what was written, sector by sector; then it uses the set itself, which recycles buckets on top
-//! of our generations, writes everything back, and must read what is there then.
+//! of our generations, collects garbage, writes everything back, and must read what is there then. Brigade must read the same
+//! after that, and find nothing wrong.
 
 use super::alternation::write_load;
 use super::{MIB, Passed, Setting, check_export, complain};
@@ -21,6 +27,7 @@ use crate::nbd::Client;
 use crate::pattern::{Operation, RandomWorkload, SECTOR, fill, mix};
 use crate::process::{Context, Result, output};
 use crate::server::{self, Serve, Server, start_ready};
+use crate::sim;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -40,6 +47,8 @@ const LIVES_WRAP: u64 = 270;
 const LIVES: u64 = 12;
 /// Generations from the oldest pointer at which `behind` is killed; a collection begins at 64.
 const BEHIND: u64 = 56;
+/// Generations from the oldest pointer in the `near` sets, at least.
+const NEAR: u64 = 90;
 /// Sectors of one write of a whole volume.
 const PIECE: u64 = 128;
 const SLICES_MAX: u64 = 400;
@@ -59,12 +68,18 @@ struct Case {
 /// How a history is made.
 type History = fn(&Setting, &mut Case) -> Result<()>;
 
-const CASES: [(&str, &str, History); 8] = [
+/// Stands for a policy: a pair that the simulator made.
+const NEAR_SETS: &str = "near";
+
+const CASES: [(&str, &str, History); 11] = [
     ("lru", "lru", many_lives),
     ("fifo", "fifo", many_lives),
     ("random", "random", many_lives),
     ("wrap", "lru", wrap),
     ("behind", "fifo", behind),
+    ("near-stopped", NEAR_SETS, near),
+    ("near-killed", NEAR_SETS, near),
+    ("near-wrapped", NEAR_SETS, near),
     ("full", "lru", full),
     ("refilled", "lru", refilled),
     ("blank", "", many_lives),
@@ -96,13 +111,21 @@ fn run_in(setting: &Setting) -> Result<Passed> {
     let mut notes = Vec::new();
     for round in 0..setting.rounds.max(1) {
         let mut cases = Vec::new();
-        for (name, policy, history) in CASES {
-            if setting.only.as_ref().is_some_and(|only| only != name) {
-                continue;
-            }
+        let is_chosen = |name: &str| setting.only.as_ref().is_none_or(|only| only == name);
+        if CASES
+            .iter()
+            .any(|(name, from, _)| *from == NEAR_SETS && is_chosen(name))
+        {
+            sim::near(
+                &setting.scratch.join(NEAR_SETS),
+                mix(setting.seed ^ round) >> 16,
+            )?;
+        }
+        for (name, policy, history) in CASES.into_iter().filter(|(name, ..)| is_chosen(name)) {
             let seed = mix(setting.seed ^ (round << 32) ^ cases.len() as u64);
             let mut case = match policy {
                 "" => Case::unpacked(setting, name, seed),
+                NEAR_SETS => Case::simulated(setting, name, seed),
                 policy => Case::formatted(setting, name, policy, seed),
             }
             .context(name)?;
@@ -176,6 +199,37 @@ impl Case {
         })
     }
 
+    /// What the simulator made.
+    fn simulated(setting: &Setting, name: &'static str, seed: u64) -> Result<Case> {
+        let kind = name.strip_prefix("near-").unwrap_or(name);
+        let folder = setting.scratch.join(NEAR_SETS).join(kind);
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).context(name);
+        let (text, written) = (read("case")?, read("written")?);
+        let word = |name: &str| {
+            let mut lines = text.lines();
+            let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.ok_or_else(|| format!("no {name}"))
+        };
+        let mut model = Model::new(word("sectors")?.parse().context("sectors")?);
+        for line in written.lines() {
+            let numbers = line.split(' ').map(|word| word.parse().context("written"));
+            let numbers = numbers.collect::<Result<Vec<u64>>>()?;
+            let [sector, count, tag] = numbers[..] else {
+                return Err(format!("bad line: {line}"));
+            };
+            model.lasting(Operation { sector, count }, tag);
+        }
+        Ok(Case {
+            name,
+            cache: folder.join("cache.img"),
+            backing: folder.join("back.img"),
+            model,
+            seed,
+            stretches: 0,
+            note: word("note")?.to_string(),
+        })
+    }
+
     fn start(&self, setting: &Setting, mode: &'static str) -> Result<Server> {
         let serve = Serve {
             caches: vec![self.cache.clone()],
@@ -197,6 +251,16 @@ impl Case {
             count_max: 16,
         };
         (load, self.stretches * STRETCH)
+    }
+
+    /// From now on it is about copies, so that the history itself is kept.
+    fn hand_over(&mut self) -> Result<()> {
+        for image in [&mut self.cache, &mut self.backing] {
+            let copy = image.with_extension("kernel");
+            std::fs::copy(&*image, &copy).context("cannot copy an image")?;
+            *image = copy;
+        }
+        Ok(())
     }
 
     fn write(&mut self, client: &mut Client) -> Result<()> {
@@ -276,6 +340,26 @@ fn behind(setting: &Setting, case: &mut Case) -> Result<()> {
     server.kill()
 }
 
+/// The history was made by the simulator; this looks at it, read-only.
+fn near(setting: &Setting, case: &mut Case) -> Result<()> {
+    let serve = Serve {
+        caches: vec![case.cache.clone()],
+        backings: vec![case.backing.clone()],
+        mode: None,
+        read_only: true,
+    };
+    let server = start_ready(&setting.program, &serve, &setting.scratch)?;
+    let behind = progress(&server)?.behind;
+    if behind < NEAR {
+        return Err(format!(
+            "the oldest pointer is {behind} generations behind only"
+        ));
+    }
+    check_export(&server, &mut case.model, "what Brigade reads")?;
+    case.note = format!("{behind} generations behind; {}", case.note);
+    server.stop()
+}
+
 fn full(setting: &Setting, case: &mut Case) -> Result<()> {
     let server = case.start(setting, "writeback")?;
     let now = write_until(case, &server, |now| 2 * now.dirty >= now.buckets)?;
@@ -339,7 +423,6 @@ fn check(setting: &Setting, case: &Case) -> Result<()> {
 fn kernel_turn(setting: &Setting, cases: &mut [Case]) -> Result<()> {
     let out = super::folder(setting, "out")?;
     let mut boot = Boot {
-        snapshot: true,
         timeout: Duration::from_secs(600),
         out: Some(out.clone()),
         ..Boot::default()
@@ -350,6 +433,7 @@ fn kernel_turn(setting: &Setting, cases: &mut [Case]) -> Result<()> {
             drive_name(boot.images.len()),
             drive_name(boot.images.len() + 1),
         );
+        case.hand_over()?;
         boot.images
             .extend([case.cache.clone(), case.backing.clone()]);
         let (load, tag) = case.load();
@@ -363,6 +447,7 @@ fn kernel_turn(setting: &Setting, cases: &mut [Case]) -> Result<()> {
              sectors map $v > /out/{name}.before || fail {name}: map\n\
              cache_everything {backing}\n\
              sectors rand $v {} {KERNEL_OPERATIONS} {} {} {} {} {tag} 1 50 0 > /dev/null || fail {name}: rand\n\
+             collect_garbage {cache} || fail {name}: no collection\n\
              drain {backing} || fail {name}: not drained\n\
              sectors map $v > /out/{name}.after || fail {name}: map\n",
             load.seed, load.start, load.range, load.align, load.count_max
@@ -389,6 +474,16 @@ fn kernel_turn(setting: &Setting, cases: &mut [Case]) -> Result<()> {
         case.model
             .workload(&load, tag, KERNEL_OPERATIONS, KERNEL_OPERATIONS);
         complain(&second, case.model.observe_map(&after))?;
+        brigade_turn(setting, case).context(case.name)?;
     }
     Ok(())
+}
+
+/// Brigade after the kernel.
+fn brigade_turn(setting: &Setting, case: &mut Case) -> Result<()> {
+    check(setting, case)?;
+    let server = case.start(setting, "writeback")?;
+    check_export(&server, &mut case.model, "what Brigade reads at last")?;
+    server.stop()?;
+    check(setting, case)
 }

@@ -1,6 +1,7 @@
 //! What is known of one bucket, in 16 bytes, because a large device has tens of millions. (Its place in the order of victims
 //! takes some 6 more, see `order`.)
 
+use crate::limits::gen_age_max;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use std::ops::Index;
@@ -203,7 +204,7 @@ impl Bucket {
 
     /// Is there room for one more gen?
     pub fn may_increment(&self) -> bool {
-        (self.gen_age() < GEN_AGE_MAX || mutations::is(Mutation::AllocGenAgeIgnored))
+        (self.gen_age() < gen_age_max(GEN_AGE_MAX) || mutations::is(Mutation::AllocGenAgeIgnored))
             && (self.table_lag() < TABLE_LAG_MAX || mutations::is(Mutation::AllocTableLagIgnored))
     }
 

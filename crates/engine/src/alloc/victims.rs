@@ -6,6 +6,7 @@
 //!
 //! All of them take victims out of `order`, a few at a time, in O(log n) each.
 
+use crate::limits::gen_age_max;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use std::cmp::Reverse;
@@ -216,7 +217,7 @@ impl Allocator {
             self.refusals.pinned += u64::from(!is_dirty);
             return true;
         }
-        let is_old = bucket.gen_age() >= super::GEN_AGE_MAX;
+        let is_old = bucket.gen_age() >= gen_age_max(super::GEN_AGE_MAX);
         self.refusals.gen_age += u64::from(is_old);
         self.refusals.table_lag += u64::from(!is_old);
         self.buckets[nr as usize].set(Flag::Parked, true);

@@ -13,8 +13,8 @@
 //! - **TREE-4** A set longer than one unit becomes visible by its first unit, written last (docs/format.md 10.6).
 //! - **TREE-5** A replaced node's bucket is free only when the parent's append (or the journal entry with the new root)
 //!   that lets go of it is durable.
-//! - **TREE-6** No pointer in a set of the tree or the range of replay, be it hidden or stale, to data or to a node, is older than what the allocator
-//!   takes for the oldest one to its bucket.
+//! - **TREE-6** No pointer in a set of the tree or the range of replay, be it hidden or stale, to data or to a node, is older than
+//!   what the allocator takes for the oldest one to its bucket.
 
 mod index;
 mod nodes;

@@ -356,8 +356,8 @@ fn pointers_raise_gens_before_anything_is_called_stale() {
     );
 }
 
-#[test]
-fn a_freeing_key_takes_the_place_of_the_node_it_names() {
+/// A root in which the leaf in bucket 31 took the place of the one in 30, which is free at generation 2.
+fn disk_with_a_freeing_key() -> Disk {
     let mut disk = disk_of_level(1, &[], &[]);
     let freeing = Key::freeing(BUCKET as u32, Ptr::new(30 * BUCKET, Gen(2)));
     disk.sets = vec![
@@ -365,7 +365,12 @@ fn a_freeing_key_takes_the_place_of_the_node_it_names() {
         vec![freeing, node_key(Pos::MAX, 31, 1)],
     ];
     disk.nodes = vec![(31, vec![vec![extent(0, 4, 100, 0, false)]])];
-    let loaded = loaded(disk);
+    disk
+}
+
+#[test]
+fn a_freeing_key_takes_the_place_of_the_node_it_names() {
+    let loaded = loaded(disk_with_a_freeing_key());
     assert_eq!(loaded.gens[30], Gen(2));
     assert_eq!(loaded.nodes.len(), 2);
     assert_eq!(content(&loaded), vec![(0, 4, 100, false)]);
@@ -373,13 +378,7 @@ fn a_freeing_key_takes_the_place_of_the_node_it_names() {
 
 #[test]
 fn stale_pointers_to_nodes_count_for_how_far_gens_may_go_and_refuse_nothing() {
-    let mut disk = disk_of_level(1, &[], &[]);
-    let freeing = Key::freeing(BUCKET as u32, Ptr::new(30 * BUCKET, Gen(2)));
-    disk.sets = vec![
-        vec![node_key(Pos::MAX, 30, 1)],
-        vec![freeing, node_key(Pos::MAX, 31, 1)],
-    ];
-    disk.nodes = vec![(31, vec![vec![extent(0, 4, 100, 0, false)]])];
+    let mut disk = disk_with_a_freeing_key();
     disk.gens[30] = 101;
     let loaded = loaded(disk);
     let distance = |nr: usize| loaded.gens[nr].after(loaded.oldest_gens[nr]);

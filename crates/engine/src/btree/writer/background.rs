@@ -3,7 +3,7 @@
 use super::{Aim, Tree};
 use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
 use crate::btree::nodes::NodeId;
-use crate::limits::{LEAF_DELAY, leaf_batch};
+use crate::limits::{LEAF_DELAY, collections_held, leaf_batch};
 use crate::marks::{self, Mark};
 use brigade_env::Env;
 use brigade_env::sync::yield_now;
@@ -54,7 +54,7 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             return Ok(true);
         }
-        if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC {
+        if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC && !collections_held() {
             return self.rewrite_everything().await;
         }
         Ok(false)
