@@ -14,6 +14,7 @@ pub mod golden;
 pub mod golden_fsck;
 pub mod interop;
 pub mod kernel;
+pub mod mkimage;
 pub mod model;
 pub mod nbd;
 pub mod pattern;
