@@ -11,6 +11,7 @@ pub mod bench_alloc;
 pub mod bench_fills;
 pub mod bench_open;
 pub mod bench_open_large;
+pub mod bench_wa;
 pub mod golden;
 pub mod golden_fsck;
 pub mod interop;
