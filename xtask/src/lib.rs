@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod bench_alloc;
 pub mod bench_fills;
+pub mod bench_gc;
 pub mod bench_open;
 pub mod bench_open_large;
 pub mod bench_wa;
@@ -27,6 +28,7 @@ pub mod sectors;
 pub mod server;
 pub mod sim;
 pub mod sim_values;
+pub mod slow_file;
 pub mod test;
 pub mod tidy;
 pub mod trace;
