@@ -1,4 +1,5 @@
-//! Benchmarks that are compiled together with what they measure; `cargo x bench alloc` builds and runs them.
+//! Benchmarks that are compiled together with what they measure, and the maker of images to measure with; `cargo x bench alloc`
+//! and `cargo x mkimage` build and run them.
 //!
 //! They are a package of their own because the tools in `xtask` depend on none of the project's crates.
 
@@ -6,6 +7,7 @@
 
 pub mod alloc;
 pub mod chance;
+pub mod image;
 pub mod report;
 pub mod twin;
 pub mod world;

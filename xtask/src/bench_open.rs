@@ -46,13 +46,16 @@ struct Opening {
     status: Value,
 }
 
-/// Runs `cargo x bench open [--extents N]`.
+/// Runs `cargo x bench open [--extents N]`, or with `--memory` that of a set too large to wait for.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
+    if arguments.iter().any(|argument| argument == "--memory") {
+        return crate::bench_open_large::main(arguments);
+    }
     let extents = match arguments {
         [] => EXTENTS,
         [flag, number] if flag == "--extents" => number.parse().context("--extents")?,
         _ => {
-            println!("cargo x bench open [--extents N]");
+            println!("cargo x bench open [--extents N] [--memory M,... ...]");
             return Ok(ExitCode::from(2));
         }
     };
@@ -205,7 +208,7 @@ fn open(program: &Path, serve: &Serve, name: &str, folder: &Path) -> Result<Open
 }
 
 /// A number about the index.
-fn number(status: &Value, key: &str) -> u64 {
+pub fn number(status: &Value, key: &str) -> u64 {
     status["cache_set"]["btree"][key].as_u64().unwrap_or(0)
 }
 
@@ -315,7 +318,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// A number from a file of `KEY: NUMBER` lines in a process's folder.
-fn proc_number(pid: u32, file: &str, key: &str) -> Result<u64> {
+pub fn proc_number(pid: u32, file: &str, key: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/{file}");
     let text = std::fs::read_to_string(&path).context(&path)?;
     text.lines()

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const USAGE: &str = "\
 sectors fill DEV START COUNT TAG [IO]        write the pattern, IO sectors at a time (128)
 sectors check DEV START COUNT TAG            status 1 and the first differences unless all of it has TAG
+sectors spots DEV COUNT START:TAG...         status 1 unless COUNT sectors from each START on have its TAG; reads no others
 sectors rand DEV SEED OPS START RANGE ALIGN MAX TAGBASE [THREADS [FLUSH [REPORT]]]
     operation i has tag TAGBASE + i; thread t does t, t + THREADS...; thread 0 flushes after each FLUSH of its
     operations and says `@@flushed a,b,...` (operations of each thread that this flush covers); all together
@@ -36,6 +37,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     match words.as_slice() {
         ["fill", device, rest @ ..] => fill_range(device, rest),
         ["check", device, rest @ ..] => return check_range(device, rest),
+        ["spots", device, rest @ ..] => return check_spots(device, rest),
         ["rand", device, rest @ ..] => random(device, rest),
         ["map", device] => map(device, &mut std::io::stdout().lock()),
         ["values", device] => {
@@ -211,6 +213,35 @@ fn check_range(device: &str, rest: &[&str]) -> Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+fn check_spots(device: &str, rest: &[&str]) -> Result<ExitCode> {
+    let (count, spots) = rest.split_first().ok_or("no COUNT")?;
+    let count = numbers(&[*count])?[0].clamp(1, 65536) as usize;
+    let file = open(device, false)?;
+    let mut buffer = Aligned::new(count * SECTOR);
+    let mut wrong = 0u64;
+    for spot in spots {
+        let words: Vec<&str> = spot.split(':').collect();
+        let &[start, tag] = numbers(&words)?.as_slice() else {
+            return Err(format!("{spot} is not START:TAG"));
+        };
+        let bytes = buffer.bytes(count * SECTOR);
+        read_full(&file, bytes, start * SECTOR as u64)
+            .context(format!("read at sector {start}"))?;
+        for (number, sector) in (start..).zip(bytes.chunks_exact(SECTOR)) {
+            let found = classify(sector, number);
+            if found != Content::Tag(tag) {
+                wrong += 1;
+                println!("sector {number}: want tag {tag}, found {found:?}");
+            }
+        }
+    }
+    println!("checked {} spots, {wrong} sectors wrong", spots.len());
+    Ok(match wrong {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     })
 }
 

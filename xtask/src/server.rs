@@ -36,7 +36,7 @@ pub fn cargo() -> Command {
 }
 
 /// Cargo's target folder: this program lies in `<target>/<profile>/`.
-fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program")?;
     own.ancestors()
         .find(|path| path.join("CACHEDIR.TAG").exists())

@@ -11,6 +11,7 @@ mod filesystem;
 mod golden_images;
 mod histories;
 mod kill;
+mod made_images;
 mod power_loss;
 mod sim_images;
 
@@ -151,6 +152,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: true,
         rounds: [1, 10],
         run: histories::run,
+    },
+    Test {
+        name: "made-images",
+        shows: "the kernel and Brigade take the large images that mkimage lays out (a round: 200,000 extents)",
+        needs_kernel: true,
+        rounds: [1, 50],
+        run: made_images::run,
     },
     Test {
         name: "ext4",
