@@ -421,7 +421,7 @@ fn counts(console: &str, name: &str) -> Result<[u64; 4]> {
     let start = format!("AT {name} ");
     let line = console.lines().find_map(|line| line.strip_prefix(&start));
     let words = line.map(|line| line.split_whitespace().flat_map(str::parse).collect());
-    match words.as_ref().map(Vec::as_slice) {
+    match words.as_deref() {
         Some([cache, backing, trims, written]) => Ok([*cache, *backing, *trims, *written]),
         _ => Err(format!("the guest did not count {name}")),
     }
