@@ -420,7 +420,8 @@ fn of_kernel(program: &Path, plan: &Plan) -> Result<()> {
 fn counts(console: &str, name: &str) -> Result<[u64; 4]> {
     let start = format!("AT {name} ");
     let line = console.lines().find_map(|line| line.strip_prefix(&start));
-    let words = line.map(|line| line.split_whitespace().flat_map(str::parse).collect());
+    let words: Option<Vec<u64>> =
+        line.map(|line| line.split_whitespace().flat_map(str::parse).collect());
     match words.as_deref() {
         Some([cache, backing, trims, written]) => Ok([*cache, *backing, *trims, *written]),
         _ => Err(format!("the guest did not count {name}")),
