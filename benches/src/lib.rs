@@ -8,6 +8,7 @@
 pub mod alloc;
 pub mod chance;
 pub mod image;
+pub mod index;
 pub mod report;
 pub mod twin;
 pub mod world;

@@ -17,6 +17,7 @@ cargo x bench alloc [--quick]    the bucket allocator beside a full scan of all 
 cargo x bench open --memory M,.. the same with ten million, and what memory it takes
 cargo x bench wa                 bytes to the cache device for each byte written, beside the kernel
 cargo x bench gc [--minutes M]   what clients notice of garbage collection
+cargo x bench index [--quick]    the index's map beside other ordered maps
 cargo x bench fills              what gets into a small cache, beside the kernel
 cargo x mkimage ... CACHE BACKING  images of a set with many extents, in seconds
 cargo x golden list              the kernel-made images in fixtures/
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
         }
         (_, "bench") if arguments.get(2).is_some_and(|name| name == "gc") => {
             bench_gc::main(&arguments[3..])
+        }
+        (_, "bench") if arguments.get(2).is_some_and(|name| name == "index") => {
+            bench_alloc::index(&arguments[3..])
         }
         (_, "bench") => bench::main(&arguments[2..]),
         (_, "mkimage") => mkimage::main(&arguments[2..]),
