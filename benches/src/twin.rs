@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 const PRIO_FRESH: u16 = 32768;
 const PRIO_METADATA: u16 = 65535;
-const GEN_AGE_MAX: u8 = 96;
+const GEN_AGE_MAX: u8 = 94;
 
 /// A bucket in 12 bytes.
 #[derive(Clone, Copy)]

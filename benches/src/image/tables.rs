@@ -39,7 +39,7 @@ fn newest_entry(by: StoppedBy, layout: &Layout, root: Key) -> Vec<u8> {
     };
     let mut entry = jset::encode(&header, &[], geometry.set_magic, geometry.block_bytes());
     match by {
-        StoppedBy::Brigade => jset::mark(&mut entry),
+        StoppedBy::Brigade => jset::mark(&mut entry, jset::Mark::Stopped),
         StoppedBy::Kernel => {}
     }
     entry

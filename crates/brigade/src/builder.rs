@@ -67,6 +67,10 @@ impl Builder {
     /// Bound of the memory for the index and its buffers.
     pub fn memory_bytes(mut self, bytes: u64) -> Builder {
         self.options.memory_bytes = bytes;
+        // Buffers that are kept for the next use are no small part of a small memory.
+        let share = usize::try_from(bytes / 16).unwrap_or(usize::MAX);
+        let usual = HostOptions::default().buffer_pool_bytes;
+        self.host.buffer_pool_bytes = share.min(usual);
         self
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Room for data is asked for by writes, which go another way as soon as nothing can be recycled, and by clean data on its way
 //! into the cache ("fills"). A fill is dropped only in a *drought*: nothing can be recycled, and nothing is under way that would
-//! let go of buckets. Fills hold memory, so much and no more ([`FILL_BYTES_MAX`]).
+//! let go of buckets. Fills hold memory, so much and no more ([`FILL_BYTES_MAX`], or less).
 
 mod queues;
 
@@ -48,6 +48,7 @@ pub struct Buckets {
     pins_ended: Cell<u64>,
     drought: Cell<Drought>,
     fill_bytes: Cell<usize>,
+    fill_bytes_max: Cell<usize>,
     /// Nothing more is put into the cache unless it is written.
     fills_over: Cell<bool>,
     /// No fill is on its way any more.
@@ -130,7 +131,7 @@ impl Drop for FillRoom {
     }
 }
 
-struct There<'a>(&'a Allocator, usize);
+struct There<'a>(&'a Allocator, usize, usize);
 
 impl Supply for There<'_> {
     fn suffices(&self, need: Need, new_buckets: bool) -> bool {
@@ -138,7 +139,7 @@ impl Supply for There<'_> {
             Need::Metadata(count) => self.0.can_take_metadata(count),
             Need::Data(sectors, kind) => self.0.room_for(kind, new_buckets) >= sectors,
             // What is larger than all of it goes alone.
-            Need::Fill(bytes) => self.1 == 0 || self.1 + bytes <= FILL_BYTES_MAX,
+            Need::Fill(bytes) => self.1 == 0 || self.1 + bytes <= self.2,
         }
     }
 }
@@ -163,6 +164,7 @@ impl Buckets {
             pins_ended: Cell::new(0),
             drought: Cell::new(drought),
             fill_bytes: Cell::new(0),
+            fill_bytes_max: Cell::new(FILL_BYTES_MAX),
             fills_over: Cell::new(false),
             fills_ended: Notify::new(),
             ticked: Cell::new(Duration::ZERO),
@@ -323,6 +325,17 @@ impl Buckets {
 
     // ---- memory of fills -----------------------------------------------------------------------------------------
 
+    /// Fills may take so much of this memory that the rest has room for the index.
+    pub fn limit_fills(&self, memory_bytes: u64) {
+        let eighth = usize::try_from(memory_bytes / 8).unwrap_or(usize::MAX);
+        self.fill_bytes_max.set(eighth.min(FILL_BYTES_MAX));
+    }
+
+    /// Memory that fills may take.
+    pub fn fill_bytes_max(&self) -> usize {
+        self.fill_bytes_max.get()
+    }
+
     /// Memory for a fill, if there is some and nobody waits for it.
     pub fn try_fill_room(self: &Rc<Self>, bytes: usize) -> Option<FillRoom> {
         self.take_fill_room(bytes, None)
@@ -355,7 +368,7 @@ impl Buckets {
         let taken = self.fill_bytes.get();
         if self.is_closed()
             || !self.is_next(need, ticket)
-            || !There(&self.get(), taken).suffices(need, true)
+            || !There(&self.get(), taken, self.fill_bytes_max()).suffices(need, true)
         {
             return None;
         }
@@ -406,7 +419,7 @@ impl Buckets {
 
     fn serve(&self) {
         if let (Ok(queues), Ok(alloc)) = (self.queues.try_borrow(), self.alloc.try_borrow()) {
-            queues.serve(&There(&alloc, self.fill_bytes.get()));
+            queues.serve(&There(&alloc, self.fill_bytes.get(), self.fill_bytes_max()));
         }
     }
 

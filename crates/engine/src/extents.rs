@@ -356,14 +356,6 @@ impl ExtentMap {
         }
     }
 
-    /// Adds an extent behind the last one.
-    pub fn push(&mut self, e: Extent) {
-        let last = self.entries.last_key_value().map(unpack);
-        let is_behind = |last: Extent| (last.inode, last.end) <= (e.inode, e.start);
-        assert!(last.is_none_or(is_behind), "EXT-1");
-        self.put(e);
-    }
-
     /// Empties the range. `removed` gets each slice that was there, in order.
     pub fn remove(&mut self, inode: u32, start: u64, end: u64, removed: impl FnMut(Extent)) {
         self.displace(inode, start, end, removed);

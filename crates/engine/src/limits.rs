@@ -12,8 +12,8 @@ pub const HOLE_SECTORS_MAX: u64 = 32768;
 pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
 /// Largest range of one miss that is put into the cache, in sectors (kernel: 2048).
 pub const FILL_SECTORS_MAX: u64 = 2048;
-/// Bytes of fills of a set that wait for a bucket or are being written after a miss; the requests behind more of them wait too,
-/// for a while. They count as memory of the index does.
+/// Bytes of fills of a set that wait for a bucket or are being written after a miss, unless an eighth of all memory is less; the
+/// requests behind more of them wait too, for a while. They count as memory of the index does.
 pub const FILL_BYTES_MAX: usize = 32 << 20;
 /// Longest time a request waits as so many fills wait for buckets: some writes of the gen table, on a slow device. Then it goes
 /// on, and what it read or wrote is not put into the cache.
@@ -47,7 +47,9 @@ const LEAF_BATCH: usize = 64;
 /// Keys of a leaf handled in one step.
 pub const SLICE_KEYS: usize = 2048;
 /// Leaves read at the same time.
-pub const LEAF_LOADS_MAX: usize = 8;
+pub const LEAF_LOADS_MAX: usize = 4;
+/// Memory of a process beside index, buckets and fills: the program, its buffers, leaves that are being read or written.
+pub const OTHER_MEMORY_BYTES: u64 = 28 << 20;
 /// Leaves that stay in memory however short that is.
 const LEAVES_HERE_MIN: usize = 8;
 /// Remembered recent requests per volume for sequential detection (kernel: 128).
@@ -70,6 +72,7 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 #[cfg(feature = "instrumented")]
 thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
+    static COUNT_PAUSE: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
     static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
     static HELD_UNTIL: std::cell::Cell<Option<u8>> = const { std::cell::Cell::new(None) };
 }
@@ -130,4 +133,19 @@ pub fn leaves_here_min() -> usize {
 #[cfg(feature = "instrumented")]
 pub fn set_leaves_here_min(leaves: Option<usize>) {
     LEAVES_HERE_MIN_NOW.with(|now| now.set(leaves.unwrap_or(LEAVES_HERE_MIN)));
+}
+
+/// Time between leaves that are counted after the start. Only simulation takes any.
+#[inline(always)]
+pub fn count_pause() -> Duration {
+    #[cfg(feature = "instrumented")]
+    return COUNT_PAUSE.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    Duration::ZERO
+}
+
+/// From now on counting pauses so long between leaves on this thread.
+#[cfg(feature = "instrumented")]
+pub fn set_count_pause(pause: Duration) {
+    COUNT_PAUSE.with(|now| now.set(pause));
 }

@@ -189,6 +189,10 @@ pub struct BtreeStatus {
     pub memory_bytes: u64,
     /// Metadata bytes read at open.
     pub read_bytes: u64,
+    /// Leaves that were brought into memory since.
+    pub leaf_reads: u64,
+    /// Bytes read for that.
+    pub leaf_read_bytes: u64,
 }
 
 /// The journal.
@@ -210,9 +214,21 @@ pub struct JournalStatus {
     pub memory_record: bool,
 }
 
-/// Rewriting of leaves that hold old pointers.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// Rewriting of nodes that hold old pointers, and what is done so that buckets can be reused.
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct GcStatus {
+    /// Every leaf was counted, so that all buckets that hold nothing dirty can be reused.
+    pub marks_built: bool,
+    /// A pass is under way.
+    pub running: bool,
+    /// Why the last pass ran, or this one does.
+    pub reason: String,
+    /// Leaves of this pass, or of the first count, that are done.
+    pub progress_percent: u64,
+    /// Time this will take at the rate so far, in seconds; 0 if nothing is under way.
+    pub eta_seconds: u64,
+    /// Longest step of any background task, in microseconds of processor time. A request may have to wait for one.
+    pub longest_step_us: u64,
     /// Passes since the server started.
     pub passes: u64,
     /// Largest distance of a bucket's generation from the oldest pointer to it.

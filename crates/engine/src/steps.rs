@@ -1,7 +1,8 @@
 //! How long background tasks keep the thread to themselves.
 //!
 //! Everything runs on one thread, so a step of a background task, from one await to the next, is how long a request may have
-//! to wait for it. Each task's steps are timed, in real time where the world's clock is real.
+//! to wait for it. Each task's steps are timed by the processor time of the thread: a busy host makes everybody wait, whatever
+//! the step.
 
 use brigade_env::Env;
 use serde::Serialize;
@@ -79,9 +80,9 @@ impl Steps {
         async move {
             let mut future = pin!(future);
             std::future::poll_fn(move |context| {
-                let began = env.now();
+                let began = env.time_at_work();
                 let polled = future.as_mut().poll(context);
-                steps.took(task, env.now().saturating_sub(began));
+                steps.took(task, env.time_at_work().saturating_sub(began));
                 match polled {
                     Poll::Ready(()) => Poll::Ready(()),
                     Poll::Pending => Poll::Pending,
@@ -96,6 +97,12 @@ impl Steps {
         times.count.set(times.count.get() + 1);
         times.total.set(times.total.get() + time);
         times.longest.set(times.longest.get().max(time));
+    }
+
+    /// The longest step of any task.
+    pub fn longest(&self) -> Duration {
+        let longest = self.0.iter().map(|times| times.longest.get());
+        longest.max().unwrap_or_default()
     }
 
     /// For `status`, by task.

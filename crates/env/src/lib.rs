@@ -34,6 +34,11 @@ pub trait Env: Clone + 'static {
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
     /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
+    /// Time that this thread has been at work, where the world knows; else as [`Env::now`]. What others took of the processor
+    /// meanwhile is no part of it.
+    fn time_at_work(&self) -> Duration {
+        self.now()
+    }
     /// Completes once [`Env::now`] is at least `deadline`.
     fn sleep_until(&self, deadline: Duration) -> impl Future<Output = ()> + 'static;
     /// Wall clock, seconds since 1970, as superblocks and UUID tables hold it.

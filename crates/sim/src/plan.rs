@@ -55,6 +55,8 @@ pub struct Plan {
     pub deep: bool,
     /// Many clients write the same few sectors, in every way.
     pub crowded: bool,
+    /// Leaves are counted slowly after a start.
+    pub slow_count: bool,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             leaf_batch: chance.percent(35).then(|| chance.pick(&[1, 1, 2, 4])),
             deep: false,
             crowded: false,
+            slow_count: chance.percent(20),
         };
         if chance.percent(8) {
             plan.crowded()

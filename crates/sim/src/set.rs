@@ -83,6 +83,12 @@ impl Set {
         brigade_engine::set_leaf_batch(plan.leaf_batch);
         #[cfg(feature = "instrumented")]
         brigade_engine::set_leaves_here_min(plan.little_memory.then_some(1));
+        #[cfg(feature = "instrumented")]
+        brigade_engine::set_count_pause(Duration::from_millis(if plan.slow_count {
+            200
+        } else {
+            0
+        }));
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
         let mut bucket_sectors = if plan.deep {

@@ -220,6 +220,10 @@ impl Env for HostEnv {
         self.0.now()
     }
 
+    fn time_at_work(&self) -> Duration {
+        crate::sys::thread_time()
+    }
+
     fn sleep_until(&self, deadline: Duration) -> impl Future<Output = ()> + 'static {
         Sleep::new(self.0.clone(), deadline)
     }

@@ -52,12 +52,21 @@ pub(crate) fn silence_bell(bell: &OwnedFd) {
 
 /// CLOCK_MONOTONIC, the clock of ring timeouts.
 pub(crate) fn monotonic() -> Duration {
+    time_of(libc::CLOCK_MONOTONIC)
+}
+
+/// Processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn time_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes into a local; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    // SAFETY: writes into a local; these clocks always exist.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

@@ -104,7 +104,10 @@ impl Allocator {
                     && bucket.table_lag() <= super::TABLE_LAG_MAX,
                 "ALLOC-5"
             );
-            assert!(bucket.gen_age() <= self.need_gc && bucket.table_lag() <= self.table_lag);
+            assert!(
+                (self.is_counting() || bucket.gen_age() <= self.need_gc)
+                    && bucket.table_lag() <= self.table_lag
+            );
         }
         assert_eq!(Counts::of(&self.buckets), self.counts, "ALLOC-8");
     }
@@ -155,7 +158,8 @@ impl Allocator {
         }
         for (nr, bucket) in self.buckets.iter().enumerate() {
             let is_in = bucket.is(Flag::Ordered);
-            let must_be_in = bucket.is_let_go() && !bucket.is(Flag::Parked);
+            let is_kept = !self.is_counting();
+            let must_be_in = is_kept && bucket.is_let_go() && !bucket.is(Flag::Parked);
             assert!(is_in || !must_be_in, "ALLOC-9: {nr} is missing");
             assert!(!is_in || bucket.place() == Place::Idle, "ALLOC-9: {nr}");
             let recency = self.prio_of(BucketNr(nr as u64));

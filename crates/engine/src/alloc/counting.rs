@@ -35,16 +35,22 @@ impl Allocator {
             };
             bucket.last_gc = Gen(bucket.r#gen.0.wrapping_sub(behind));
         }
-        self.start();
+        // No order is kept meanwhile: nothing is recycled, and everything changes.
         self.counting = Some(Counting {
             oldest,
             ..Counting::default()
         });
+        self.start();
     }
 
     /// Whether some leaves have yet to be counted, so that no bucket can be recycled.
     pub fn is_counting(&self) -> bool {
         self.counting.is_some()
+    }
+
+    /// Whether buckets are recycled, so that an order of victims is kept.
+    pub(super) fn recycles(&self) -> bool {
+        !self.is_counting() || mutations::is(Mutation::AllocRecyclesUncounted)
     }
 
     /// A leaf holds a pointer of this gen, live or not.
@@ -106,7 +112,7 @@ impl Allocator {
         }
         self.need_gc = counting.age_max;
         self.need_gc_since = counting.age_max;
-        self.unpark();
+        self.reorder();
         true
     }
 

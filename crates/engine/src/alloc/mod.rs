@@ -37,7 +37,7 @@
 //! * ALLOC-3: nothing stored names an Unused bucket with its current gen.
 //! * ALLOC-4: live sectors ≥ dirty sectors, and only Idle and Open buckets have any. They count exactly the pointers
 //!   that carry the bucket's current gen.
-//! * ALLOC-5: a victim was Idle, without dirty sectors and without pins, its gen less than 96 ahead of the oldest
+//! * ALLOC-5: a victim was Idle, without dirty sectors and without pins, its gen less than 94 ahead of the oldest
 //!   pointer and less than 64 ahead of the durable table (docs/format.md 6.3, 6.5).
 //! * ALLOC-6: an open bucket is pinned by its slot while it has space.
 //! * ALLOC-7: while Unused holds anything, the btree, table and moving reserves are full; data never takes from the
@@ -99,8 +99,9 @@ pub use victims::{Gathered, Refusals, Replacement};
 pub const PRIO_FRESH: u16 = 32768;
 /// Recency that marks metadata.
 pub const PRIO_METADATA: u16 = 65535;
-/// A bucket whose gen is this far ahead of its oldest pointer is not recycled.
-pub const GEN_AGE_MAX: u8 = 96;
+/// A bucket whose gen is this far ahead of its oldest pointer is not recycled (kernel: 96). A node's bucket gets one further when
+/// the node is freed, whatever it was before, and a kernel shuts a set down at 97: it must find room for that.
+pub const GEN_AGE_MAX: u8 = 94;
 /// From this age on, leaves with old pointers should be rewritten in the background.
 pub const GEN_AGE_WANTS_GC: u8 = 64;
 /// Victims to be chosen in one synchronous step: some tens of microseconds.
@@ -320,7 +321,9 @@ impl Allocator {
             }
         }
         self.started = true;
-        self.reorder();
+        if self.recycles() {
+            self.reorder();
+        }
     }
 
     /// Whether buckets wait for a table write before they are reused. Without, a crash may bring back what was in them: only
@@ -549,6 +552,9 @@ impl Allocator {
             bucket.stamp = self.ageing.unstamp(after.stamp);
         } else if !before.ages() && after.ages() {
             bucket.stamp = self.ageing.stamp(after.stamp);
+        }
+        if !self.recycles() {
+            return;
         }
         let mut is_ordered = after.is(Flag::Ordered);
         let group = |bucket: Bucket| self.order.group_of(bucket.live.get());

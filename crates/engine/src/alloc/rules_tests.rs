@@ -222,7 +222,7 @@ fn a_bucket_that_something_hidden_names_is_taken_over_only_with_a_table() {
 // ---- A8, A10: how far gens may go --------------------------------------------------------------------------------------
 
 #[test]
-fn a_bucket_whose_gen_is_96_ahead_of_a_pointer_waits_for_a_gc() {
+fn a_bucket_whose_gen_is_94_ahead_of_a_pointer_waits_for_a_gc() {
     let mut alloc = Allocator::new(CONFIG);
     for (nr, oldest) in [(10, 5), (11, 4)] {
         alloc.set_gen(BucketNr(nr), Gen(100), 9);

@@ -447,7 +447,7 @@ impl World {
         bucket.place() == Place::Idle
             && truth.pins == 0
             && dirty == 0
-            && bucket.gen_age() < 96
+            && bucket.gen_age() < 94
             && truth.epoch - truth.durable < 64
     }
 

@@ -92,7 +92,7 @@ impl Allocator {
         random: impl FnMut() -> u64,
         take: impl FnMut(&mut Allocator, BucketNr),
     ) -> Gathered {
-        if self.is_counting() && !mutations::is(Mutation::AllocRecyclesUncounted) {
+        if !self.recycles() {
             return Gathered::new(0, true);
         }
         self.unpark_some();

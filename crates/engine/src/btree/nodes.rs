@@ -74,6 +74,7 @@ pub struct Nodes {
     /// Ranges whose leaves somebody is having brought here, by number; these stay until all are here.
     wanted: BTreeMap<u64, (Pos, Pos)>,
     wanted_next: u64,
+    looks: Cell<u64>,
     uncounted: usize,
     /// Leaves whose pending sets were taken for new ones that have no place yet.
     pub(super) rewriting: usize,
@@ -198,6 +199,11 @@ impl Nodes {
         self.slots.len() - self.free.len()
     }
 
+    /// Number of leaves.
+    pub fn leaf_count(&self) -> usize {
+        self.leaves.len()
+    }
+
     /// All leaves, ascending.
     pub fn leaves(&self) -> Vec<NodeId> {
         self.leaves.values().copied().collect()
@@ -258,11 +264,17 @@ impl Nodes {
 
     /// A leaf of the range whose content is away. The others are noted as looked at.
     pub fn away(&self, inode: u32, start: u64, end: u64) -> Option<NodeId> {
+        self.looks.set(self.looks.get() + 1);
         self.leaves_of(inode, start, end).find(|id| {
             let node = self.get(*id);
             node.hot.set(true);
             node.content.is_none()
         })
+    }
+
+    /// How often somebody asked for a range.
+    pub fn looks(&self) -> u64 {
+        self.looks.get()
     }
 
     /// What a leaf says, which is here.

@@ -18,7 +18,7 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::{Extent, ExtentMap, Layers};
-use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, leaves_here_min};
+use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, count_pause, leaves_here_min};
 use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
@@ -120,6 +120,17 @@ impl<E: Env> Pages<E> {
     /// Leaves read since the start, and their bytes.
     pub fn loads(&self) -> (u64, u64) {
         (self.loads.get(), self.read_bytes.get())
+    }
+
+    /// Leaves that have yet to be counted, and all of them.
+    pub fn uncounted(&self) -> (usize, usize) {
+        let nodes = &self.index.borrow().nodes;
+        (nodes.uncounted(), nodes.leaf_count())
+    }
+
+    /// The time.
+    pub fn now(&self) -> Duration {
+        self.env.now()
     }
 
     /// Whether all leaves of a range are here.
@@ -265,11 +276,15 @@ impl<E: Env> Pages<E> {
         }
         yield_now().await;
         let extents = layers.finish();
-        let mut content = ExtentMap::new();
+        let mut live = Vec::with_capacity(extents.len());
         for some in extents.chunks(SLICE_KEYS) {
             yield_now().await;
-            self.take_in(some, &mut content, is_new).map_err(wrong)?;
+            self.take_in(some, &mut live, is_new).map_err(wrong)?;
         }
+        drop(extents);
+        yield_now().await;
+        let content = ExtentMap::from_ascending(live);
+        yield_now().await;
         {
             let mut index = self.index.borrow_mut();
             index.arrive(&self.buckets.get(), leaf, content);
@@ -288,12 +303,7 @@ impl<E: Env> Pages<E> {
     }
 
     /// Adds what may be live of some extents to a leaf's content, and counts it if that was not done before.
-    fn take_in(
-        &self,
-        some: &[Extent],
-        content: &mut ExtentMap,
-        is_new: bool,
-    ) -> Result<(), String> {
+    fn take_in(&self, some: &[Extent], live: &mut Vec<Extent>, is_new: bool) -> Result<(), String> {
         let mut index = self.index.borrow_mut();
         let mut alloc = self.buckets.get_mut();
         for extent in some {
@@ -306,7 +316,7 @@ impl<E: Env> Pages<E> {
             if is_new {
                 index.count(&mut alloc, extent)?;
             }
-            content.push(*extent);
+            live.push(*extent);
         }
         Ok(())
     }
@@ -314,7 +324,14 @@ impl<E: Env> Pages<E> {
     /// Looks at every leaf once, so that everything is counted and buckets can be recycled.
     pub async fn count_all(self: Rc<Self>) {
         let leaves = self.index.borrow().nodes.leaves();
-        for some in leaves.chunks(LEAF_LOADS_MAX) {
+        let at_once = match count_pause().is_zero() {
+            true => LEAF_LOADS_MAX,
+            false => 1,
+        };
+        for some in leaves.chunks(at_once) {
+            if !count_pause().is_zero() {
+                self.env.sleep(count_pause()).await;
+            }
             let uncounted: Vec<_> = {
                 let nodes = &self.index.borrow().nodes;
                 let is_new = |id: &NodeId| nodes.is_live(*id) && !nodes.is_counted(*id);

@@ -36,6 +36,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 /// Sizes of a set that nodes depend on.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,8 @@ pub struct Tree<E: Env> {
     /// A leaf has much pending.
     pub demand: Notify,
     gc_passes: Cell<u64>,
+    gc_asked: Cell<bool>,
+    pass: RefCell<Pass>,
     is_closing: Cell<bool>,
     idle: Notify,
     running: Cell<bool>,
@@ -117,15 +120,12 @@ impl<E: Env> Tree<E> {
             structure: Lock::default(),
             demand: Notify::new(),
             gc_passes: Cell::new(0),
+            gc_asked: Cell::new(false),
+            pass: RefCell::default(),
             is_closing: Cell::new(false),
             idle: Notify::new(),
             running: Cell::new(false),
         })
-    }
-
-    /// Passes over all nodes since the start.
-    pub fn gc_passes(&self) -> u64 {
-        self.gc_passes.get()
     }
 
     /// Pending words at which a leaf should be written.
@@ -305,6 +305,21 @@ impl<E: Env> Tree<E> {
         };
         all_ok(join_all(writes.into_iter().map(write)).await)
     }
+}
+
+/// How a pass over all nodes goes.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// Why.
+    pub reason: &'static str,
+    /// It is not over.
+    pub is_running: bool,
+    /// Since when.
+    pub began: Duration,
+    /// Leaves it has been at.
+    pub done: usize,
+    /// Leaves there were.
+    pub total: usize,
 }
 
 /// Why leaves are written.

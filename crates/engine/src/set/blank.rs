@@ -41,6 +41,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
         running: None,
         findings: Vec::new(),
         loaded: LoadStats::default(),
+        opened: env.now(),
         inodes_seen: BTreeSet::new(),
     }
 }
@@ -143,6 +144,7 @@ async fn write<E: Env>(
         }),
         findings: Vec::new(),
         loaded: LoadStats::default(),
+        opened: env.now(),
         inodes_seen: BTreeSet::new(),
     })
 }

@@ -14,6 +14,7 @@ use brigade_env::Env;
 use brigade_format::{BucketNr, CacheGeometry, Gen, Superblock};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// See the module documentation.
 pub struct CacheSet<E: Env> {
@@ -31,6 +32,8 @@ pub struct CacheSet<E: Env> {
     pub findings: Vec<Finding>,
     /// What opening read.
     pub loaded: LoadStats,
+    /// When it was opened.
+    pub opened: Duration,
     /// Inodes with keys in tree or journal: their slots must not be given out.
     pub inodes_seen: BTreeSet<u32>,
 }
@@ -105,6 +108,44 @@ impl<E: Env> CacheSet<E> {
         }
     }
 
+    /// Rewrites all nodes soon, so that buckets which nothing live points to can be reused at once.
+    pub fn ask_for_gc(&self) {
+        if let Some(running) = &self.running {
+            running.tree.ask_for_gc();
+        }
+    }
+
+    fn gc_status(&self) -> GcStatus {
+        let (passes, pass) = match &self.running {
+            Some(running) => running.tree.gc(),
+            None => Default::default(),
+        };
+        let (uncounted, leaves) = self.cache.pages.uncounted();
+        let now = self.cache.pages.now();
+        let (is_running, reason, done, total, began) = match uncounted > 0 {
+            true => (true, "first count", leaves - uncounted, leaves, self.opened),
+            false => (
+                pass.is_running,
+                pass.reason,
+                pass.done,
+                pass.total,
+                pass.began,
+            ),
+        };
+        let left = total.saturating_sub(done) as u32;
+        let eta = now.saturating_sub(began) * left / (done.max(1) as u32);
+        GcStatus {
+            marks_built: !self.cache.buckets.get().is_counting(),
+            running: is_running,
+            reason: reason.into(),
+            progress_percent: (done * 100 / total.max(1)) as u64,
+            eta_seconds: if is_running { eta.as_secs() } else { 0 },
+            longest_step_us: self.cache.steps.longest().as_micros() as u64,
+            passes,
+            generations_behind: u64::from(self.cache.buckets.get().need_gc()),
+        }
+    }
+
     /// Whether no key is of an inode whose slot in the UUID table is empty, as far as is known from the opening.
     fn names_all(&self) -> bool {
         let entries = self.uuids.entries();
@@ -122,6 +163,7 @@ impl<E: Env> CacheSet<E> {
         let (stats, refused) = (buckets.stats(), buckets.refusals());
         let (written_bytes, metadata_written_bytes) = self.disk().written();
         let root = index.nodes.root();
+        let (leaf_reads, leaf_read_bytes) = self.cache.pages.loads();
         let state = match (self.cache.poison.is_thrown(), &self.running) {
             (true, _) => "poisoned",
             (false, None) => "read-only",
@@ -156,18 +198,14 @@ impl<E: Env> CacheSet<E> {
                 depth: u64::from(index.nodes.get(root).level),
                 memory_bytes: index.memory_bytes(),
                 read_bytes: self.loaded.bytes_read,
+                leaf_reads,
+                leaf_read_bytes,
             },
             journal: self
                 .running
                 .as_ref()
                 .map_or(JournalStatus::default(), |running| running.journal.status()),
-            gc: GcStatus {
-                passes: self
-                    .running
-                    .as_ref()
-                    .map_or(0, |running| running.tree.gc_passes()),
-                generations_behind: u64::from(buckets.need_gc()),
-            },
+            gc: self.gc_status(),
             background: self.cache.steps.status(),
         }
     }

@@ -19,7 +19,7 @@ use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
 use crate::journal::{self, Journal, JournalSetup, RingStart, Roots, survivor};
-use crate::limits::SECTOR;
+use crate::limits::{BUCKET_MEMORY_BYTES, OTHER_MEMORY_BYTES, SECTOR};
 use crate::marks::{self, Mark};
 use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
 use crate::mutations::{self, Mutation};
@@ -353,6 +353,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         running: None,
         findings: loaded.findings,
         loaded: loaded.stats,
+        opened: env.now(),
         inodes_seen: loaded.inodes_seen,
     }
 }
@@ -409,6 +410,14 @@ fn cache<E: Env>(
     })
 }
 
+/// What of the memory allowed is left for the index, and at least a quarter of it.
+fn index_bytes<E: Env>(found: &Found<E>, buckets: &Buckets, options: &Options) -> u64 {
+    let of_buckets = found.geometry.nbuckets * BUCKET_MEMORY_BYTES;
+    let taken = of_buckets + buckets.fill_bytes_max() as u64 + OTHER_MEMORY_BYTES;
+    let memory = options.memory_bytes;
+    memory.saturating_sub(taken).max(memory / 4)
+}
+
 /// The parts of a running set around an index.
 pub(super) fn assemble<E: Env>(
     env: &E,
@@ -419,7 +428,9 @@ pub(super) fn assemble<E: Env>(
     options: &Options,
 ) -> (Rc<Tree<E>>, Rc<Cache<E>>) {
     let index = Rc::new(RefCell::new(index));
-    let pages = pages(env, found, &index, buckets, Some(options.memory_bytes));
+    buckets.limit_fills(options.memory_bytes);
+    let bytes_max = index_bytes(found, buckets, options);
+    let pages = pages(env, found, &index, buckets, Some(bytes_max));
     let tree = Tree::new(
         env.clone(),
         found.disk.clone(),
@@ -536,6 +547,7 @@ async fn start<E: Env>(
         }),
         findings: loaded.findings,
         loaded: loaded.stats,
+        opened: env.now(),
         inodes_seen: loaded.inodes_seen,
     })
 }

@@ -440,6 +440,11 @@ impl<E: Env> Server<E> {
         }
     }
 
+    /// Has all nodes of all sets rewritten soon; `status` tells how it goes.
+    pub fn collect(&self) {
+        self.sets.iter().for_each(CacheSet::ask_for_gc);
+    }
+
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
         self.sets.iter().for_each(CacheSet::audit);

@@ -1,6 +1,6 @@
 //! The background task: leaves are written in time, the journal gets room, and old pointers go before generations come round.
 
-use super::{Aim, Tree};
+use super::{Aim, Pass, Tree};
 use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
 use crate::btree::nodes::NodeId;
 use crate::limits::{LEAF_DELAY, collections_held, leaf_batch};
@@ -9,9 +9,15 @@ use brigade_env::Env;
 use brigade_env::sync::yield_now;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Leaves rewritten in one turn of a pass over all of them.
-const GC_LEAVES: usize = 8;
+const GC_LEAVES: usize = 4;
+/// Time left to clients after each of these turns, by the time it took, and at most.
+const GC_REST: u32 = 3;
+const GC_REST_MAX: Duration = Duration::from_millis(500);
+/// Generations behind from which on no time is left to anybody.
+const GC_LATE: u8 = 80;
 /// Empty buckets that are let go of in one step.
 const GC_EMPTY: usize = 256;
 /// Buckets that a gc looks at in one step.
@@ -54,8 +60,11 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             return Ok(true);
         }
+        if self.gc_asked.get() {
+            return self.pass("asked for").await;
+        }
         if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC && !collections_held() {
-            return self.rewrite_everything().await;
+            return self.pass("generations").await;
         }
         Ok(false)
     }
@@ -101,6 +110,33 @@ impl<E: Env> Tree<E> {
             .collect()
     }
 
+    /// Asks for a pass over all nodes, soon.
+    pub fn ask_for_gc(&self) {
+        self.gc_asked.set(true);
+        self.demand.notify_all();
+    }
+
+    /// Passes since the start, and how the one goes that is under way, or how the last one went.
+    pub fn gc(&self) -> (u64, Pass) {
+        (self.gc_passes.get(), self.pass.borrow().clone())
+    }
+
+    /// A pass, of which everybody may know.
+    async fn pass(&self, reason: &'static str) -> io::Result<bool> {
+        *self.pass.borrow_mut() = Pass {
+            reason,
+            is_running: true,
+            began: self.env.now(),
+            ..Pass::default()
+        };
+        let result = self.rewrite_everything().await;
+        self.pass.borrow_mut().is_running = false;
+        if matches!(result, Ok(true)) {
+            self.gc_asked.set(false);
+        }
+        result
+    }
+
     /// Rewrites every node, so that no pointer older than now's generations is left in the tree, not even a stale one to a
     /// node in an old set of an interior node. A leaf's new place makes its parents be written, and these are rewritten then.
     /// Says whether it came to its end.
@@ -133,7 +169,9 @@ impl<E: Env> Tree<E> {
     /// Everything else that this task does goes on in between.
     async fn rewrite_leaves_of_pass(&self) -> io::Result<bool> {
         let leaves = self.index.borrow().nodes.leaves();
+        self.pass.borrow_mut().total = leaves.len();
         for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
+            let (began, looks) = (self.env.now(), self.index.borrow().nodes.looks());
             if self.is_closing.get() || !self.can_rewrite(some) {
                 return Ok(false);
             }
@@ -143,9 +181,25 @@ impl<E: Env> Tree<E> {
             }
             let due = self.due();
             self.write_leaves(&due).await?;
-            yield_now().await;
+            self.pass.borrow_mut().done += some.len();
+            self.make_way(began, looks).await;
         }
         Ok(true)
+    }
+
+    /// Leaves device and processor to clients for a while, if there are some: they get [`GC_REST`] times what the work took that
+    /// began then. Less time is left the closer generations are to their bound.
+    async fn make_way(&self, began: Duration, looks: u64) {
+        yield_now().await;
+        let is_alone = self.index.borrow().nodes.looks() == looks;
+        let is_late = self.buckets.get().need_gc() >= GC_LATE || self.journal.is_pressed();
+        if is_alone || is_late || self.is_closing.get() {
+            return;
+        }
+        let took = self.env.now().saturating_sub(began);
+        let rest = (took * GC_REST).min(GC_REST_MAX);
+        let pressure = self.journal.pressure.wait();
+        crate::wait::either(self.env.sleep(rest), pressure).await;
     }
 
     /// Whether there are buckets for rewriting one of these leaves. Who waits for them holds up everything that may make some.
