@@ -7,9 +7,10 @@
 use crate::bytes::{put, put_words, round_up, u32_at, u64_at};
 use crate::crc;
 use crate::error::FormatError;
-use crate::key::{Key, parse_keys};
+use crate::key::{Key, parse_key, parse_keys};
 use crate::ptr::Ptr;
 use std::fmt;
+use std::ops::Range;
 use thiserror::Error;
 
 /// Bytes in front of a set's keys.
@@ -111,13 +112,7 @@ pub fn parse_node(
     key_ptr: Ptr,
     set_magic: u64,
 ) -> Result<Node, NodeError> {
-    let reader = Reader {
-        bytes,
-        block_bytes,
-        blocks: bytes.len().checked_div(block_bytes).unwrap_or(0),
-        key_ptr,
-        magic: set_magic ^ MAGIC,
-    };
+    let reader = Reader::new(bytes, block_bytes, key_ptr, set_magic);
     let mut node = Node {
         seq: reader.seq_at(0).unwrap_or(0),
         sets: Vec::new(),
@@ -137,16 +132,78 @@ pub fn parse_node(
             Err(broken) => return Err(reader.failed(node, broken)),
         }
     }
-    match reader.next_with_seq(node.blocks_used, node.seq) {
+    match reader.stray(node.blocks_used, node.seq) {
         None => Ok(node),
-        Some(block) => {
-            let found = format!("the node's seq in block {block}");
-            let expected = "nothing of this node behind its last set";
-            let at = block * block_bytes + at::SEQ;
-            let mut stray = Broken::header("stray bset", at, found, expected);
-            stray.may_be_torn = false;
-            Err(reader.failed(node, stray))
+        Some(stray) => Err(reader.failed(node, stray)),
+    }
+}
+
+/// A node whose sets are sound as bytes: a look at a long node in two steps, of which the second, [`RawSet::keys`], can be cut
+/// into many.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawNode {
+    /// What all its sets carry.
+    pub seq: u64,
+    /// Oldest first, at least one.
+    pub sets: Vec<RawSet>,
+    /// Blocks up to the end of the last set.
+    pub blocks_used: usize,
+}
+
+/// A set whose checksum is right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawSet {
+    /// 1, or 0 in very old sets.
+    pub version: u32,
+    keys: Range<usize>,
+}
+
+impl RawSet {
+    /// Up to `most` of its keys; they are taken off. `bytes` are those of the node. Empty at the end.
+    pub fn keys(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Key>, FormatError> {
+        let mut keys = Vec::with_capacity(most.min(self.keys.len() / 16));
+        while keys.len() < most && !self.keys.is_empty() {
+            let rest = bytes.get(self.keys.clone()).unwrap_or_default();
+            let offset = u64::try_from(self.keys.start).unwrap_or(u64::MAX);
+            let key = parse_key(rest).map_err(|error| error.shifted(offset))?;
+            self.keys.start += key.words() * 8;
+            keys.push(key);
         }
+        Ok(keys)
+    }
+}
+
+/// As [`parse_node`], without a look at the keys.
+pub fn parse_sets(
+    bytes: &[u8],
+    block_bytes: usize,
+    key_ptr: Ptr,
+    set_magic: u64,
+) -> Result<RawNode, FormatError> {
+    let reader = Reader::new(bytes, block_bytes, key_ptr, set_magic);
+    let mut node = RawNode {
+        seq: reader.seq_at(0).unwrap_or(0),
+        sets: Vec::new(),
+        blocks_used: 0,
+    };
+    if node.seq == 0 || block_bytes < HEADER_BYTES {
+        let expected = "a seq that is not 0, in at least one block";
+        let broken = Broken::header("bset seq", at::SEQ, node.seq.to_string(), expected);
+        return Err(broken.error);
+    }
+    while reader.seq_at(node.blocks_used) == Some(node.seq) {
+        let start = node.blocks_used * block_bytes;
+        let at_start = |broken: Broken| broken.error.shifted(u64::try_from(start).unwrap_or(0));
+        let (version, set) = reader.sound_set(node.blocks_used).map_err(at_start)?;
+        node.blocks_used += set.len().div_ceil(block_bytes);
+        node.sets.push(RawSet {
+            version,
+            keys: start + HEADER_BYTES..start + set.len(),
+        });
+    }
+    match reader.stray(node.blocks_used, node.seq) {
+        None => Ok(node),
+        Some(stray) => Err(stray.error),
     }
 }
 
@@ -160,6 +217,27 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8], block_bytes: usize, key_ptr: Ptr, set_magic: u64) -> Reader<'a> {
+        Reader {
+            bytes,
+            block_bytes,
+            blocks: bytes.len().checked_div(block_bytes).unwrap_or(0),
+            key_ptr,
+            magic: set_magic ^ MAGIC,
+        }
+    }
+
+    /// A set of the node behind its last one, where none may be.
+    fn stray(&self, from: usize, seq: u64) -> Option<Broken> {
+        let block = self.next_with_seq(from, seq)?;
+        let found = format!("the node's seq in block {block}");
+        let expected = "nothing of this node behind its last set";
+        let at = block * self.block_bytes + at::SEQ;
+        let mut stray = Broken::header("stray bset", at, found, expected);
+        stray.may_be_torn = false;
+        Some(stray)
+    }
+
     /// The node's bytes from `block` on; `None` behind the last block.
     fn rest(&self, block: usize) -> Option<&'a [u8]> {
         let start = block.checked_mul(self.block_bytes)?;
@@ -177,6 +255,25 @@ impl<'a> Reader<'a> {
 
     /// The set that starts at `block`. Offsets in errors count from the start of the set, here and below.
     fn set(&self, block: usize) -> Result<Bset, Broken> {
+        let (version, set) = self.sound_set(block)?;
+        let keys = parse_keys(set.get(HEADER_BYTES..).unwrap_or_default()).map_err(|error| {
+            let mut broken = Broken::header("bset keys", 0, String::new(), "");
+            broken.error.offset = error.offset.saturating_add(32);
+            broken.error.found = error.found;
+            broken.error.expected = error.expected;
+            broken.may_be_torn = false;
+            broken
+        })?;
+        Ok(Bset {
+            version,
+            block_offset: block,
+            blocks: set.len().div_ceil(self.block_bytes),
+            keys,
+        })
+    }
+
+    /// The version and the bytes, without padding, of the set that starts at `block`.
+    fn sound_set(&self, block: usize) -> Result<(u32, &'a [u8]), Broken> {
         let rest = self.rest(block).unwrap_or_default();
         let version = u32_at(rest, at::VERSION);
         if version > VERSION {
@@ -203,20 +300,7 @@ impl<'a> Reader<'a> {
                 blocks: Some(blocks),
                 ..broken
             })?;
-        let keys = parse_keys(set.get(HEADER_BYTES..).unwrap_or_default()).map_err(|error| {
-            let mut broken = Broken::header("bset keys", 0, String::new(), "");
-            broken.error.offset = error.offset.saturating_add(32);
-            broken.error.found = error.found;
-            broken.error.expected = error.expected;
-            broken.may_be_torn = false;
-            broken
-        })?;
-        Ok(Bset {
-            version,
-            block_offset: block,
-            blocks,
-            keys,
-        })
+        Ok((version, set))
     }
 
     /// Checksum, and that a later set is not empty.

@@ -9,6 +9,7 @@ use crate::set::{FLASH_UUID, Set};
 use crate::small::write_gens;
 use crate::work::{Ledger, Mix};
 use brigade_engine::Options;
+use brigade_engine::alloc::{GEN_AGE_MAX, PRIO_EMPTY};
 use brigade_engine::recovery::{Loaded, SurvivorLog};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BackingState, BucketNr, Gen, Key, key_words};
@@ -126,21 +127,23 @@ fn age_gens(set: &mut Set, loaded: &Loaded) {
     let tables = loaded.prio_buckets.iter().chain(&layout.journal_buckets);
     tables.for_each(|nr| name(BucketNr(*nr)));
     let age = set.chance.between(240, 255) as u8;
-    let distance = set.chance.between(60, 96) as u8;
+    let distance = set.chance.between(60, u64::from(GEN_AGE_MAX)) as u8;
     let entry = |nr: usize| {
         let (now, oldest) = (loaded.chain_gens[nr], loaded.oldest_gens[nr]);
         if is_named[nr] || (nr as u64) < layout.first_bucket {
             return (loaded.prios[nr], now);
         }
+        // After a clean stop what old pointers name is not called empty.
+        let prio = loaded.prios[nr].max(PRIO_EMPTY + 1);
         // An old, stale pointer must not become a new one.
         let generation = if oldest == loaded.gens[nr] {
-            Gen(age)
+            return (loaded.prios[nr], Gen(age));
         } else if loaded.gens[nr].after(oldest) < distance {
             Gen(oldest.0.wrapping_add(distance))
         } else {
             now
         };
-        (loaded.prios[nr], generation)
+        (prio, generation)
     };
     write_gens(&mut set.cache.borrow_mut(), loaded, &layout, entry);
 }

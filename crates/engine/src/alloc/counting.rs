@@ -7,7 +7,7 @@
 use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
-use super::bucket::{Bucket, Place};
+use super::bucket::{Bucket, Flag, Place};
 use super::{Allocator, GEN_AGE_MAX, GEN_AGE_WANTS_GC};
 
 /// Recency by which the table of a clean stop says that nothing names a bucket.
@@ -20,6 +20,7 @@ pub(super) struct Counting {
     oldest: Vec<Gen>,
     done: usize,
     age_max: u8,
+    is_ending: bool,
 }
 
 impl Allocator {
@@ -48,7 +49,14 @@ impl Allocator {
         self.counting.is_some()
     }
 
-    /// Whether buckets are recycled, so that an order of victims is kept.
+    /// Whether an order of victims is kept.
+    pub(super) fn keeps_order(&self) -> bool {
+        let is_ending = |counting: &Counting| counting.is_ending;
+        self.counting.as_ref().is_none_or(is_ending)
+            || mutations::is(Mutation::AllocRecyclesUncounted)
+    }
+
+    /// Whether buckets may be recycled.
     pub(super) fn recycles(&self) -> bool {
         !self.is_counting() || mutations::is(Mutation::AllocRecyclesUncounted)
     }
@@ -104,7 +112,11 @@ impl Allocator {
             let bucket = &mut self.buckets[nr];
             bucket.last_gc = counting.oldest[nr];
             counting.age_max = counting.age_max.max(bucket.gen_age());
+            if bucket.is_let_go() && !bucket.is(Flag::Ordered) && !bucket.is(Flag::Parked) {
+                self.order.insert(&mut self.buckets, nr as u32);
+            }
         }
+        counting.is_ending = true;
         counting.done = to;
         if to < self.buckets.len() {
             self.counting = Some(counting);
@@ -112,7 +124,7 @@ impl Allocator {
         }
         self.need_gc = counting.age_max;
         self.need_gc_since = counting.age_max;
-        self.reorder();
+        self.unpark();
         true
     }
 

@@ -321,8 +321,9 @@ impl Allocator {
             }
         }
         self.started = true;
-        if self.recycles() {
-            self.reorder();
+        match self.keeps_order() {
+            true => self.reorder(),
+            false => self.begin_order(),
         }
     }
 
@@ -553,7 +554,7 @@ impl Allocator {
         } else if !before.ages() && after.ages() {
             bucket.stamp = self.ageing.stamp(after.stamp);
         }
-        if !self.recycles() {
+        if !self.keeps_order() {
             return;
         }
         let mut is_ordered = after.is(Flag::Ordered);

@@ -74,10 +74,15 @@ impl Allocator {
     }
 
     pub(super) fn reorder(&mut self) {
+        self.begin_order();
+        self.order.fill(&mut self.buckets);
+    }
+
+    /// An order that nothing is in.
+    pub(super) fn begin_order(&mut self) {
         let is_by_number = self.config.replacement != Replacement::Lru;
         self.order = Order::new(self.config.bucket_sectors, is_by_number);
         self.order.age = self.ageing.steps();
-        self.order.fill(&mut self.buckets);
     }
 
     /// How often buckets came up and were not taken.

@@ -23,7 +23,7 @@ use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_env::sync::{Notify, Semaphore, join_all, yield_now};
-use brigade_format::node::{self, Bset};
+use brigade_format::node::{self, RawSet};
 use brigade_format::{Key, KeyRules, Pos};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// Buckets taken in at once when all leaves are counted.
-const COUNT_BUCKETS: usize = 1 << 15;
+const COUNT_BUCKETS: usize = 256;
 /// Time before a leaf that could not be read is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -51,6 +51,10 @@ pub struct Pages<E: Env> {
     bytes_max: Option<u64>,
     loading: RefCell<BTreeMap<NodeId, Rc<Load>>>,
     slots: Semaphore,
+    /// Leaves went, or that is not waited for any more.
+    freed: Notify,
+    /// Raised when leaves could go if they were written.
+    pub leaf_writes_wanted: Notify,
     loads: Cell<u64>,
     read_bytes: Cell<u64>,
     is_closing: Cell<bool>,
@@ -60,6 +64,8 @@ pub struct Pages<E: Env> {
 #[derive(Default)]
 struct Load {
     ended: Notify,
+    /// It does not wait for memory.
+    is_urgent: Cell<bool>,
     error: RefCell<Option<(io::ErrorKind, String)>>,
 }
 
@@ -98,7 +104,8 @@ pub struct PagesSetup<E: Env> {
 impl<E: Env> Pages<E> {
     /// Ties the parts together.
     pub fn new(env: E, setup: PagesSetup<E>) -> Rc<Self> {
-        Rc::new_cyclic(|me| Pages {
+        let poison = setup.poison.clone();
+        let pages = Rc::new_cyclic(|me: &Weak<Pages<E>>| Pages {
             me: me.clone(),
             env,
             disk: setup.disk,
@@ -111,10 +118,19 @@ impl<E: Env> Pages<E> {
             bytes_max: setup.bytes_max,
             loading: RefCell::default(),
             slots: Semaphore::new(LEAF_LOADS_MAX),
+            freed: Notify::new(),
+            leaf_writes_wanted: Notify::new(),
             loads: Cell::new(0),
             read_bytes: Cell::new(0),
             is_closing: Cell::new(false),
-        })
+        });
+        let weak = Rc::downgrade(&pages);
+        poison.when_thrown(move || {
+            if let Some(pages) = weak.upgrade() {
+                pages.freed.notify_all();
+            }
+        });
+        pages
     }
 
     /// Leaves read since the start, and their bytes.
@@ -148,13 +164,13 @@ impl<E: Env> Pages<E> {
         loop {
             let away = self.index.borrow().nodes.away(inode, start, end);
             match away {
-                Some(leaf) => self.load(leaf).await?,
+                Some(leaf) => self.load(leaf, false).await?,
                 None => return Ok(()),
             }
         }
     }
 
-    /// Brings one leaf into memory, unless it is no longer in the tree.
+    /// Brings one leaf into memory, however short that is, unless it is no longer in the tree. For what makes others go.
     pub async fn bring_leaf(&self, leaf: NodeId) -> io::Result<()> {
         if !self.is_away(leaf) {
             return Ok(());
@@ -166,7 +182,7 @@ impl<E: Env> Pages<E> {
         };
         let _wanted = self.want(low, high);
         while self.is_away(leaf) {
-            self.load(leaf).await?;
+            self.load(leaf, true).await?;
         }
         Ok(())
     }
@@ -185,17 +201,48 @@ impl<E: Env> Pages<E> {
         nodes.is_live(leaf) && nodes.get(leaf).level == 0 && nodes.get(leaf).content.is_none()
     }
 
-    /// Lets leaves go if memory is short.
+    /// Lets leaves go if memory is short. Those that have something pending can go once it is written, which is asked for.
     pub fn shrink(&self) {
-        if let Some(bytes_max) = self.bytes_max {
-            let mut index = self.index.borrow_mut();
-            index.send_away(bytes_max, leaves_here_min());
+        let Some(bytes_max) = self.bytes_max else {
+            return;
+        };
+        self.index
+            .borrow_mut()
+            .send_away(bytes_max, leaves_here_min());
+        if self.is_short() {
+            self.leaf_writes_wanted.notify_all();
+        } else {
+            self.freed.notify_all();
+        }
+    }
+
+    /// Whether more is here than should be, some of which could go if it were written.
+    pub fn is_short(&self) -> bool {
+        let index = self.index.borrow();
+        let is_over = |most| index.memory_bytes() > most;
+        index.nodes.dirty_count() > 0 && self.bytes_max.is_some_and(is_over)
+    }
+
+    /// Waits until a leaf may come although memory is short, as others will have gone.
+    async fn room(&self, load: &Load) {
+        let may_come = || {
+            let is_free = load.is_urgent.get() || !self.is_short() || self.is_over();
+            is_free.then_some(())
+        };
+        if may_come().is_none() {
+            marks::hit(Mark::BtreeLeafWaitsForMemory);
+            self.leaf_writes_wanted.notify_all();
+            self.freed.until(may_come).await;
         }
     }
 
     /// Reads a leaf, or waits for whoever reads it already. It may have left again when this returns.
-    async fn load(&self, leaf: NodeId) -> io::Result<()> {
+    async fn load(&self, leaf: NodeId, is_urgent: bool) -> io::Result<()> {
         let load = self.begin_load(leaf);
+        if is_urgent {
+            load.is_urgent.set(true);
+            self.freed.notify_all();
+        }
         load.ended.wait().await;
         match &*load.error.borrow() {
             Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
@@ -213,6 +260,7 @@ impl<E: Env> Pages<E> {
         let (theirs, steps) = (load.clone(), self.steps.clone());
         let work = async move {
             let result = {
+                me.room(&theirs).await;
                 let _slot = me.slots.acquire(1).await;
                 me.read(leaf).await
             };
@@ -260,20 +308,20 @@ impl<E: Env> Pages<E> {
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         yield_now().await;
-        let node = node::parse_node(&buffer, block_bytes, ptr, self.layout.set_magic)
-            .map_err(|error| wrong(error.error.to_string()))?;
-        drop(buffer);
+        let node = node::parse_sets(&buffer, block_bytes, ptr, self.layout.set_magic)
+            .map_err(|error| wrong(error.to_string()))?;
         if is_new {
             self.first_seen(leaf, &node);
         }
         let mut layers = Layers::default();
         for set in node.sets {
             yield_now().await;
-            let run = self.run_of(set, low, key.pos(), is_new).await;
+            let run = self.run_of(set, &buffer, (low, key.pos()), is_new).await;
             let run = run.map_err(wrong)?;
             yield_now().await;
             layers.push(run);
         }
+        drop(buffer);
         yield_now().await;
         let extents = layers.finish();
         let mut live = Vec::with_capacity(extents.len());
@@ -294,7 +342,7 @@ impl<E: Env> Pages<E> {
     }
 
     /// Nothing was known of the leaf but where it is.
-    fn first_seen(&self, leaf: NodeId, node: &node::Node) {
+    fn first_seen(&self, leaf: NodeId, node: &node::RawNode) {
         let mut index = self.index.borrow_mut();
         let known = index.nodes.get_mut(leaf);
         (known.seq, known.blocks_used) = (node.seq, node.blocks_used as u64);
@@ -364,6 +412,7 @@ impl<E: Env> Pages<E> {
     /// Lets the task that counts end.
     pub fn stop(&self) {
         self.is_closing.set(true);
+        self.freed.notify_all();
     }
 
     fn is_over(&self) -> bool {
@@ -373,13 +422,18 @@ impl<E: Env> Pages<E> {
     /// A set as extents. It was found good when the set was opened, or written since.
     async fn run_of(
         &self,
-        set: Bset,
-        low: Pos,
-        high: Pos,
+        mut set: RawSet,
+        bytes: &[u8],
+        (low, high): (Pos, Pos),
         is_new: bool,
     ) -> Result<Vec<Extent>, String> {
-        let mut run: Vec<Extent> = Vec::with_capacity(set.keys.len());
-        for some in set.keys.chunks(SLICE_KEYS) {
+        let mut run: Vec<Extent> = Vec::new();
+        loop {
+            let some = set.keys(bytes, SLICE_KEYS);
+            let some = some.map_err(|error| error.to_string())?;
+            if some.is_empty() {
+                return Ok(run);
+            }
             for key in some.iter().filter(|key| key.size() > 0) {
                 let extent = self.extent_of(key, low, high)?;
                 if let Some(last) = run.last()
@@ -391,13 +445,13 @@ impl<E: Env> Pages<E> {
             }
             if is_new {
                 let mut alloc = self.buckets.get_mut();
-                let pointers = some.iter().flat_map(|key| key.ptr(0));
+                let checked = some.iter().filter(|key| key.size() > 0);
+                let pointers = checked.flat_map(|key| key.ptr(0));
                 let known = pointers.filter(|ptr| ptr.is_available());
                 known.for_each(|ptr| alloc.count_pointer(ptr));
             }
             yield_now().await;
         }
-        Ok(run)
     }
 
     fn extent_of(&self, key: &Key, low: Pos, high: Pos) -> Result<Extent, String> {

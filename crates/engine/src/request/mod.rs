@@ -442,16 +442,25 @@ impl<E: Env> Core<E> {
     /// written.
     fn finish_fill(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill) {
         let is_here = |extent: &Extent| cache.pages.is_here(self.inode, extent.start, extent.end);
-        if fill.extents.iter().all(is_here) {
-            fill.extents
-                .iter()
-                .all(|extent| self.enter(cache, &fill, extent));
-            return self.unpin(cache, fill.pinned);
+        let mut entered = 0;
+        for extent in &fill.extents {
+            // Each is looked for by itself: leaves may go as soon as one was entered.
+            if !is_here(extent) {
+                return self.finish_fill_later(cache, fill, entered);
+            }
+            if !self.enter(cache, &fill, extent) {
+                break;
+            }
+            entered += 1;
         }
+        self.unpin(cache, fill.pinned);
+    }
+
+    fn finish_fill_later(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill, entered: usize) {
         let (core, cache) = (self.clone(), cache.clone());
         let steps = cache.steps.clone();
         let later = async move {
-            for extent in &fill.extents {
+            for extent in &fill.extents[entered..] {
                 let here = cache
                     .pages
                     .bring(core.inode, extent.start, extent.end)

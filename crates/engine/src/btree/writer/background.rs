@@ -32,8 +32,9 @@ impl<E: Env> Tree<E> {
         while !self.is_closing.get() && !self.poison.is_thrown() {
             let demand = self.demand.wait();
             let pressure = self.journal.pressure.wait();
+            let memory = self.pages.leaf_writes_wanted.wait();
             if !matches!(self.round().await, Ok(true)) {
-                crate::wait::either(demand, pressure).await;
+                crate::wait::either(demand, crate::wait::either(memory, pressure)).await;
             }
         }
         self.running.set(false);
@@ -91,10 +92,11 @@ impl<E: Env> Tree<E> {
         let index = self.index.borrow();
         let high = self.pending_words_high();
         // What is pending may keep clients from adding more.
-        let is_short = !self
+        let has_room = self
             .buckets
             .get()
             .has_room_for_keys(2 * index.nodes.dirty_count());
+        let is_short = !has_room || self.pages.is_short();
         let is_due = |id: &NodeId| {
             let node = index.nodes.get(*id);
             let old = node
