@@ -49,7 +49,7 @@ pub const SLICE_KEYS: usize = 2048;
 /// Leaves read at the same time.
 pub const LEAF_LOADS_MAX: usize = 4;
 /// Memory of a process beside index, buckets and fills: the program, its buffers, leaves that are being read or written.
-pub const OTHER_MEMORY_BYTES: u64 = 28 << 20;
+pub const OTHER_MEMORY_BYTES: u64 = 16 << 20;
 /// Leaves that stay in memory however short that is.
 const LEAVES_HERE_MIN: usize = 8;
 /// Remembered recent requests per volume for sequential detection (kernel: 128).

@@ -106,7 +106,8 @@ fn add_flash_volume(set: &mut Set, loaded: &Loaded) {
 }
 
 /// Buckets that no pointer names, not even a stale one, come close to the wrap of their generations; those that only stale
-/// pointers name, from data or from nodes, come close to where they may not be recycled any more.
+/// pointers name, from data or from nodes, come close to where they may not be recycled any more (not to it: if that were so of
+/// all, no collection would find buckets).
 fn age_gens(set: &mut Set, loaded: &Loaded) {
     let superblock = set.superblock();
     let geometry = set.cache.borrow().geometry;
@@ -127,7 +128,7 @@ fn age_gens(set: &mut Set, loaded: &Loaded) {
     let tables = loaded.prio_buckets.iter().chain(&layout.journal_buckets);
     tables.for_each(|nr| name(BucketNr(*nr)));
     let age = set.chance.between(240, 255) as u8;
-    let distance = set.chance.between(60, u64::from(GEN_AGE_MAX)) as u8;
+    let distance = set.chance.between(60, u64::from(GEN_AGE_MAX) - 1) as u8;
     let entry = |nr: usize| {
         let (now, oldest) = (loaded.chain_gens[nr], loaded.oldest_gens[nr]);
         if is_named[nr] || (nr as u64) < layout.first_bucket {

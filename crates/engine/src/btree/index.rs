@@ -169,14 +169,17 @@ impl Index {
         Ok(())
     }
 
-    /// Lets leaves that nobody looked at lately go until no more than so many bytes are taken, or only `least` are here.
-    pub fn send_away(&mut self, bytes_max: u64, least: usize) {
-        while self.memory_bytes() > bytes_max && self.nodes.here_count() > least {
-            let Some(leaf) = self.nodes.send_away() else {
-                return;
-            };
-            self.here -= self.nodes.get(leaf).extents;
+    /// Lets a leaf that nobody looked at lately go if more than so many bytes are taken, and more than `least` are here.
+    /// Says whether one went.
+    pub fn send_away(&mut self, bytes_max: u64, least: usize) -> bool {
+        if self.memory_bytes() <= bytes_max || self.nodes.here_count() <= least {
+            return false;
         }
+        let Some(leaf) = self.nodes.send_away() else {
+            return false;
+        };
+        self.here -= self.nodes.get(leaf).extents;
+        true
     }
 
     /// New leaves, in order, take over what an old one says and has pending. Its pin is theirs; gives the further ones.

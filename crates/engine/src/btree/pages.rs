@@ -201,18 +201,28 @@ impl<E: Env> Pages<E> {
         nodes.is_live(leaf) && nodes.get(leaf).level == 0 && nodes.get(leaf).content.is_none()
     }
 
-    /// Lets leaves go if memory is short. Those that have something pending can go once it is written, which is asked for.
-    pub fn shrink(&self) {
+    /// Lets a leaf go if memory is short; says whether one went. Those that have something pending can go once it is written,
+    /// which is asked for.
+    pub fn shrink(&self) -> bool {
         let Some(bytes_max) = self.bytes_max else {
-            return;
+            return false;
         };
-        self.index
+        let went = self
+            .index
             .borrow_mut()
             .send_away(bytes_max, leaves_here_min());
         if self.is_short() {
             self.leaf_writes_wanted.notify_all();
         } else {
             self.freed.notify_all();
+        }
+        went
+    }
+
+    /// Lets leaves go, one at a step, until memory is not short any more.
+    pub async fn shrink_all(&self) {
+        while self.shrink() {
+            yield_now().await;
         }
     }
 
@@ -337,7 +347,7 @@ impl<E: Env> Pages<E> {
             let mut index = self.index.borrow_mut();
             index.arrive(&self.buckets.get(), leaf, content);
         }
-        self.shrink();
+        self.shrink_all().await;
         Ok(())
     }
 

@@ -179,7 +179,7 @@ impl<E: Env> Tree<E> {
             self.are_written(written);
         }
         self.rewrite_leaves(&rewrites).await?;
-        self.pages.shrink();
+        self.pages.shrink_all().await;
         Ok(())
     }
 
