@@ -37,6 +37,7 @@ marks! {
     BtreeLeafComesBack: "a leaf that left memory is read",
     BtreeLeafRewrite: "a leaf is rewritten as one",
     BtreeLeafSplit: "a leaf splits",
+    BtreeLeavesJoin: "leaves that are mostly empty become one",
     BtreeLeafWaitsForMemory: "a leaf is not read before others are written and go",
     BtreeNewLevel: "the tree grows a level",
     BtreeRetired: "buckets of replaced nodes wait for the entry that names the new root",

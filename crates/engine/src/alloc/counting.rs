@@ -8,29 +8,35 @@ use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::bucket::{Bucket, Flag, Place};
-use super::{Allocator, GEN_AGE_MAX, GEN_AGE_WANTS_GC};
+use super::{Allocator, GEN_AGE_MAX};
 
 /// Recency by which the table of a clean stop says that nothing names a bucket.
 pub const PRIO_EMPTY: u16 = 0;
+
+/// No pointer to a bucket that is called empty is older than this: some room is left until it is known how old they are.
+const EMPTY_AGE_MAX: u8 = GEN_AGE_MAX - 4;
 
 /// Counting under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counting {
     /// By bucket the oldest gen of a pointer seen so far.
     oldest: Vec<Gen>,
+    /// By bucket whether something stored names it with the gen it had at the start.
+    named: Vec<bool>,
     done: usize,
     age_max: u8,
     is_ending: bool,
 }
 
 impl Allocator {
-    /// Ends loading, like [`Allocator::start`], of a set whose leaves were not looked at.
-    pub fn start_counting(&mut self) {
+    /// Ends loading, like [`Allocator::start`], of a set whose leaves were not looked at. `named`: what else names buckets with
+    /// their gens. All that are not known to be empty must have been marked as referenced.
+    pub fn start_counting(&mut self, named: Vec<bool>) {
         let oldest = self.buckets.iter().map(|bucket| bucket.last_gc).collect();
         for bucket in &mut self.buckets {
             // What is empty had pointers at most so old when the table was written; of others nothing is known.
             let behind = if bucket.stamp == PRIO_EMPTY {
-                GEN_AGE_WANTS_GC
+                EMPTY_AGE_MAX
             } else {
                 GEN_AGE_MAX
             };
@@ -39,6 +45,7 @@ impl Allocator {
         // No order is kept meanwhile: nothing is recycled, and everything changes.
         self.counting = Some(Counting {
             oldest,
+            named,
             ..Counting::default()
         });
         self.start();
@@ -68,6 +75,7 @@ impl Allocator {
             return;
         };
         let own = self.buckets[nr].r#gen;
+        counting.named[nr] |= own == ptr.r#gen();
         let oldest = &mut counting.oldest[nr];
         if own.after(ptr.r#gen()) > own.after(*oldest) {
             *oldest = ptr.r#gen();
@@ -112,6 +120,13 @@ impl Allocator {
             let bucket = &mut self.buckets[nr];
             bucket.last_gc = counting.oldest[nr];
             counting.age_max = counting.age_max.max(bucket.gen_age());
+            // Not recycled since the start, and nobody named it.
+            let is_unnamed = bucket.is(Flag::Referenced) && !counting.named[nr];
+            let is_empty = bucket.place() == Place::Idle && bucket.live.get() == 0;
+            if is_unnamed && is_empty && bucket.pin == 0 {
+                self.enter_unused(BucketNr(nr as u64), Place::Idle);
+            }
+            let bucket = &mut self.buckets[nr];
             if bucket.is_let_go() && !bucket.is(Flag::Ordered) && !bucket.is(Flag::Parked) {
                 self.order.insert(&mut self.buckets, nr as u32);
             }
@@ -124,6 +139,7 @@ impl Allocator {
         }
         self.need_gc = counting.age_max;
         self.need_gc_since = counting.age_max;
+        self.top_up();
         self.unpark();
         true
     }
@@ -149,5 +165,5 @@ fn is_known_empty(bucket: &Bucket) -> bool {
         bucket.place(),
         Place::Unused | Place::Incoming | Place::Ready
     );
-    is_free && bucket.gen_age() <= GEN_AGE_WANTS_GC
+    is_free && bucket.gen_age() <= EMPTY_AGE_MAX
 }

@@ -182,14 +182,33 @@ impl Index {
         true
     }
 
-    /// New leaves, in order, take over what an old one says and has pending. Its pin is theirs; gives the further ones.
-    pub(super) fn hand_over(&mut self, old: NodeId, news: &[NodeId]) -> Vec<u64> {
-        let node = self.nodes.get_mut(old);
-        let mut content = node.content.take().expect("brought before");
-        self.extents -= node.extents;
-        self.here -= node.extents;
-        let since = node.pending_since;
-        let (mut pending, pin) = self.nodes.take_pending(old);
+    /// New leaves, in order, take over what old ones say and have pending. Their pins are theirs; gives the further ones, and
+    /// calls `unpin` for those that are too many.
+    pub(super) fn hand_over(
+        &mut self,
+        olds: &[NodeId],
+        news: &[NodeId],
+        mut unpin: impl FnMut(u64),
+    ) -> Vec<u64> {
+        let (mut content, mut pending) = (ExtentMap::new(), ExtentMap::keeping_holes());
+        let (mut pin, mut since) = (None, None);
+        for &old in olds {
+            let node = self.nodes.get_mut(old);
+            content.append(&mut node.content.take().expect("brought before"));
+            self.extents -= node.extents;
+            self.here -= node.extents;
+            let its_since = node.pending_since;
+            let (mut its_pending, its_pin) = self.nodes.take_pending(old);
+            pending.append(&mut its_pending);
+            since = [since, its_since].into_iter().flatten().min();
+            // The older of two entries is held, which holds the other, too.
+            let (kept, given) = match (pin, its_pin) {
+                (Some(a), Some(b)) => (Some(std::cmp::min(a, b)), Some(std::cmp::max(a, b))),
+                (a, b) => (a.or(b), None),
+            };
+            given.into_iter().for_each(&mut unpin);
+            pin = kept;
+        }
         let mut pins = Vec::new();
         for &new in news {
             let pos = self.nodes.get(new).key.pos();

@@ -73,6 +73,8 @@ pub struct Tree<E: Env> {
     pub demand: Notify,
     gc_passes: Cell<u64>,
     gc_asked: Cell<bool>,
+    /// Most extents there were since the last pass.
+    extents_most: Cell<usize>,
     pass: RefCell<Pass>,
     is_closing: Cell<bool>,
     idle: Notify,
@@ -121,6 +123,7 @@ impl<E: Env> Tree<E> {
             demand: Notify::new(),
             gc_passes: Cell::new(0),
             gc_asked: Cell::new(false),
+            extents_most: Cell::new(0),
             pass: RefCell::default(),
             is_closing: Cell::new(false),
             idle: Notify::new(),
@@ -178,7 +181,7 @@ impl<E: Env> Tree<E> {
             self.unpin(pins);
             self.are_written(written);
         }
-        self.rewrite_leaves(&rewrites).await?;
+        self.rewrite_leaves(&rewrites, aim).await?;
         self.pages.shrink_all().await;
         Ok(())
     }

@@ -37,7 +37,6 @@ mod tests;
 pub use crate::journal::survivor::{SurvivorEntry, SurvivorLog};
 pub use findings::{Finding, LoadError, Severity};
 
-use crate::alloc::PRIO_EMPTY;
 use crate::extents::{Extent, ExtentMap};
 use crate::marks::{Mark, hit};
 use crate::mutations::{self, Mutation};
@@ -165,7 +164,7 @@ pub struct Loaded {
     /// Those of `rejournal` that nothing proves newer than the journal's key (F47). They bar writing; a kernel erases them, and
     /// a read-only opening serves what a kernel would.
     pub doubtful: Vec<Extent>,
-    /// Per bucket: a pointer of its current gen stands in the tree or the replay range, or may.
+    /// Per bucket: a pointer of its current gen stands in the tree or the replay range, as far as that was read.
     pub referenced: Vec<bool>,
     /// Inodes with any key in the tree or the replay range: slots that must not be given out.
     pub inodes_seen: BTreeSet<u32>,
@@ -289,8 +288,6 @@ pub async fn load<E: Env>(
     };
     if counts_later {
         hit(Mark::OpenCountsLater);
-        let may_be_named = |prio: &u16| *prio != PRIO_EMPTY;
-        marks.referenced = marks.prios.iter().map(may_be_named).collect();
     }
     Ok(Loaded {
         newest,

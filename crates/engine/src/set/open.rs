@@ -11,7 +11,7 @@
 
 use super::blank;
 use super::cache_set::{CacheSet, Running, uuid_text};
-use crate::alloc::{Allocator, Config, Replacement};
+use crate::alloc::{Allocator, Config, PRIO_EMPTY, Replacement};
 use crate::btree::{Change, Index, Layout, Nodes, Pages, PagesSetup, Tree};
 use crate::buckets::Buckets;
 use crate::data::Inserter;
@@ -270,7 +270,8 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
         alloc.set_gen(BucketNr(nr), loaded.chain_gens[at], loaded.prios[at]);
         alloc.raise_gen(BucketNr(nr), loaded.gens[at]);
         alloc.note_pointer_gen(BucketNr(nr), loaded.oldest_gens[at]);
-        if loaded.referenced[at] {
+        let may_be_named = !loaded.is_counted && loaded.prios[at] != PRIO_EMPTY;
+        if loaded.referenced[at] || may_be_named {
             alloc.mark_referenced(BucketNr(nr));
         }
     }
@@ -296,7 +297,7 @@ fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
     }
     match loaded.is_counted {
         true => alloc.start(),
-        false => alloc.start_counting(),
+        false => alloc.start_counting(loaded.referenced.clone()),
     }
     alloc
 }

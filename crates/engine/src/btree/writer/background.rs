@@ -1,6 +1,6 @@
 //! The background task: leaves are written in time, the journal gets room, and old pointers go before generations come round.
 
-use super::{Aim, Pass, Tree};
+use super::{Aim, KEY_WORDS, Pass, Tree};
 use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
 use crate::btree::nodes::NodeId;
 use crate::limits::{LEAF_DELAY, collections_held, leaf_batch};
@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// Leaves rewritten in one turn of a pass over all of them.
 const GC_LEAVES: usize = 4;
+/// Leaves are sparse if there are so many, and so many times what is needed.
+const SPARSE_LEAVES: usize = 16;
+const SPARSE: usize = 4;
 /// Time left to clients after each of these turns, by the time it took, and at most.
 const GC_REST: u32 = 3;
 const GC_REST_MAX: Duration = Duration::from_millis(500);
@@ -64,6 +67,9 @@ impl<E: Env> Tree<E> {
         if self.gc_asked.get() {
             return self.pass("asked for").await;
         }
+        if self.is_sparse() {
+            return self.pass("sparse leaves").await;
+        }
         if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC && !collections_held() {
             return self.pass("generations").await;
         }
@@ -112,6 +118,18 @@ impl<E: Env> Tree<E> {
             .collect()
     }
 
+    /// Whether leaves could be far fewer, since there were once more extents. A pass may leave some sparse ones that have different
+    /// parents; they are not tried again before extents halve once more.
+    fn is_sparse(&self) -> bool {
+        let index = self.index.borrow();
+        let (extents, leaves) = (index.extents(), index.nodes.leaf_count());
+        let most = self.extents_most.get().max(extents);
+        self.extents_most.set(most);
+        let needed = (extents * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+        let is_counted = index.nodes.uncounted() == 0;
+        is_counted && leaves >= SPARSE_LEAVES && leaves > SPARSE * needed && extents < most / 2
+    }
+
     /// Asks for a pass over all nodes, soon.
     pub fn ask_for_gc(&self) {
         self.gc_asked.set(true);
@@ -135,6 +153,7 @@ impl<E: Env> Tree<E> {
         self.pass.borrow_mut().is_running = false;
         if matches!(result, Ok(true)) {
             self.gc_asked.set(false);
+            self.extents_most.set(self.index.borrow().extents());
         }
         result
     }

@@ -1,7 +1,7 @@
-//! Leaves are copied, cut into new ones, and these written.
+//! Leaves are copied, those that are mostly empty together with their neighbours, cut into new ones, and these written.
 
 use super::shape::groups;
-use super::{KEY_WORDS, NewNode, Tree};
+use super::{Aim, KEY_WORDS, NewNode, Tree};
 use crate::alloc::MetadataBucket;
 use crate::btree::nodes::NodeId;
 use crate::extents::Extent;
@@ -17,23 +17,24 @@ use std::io;
 /// Leaves that are copied before any of them is written.
 const COPIES: usize = 8;
 
-/// What a leaf said when it was copied.
+/// What a leaf, or several side by side with the same parent, said when it was copied.
 struct Copy {
-    leaf: NodeId,
+    leaves: Vec<NodeId>,
     keys: Vec<Key>,
     /// Keys for each new leaf.
     sizes: Vec<usize>,
-    pin: Option<u64>,
+    pins: Vec<u64>,
 }
 
 impl<E: Env> Tree<E> {
     /// Rewrites leaves together, as many at a time as there are buckets for: their parents, and above all the journal
     /// entry that names a new root, are then written once for all of them.
-    pub(super) async fn rewrite_leaves(&self, ids: &[NodeId]) -> io::Result<()> {
+    pub(super) async fn rewrite_leaves(&self, ids: &[NodeId], aim: Aim) -> io::Result<()> {
         for some in ids.chunks(COPIES) {
             let mut copies = Vec::with_capacity(some.len());
             for &leaf in some {
                 match self.copy(leaf).await {
+                    Ok(copy) if aim == Aim::New => self.join(&mut copies, copy),
                     Ok(copy) => copies.push(copy),
                     Err(error) if copies.is_empty() => return Err(error),
                     // The others are written first: what they had pending is only in the copies.
@@ -84,11 +85,34 @@ impl<E: Env> Tree<E> {
         }
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
         Ok(Copy {
-            leaf,
+            leaves: vec![leaf],
             keys,
             sizes,
-            pin,
+            pins: pin.into_iter().collect(),
         })
+    }
+
+    /// Adds a copy to others. If it and the last one are neighbours and fill little of a node together, they become one.
+    fn join(&self, copies: &mut Vec<Copy>, copy: Copy) {
+        let Some(last) = copies.last_mut() else {
+            return copies.push(copy);
+        };
+        let words = |copy: &Copy| copy.keys.iter().map(Key::words).sum::<usize>();
+        let is_little = words(last) + words(&copy) <= self.node_words() * 2 / 5;
+        let are_neighbours = {
+            let nodes = &self.index.borrow().nodes;
+            let left = nodes.get(*last.leaves.last().expect("one at least"));
+            let right = nodes.get(copy.leaves[0]);
+            left.parent.is_some() && left.parent == right.parent && left.key.pos() == right.low
+        };
+        if !is_little || !are_neighbours {
+            return copies.push(copy);
+        }
+        marks::hit(Mark::BtreeLeavesJoin);
+        last.leaves.extend(copy.leaves);
+        last.keys.extend(copy.keys);
+        last.pins.extend(copy.pins);
+        last.sizes = vec![last.keys.len()];
     }
 
     async fn write_copies(&self, copies: Vec<Copy>) -> io::Result<()> {
@@ -98,15 +122,15 @@ impl<E: Env> Tree<E> {
             let later = rest.split_off(count);
             let (mut new_nodes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
             for copy in rest {
-                pins.extend(copy.pin);
+                pins.extend(&copy.pins);
                 let mark = match copy.sizes.len() {
                     1 => Mark::BtreeLeafRewrite,
                     _ => Mark::BtreeLeafSplit,
                 };
                 marks::hit(mark);
-                let leaf = copy.leaf;
+                let leaves = copy.leaves.clone();
                 let nodes = self.put_in_place(copy, &mut spare);
-                replaced.push((leaf, nodes.iter().map(|node| node.id).collect::<Vec<_>>()));
+                replaced.push((leaves, nodes.iter().map(|node| node.id).collect::<Vec<_>>()));
                 new_nodes.extend(nodes);
                 yield_now().await;
             }
@@ -126,15 +150,17 @@ impl<E: Env> Tree<E> {
     /// Cuts a copy into new leaves that take the old one's place in memory at once, with what came since.
     fn put_in_place(&self, copy: Copy, spare: &mut Vec<MetadataBucket>) -> Vec<NewNode> {
         let mut index = self.index.borrow_mut();
-        let leaf = copy.leaf;
-        let (low, high) = (index.nodes.get(leaf).low, index.nodes.get(leaf).key.pos());
-        // The old leaf leaves the search order before the last new one, with the same position, enters it.
-        index.nodes.hide_leaf(leaf);
-        index.nodes.rewriting -= 1;
-        let parent = index.nodes.get(leaf).parent;
+        let (first, last) = (copy.leaves[0], copy.leaves[copy.leaves.len() - 1]);
+        let (low, high) = (index.nodes.get(first).low, index.nodes.get(last).key.pos());
+        // The old leaves leave the search order before the last new one, with the same position, enters it.
+        for leaf in &copy.leaves {
+            index.nodes.hide_leaf(*leaf);
+            index.nodes.rewriting -= 1;
+        }
+        let parent = index.nodes.get(first).parent;
         let nodes = self.cut(&mut index, 0, copy.keys, low, high, parent, spare);
         let news: Vec<_> = nodes.iter().map(|node| node.id).collect();
-        for pin in index.hand_over(leaf, &news) {
+        for pin in index.hand_over(&copy.leaves, &news, |seq| self.journal.unpin(seq)) {
             self.journal.pin(pin);
         }
         for new in news {
@@ -145,7 +171,7 @@ impl<E: Env> Tree<E> {
 
     /// Takes buckets for writing the first of these copies, at least one, and all their ancestors; says how many copies.
     async fn reserve_for(&self, copies: &[Copy]) -> io::Result<(Vec<MetadataBucket>, usize)> {
-        let leaves: Vec<_> = copies.iter().map(|copy| copy.leaf).collect();
+        let leaves: Vec<_> = copies.iter().map(|copy| copy.leaves[0]).collect();
         let sizes: Vec<_> = copies.iter().map(|copy| copy.sizes.len()).collect();
         let there = self.buckets.get().metadata_available();
         let mut count = copies.len();

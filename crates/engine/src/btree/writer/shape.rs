@@ -71,20 +71,22 @@ impl<E: Env> Tree<E> {
             let index = self.index.borrow();
             replaced
                 .iter()
-                .map(|(old, _)| index.nodes.get(*old).key)
+                .flat_map(|(olds, _)| olds)
+                .map(|old| index.nodes.get(*old).key)
                 .collect()
         };
         let is_root = self
             .index
             .borrow()
             .nodes
-            .get(replaced[0].0)
+            .get(replaced[0].0[0])
             .parent
             .is_none();
         if is_root {
             assert_eq!(replaced.len(), 1, "a tree has one root");
-            for (old, news) in replaced {
-                self.replace_root(old, news, spare, pins.clone()).await?;
+            for (olds, news) in replaced {
+                self.replace_root(olds[0], news, spare, pins.clone())
+                    .await?;
             }
         } else {
             Box::pin(self.replace_children(replaced, spare, pins)).await?;
@@ -196,7 +198,7 @@ impl<E: Env> Tree<E> {
                     if nodes.len() > 1 {
                         marks::hit(Mark::BtreeInteriorSplit);
                     }
-                    above.push((parent, ids(&nodes)));
+                    above.push((vec![parent], ids(&nodes)));
                     new_nodes.extend(nodes);
                 }
             }
@@ -214,19 +216,21 @@ impl<E: Env> Tree<E> {
     fn move_in(&self, replaced: Vec<Replaced>) -> BTreeMap<NodeId, Vec<Key>> {
         let mut index = self.index.borrow_mut();
         let mut keys: BTreeMap<NodeId, (Vec<Key>, Vec<Key>)> = BTreeMap::new();
-        for (old, news) in replaced {
-            let parent = index.nodes.get(old).parent.expect("not the root");
-            let old_key = index.nodes.get(old).key;
-            let old_ptr = old_key.ptr(0).expect("a node has a place");
+        for (olds, news) in replaced {
+            let parent = index.nodes.get(olds[0]).parent.expect("not the root");
             let (freeing, live) = keys.entry(parent).or_default();
-            freeing.push(Key::freeing(
-                old_key.size(),
-                Ptr::new(old_ptr.sector(), old_ptr.r#gen().next()),
-            ));
             live.extend(news.iter().map(|id| index.nodes.get(*id).key));
-            index.nodes.get_mut(parent).children.remove(&old_key.pos());
+            for old in olds {
+                let old_key = index.nodes.get(old).key;
+                let old_ptr = old_key.ptr(0).expect("a node has a place");
+                freeing.push(Key::freeing(
+                    old_key.size(),
+                    Ptr::new(old_ptr.sector(), old_ptr.r#gen().next()),
+                ));
+                index.nodes.get_mut(parent).children.remove(&old_key.pos());
+                index.nodes.remove(old);
+            }
             index.nodes.adopt(parent, &news);
-            index.nodes.remove(old);
         }
         let sorted = |(mut freeing, mut live): (Vec<Key>, Vec<Key>)| {
             live.sort_by_key(Key::pos);
@@ -268,8 +272,8 @@ impl<E: Env> Tree<E> {
     }
 }
 
-/// A node and what takes its place.
-pub(super) type Replaced = (NodeId, Vec<NodeId>);
+/// Nodes side by side, and what takes their place.
+pub(super) type Replaced = (Vec<NodeId>, Vec<NodeId>);
 
 enum InteriorPlan {
     Append(Write),
