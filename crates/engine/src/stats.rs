@@ -123,7 +123,7 @@ pub struct CacheSetStatus {
     pub btree: BtreeStatus,
     /// Its journal.
     pub journal: JournalStatus,
-    /// Rewriting of nodes.
+    /// Rewriting of nodes, moving of data.
     pub gc: GcStatus,
     /// Steps of background tasks; a request may have to wait for one of them.
     pub background: Vec<StepStatus>,
@@ -210,13 +210,18 @@ pub struct JournalStatus {
     pub memory_record: bool,
 }
 
-/// Rewriting of leaves that hold old pointers.
+/// Rewriting of leaves that hold old pointers, and moving of data.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct GcStatus {
     /// Passes since the server started.
     pub passes: u64,
     /// Largest distance of a bucket's generation from the oldest pointer to it.
     pub generations_behind: u64,
+    /// Written to the cache since the server started to move data out of buckets that are mostly dead; a part of the device's
+    /// written bytes.
+    pub moved_bytes: u64,
+    /// Buckets emptied in this way.
+    pub moved_buckets: u64,
 }
 
 /// A volume.

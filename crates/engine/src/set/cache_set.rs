@@ -1,6 +1,7 @@
 //! A cache set that is open.
 
 use crate::btree::Tree;
+use crate::data::Mover;
 use crate::device::Disk;
 use crate::error::Error;
 use crate::journal::Journal;
@@ -43,6 +44,8 @@ pub struct Running<E: Env> {
     pub tree: Rc<Tree<E>>,
     /// Makes buckets ready.
     pub table: Rc<GenTable<E>>,
+    /// Empties buckets that are mostly dead; absent if that is switched off.
+    pub mover: Option<Rc<Mover<E>>>,
 }
 
 impl<E: Env> CacheSet<E> {
@@ -80,6 +83,9 @@ impl<E: Env> CacheSet<E> {
             return Ok(());
         };
         let name = self.disk().name();
+        if let Some(mover) = &running.mover {
+            mover.stop().await;
+        }
         self.cache.buckets.end_fills().await;
         self.cache.pages.stop();
         running.tree.stop().await;
@@ -122,6 +128,7 @@ impl<E: Env> CacheSet<E> {
         let (stats, refused) = (buckets.stats(), buckets.refusals());
         let (written_bytes, metadata_written_bytes) = self.disk().written();
         let root = index.nodes.root();
+        let mover = self.running.as_ref().and_then(|it| it.mover.as_ref());
         let state = match (self.cache.poison.is_thrown(), &self.running) {
             (true, _) => "poisoned",
             (false, None) => "read-only",
@@ -167,6 +174,8 @@ impl<E: Env> CacheSet<E> {
                     .as_ref()
                     .map_or(0, |running| running.tree.gc_passes()),
                 generations_behind: u64::from(buckets.need_gc()),
+                moved_bytes: mover.map_or(0, |mover| mover.moved_bytes.get()),
+                moved_buckets: mover.map_or(0, |mover| mover.moved_buckets.get()),
             },
             background: self.cache.steps.status(),
         }
