@@ -83,6 +83,8 @@ impl Set {
         brigade_engine::set_leaf_batch(plan.leaf_batch);
         #[cfg(feature = "instrumented")]
         brigade_engine::set_leaves_here_min(plan.little_memory.then_some(1));
+        #[cfg(feature = "instrumented")]
+        brigade_engine::set_moving_eager(plan.moving_is_eager);
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.
         let mut bucket_sectors = if plan.deep {

@@ -101,9 +101,7 @@ impl Allocator {
         }
         let gens = chooser.best.iter();
         Chosen {
-            gens: gens
-                .map(|((_, nr), (r#gen, _))| (*nr, *r#gen))
-                .collect(),
+            gens: gens.map(|((_, nr), (r#gen, _))| (*nr, *r#gen)).collect(),
             bucket_sectors: self.config.bucket_sectors,
         }
     }
@@ -121,7 +119,8 @@ impl Allocator {
         bucket.place() == Place::Idle
             && bucket.pin == 0
             && live > 0
-            && u64::from(live) * 100 <= u64::from(self.config.bucket_sectors) * moving_live_percent()
+            && u64::from(live) * 100
+                <= u64::from(self.config.bucket_sectors) * moving_live_percent()
             && bucket.may_increment()
             && (bucket.dirty.get() > 0 || self.prio_of(nr) > PRIO_FRESH - RECENT_STEPS)
     }
@@ -152,7 +151,10 @@ impl Allocator {
                 let has_spare = self.ready_for_data() > self.low_water();
                 let bucket = if has_spare && !reserve_only {
                     self.take_data(true)
-                } else if mutations::is(Mutation::AllocWriterHasNoReserve) {
+                } else if !self.lists.unused.is_empty()
+                    || mutations::is(Mutation::AllocWriterHasNoReserve)
+                {
+                    // Unused buckets fill the reserve up again (ALLOC-7), so taking it would take those.
                     None
                 } else {
                     self.lists.pop_ready(Reserve::MovingGc)

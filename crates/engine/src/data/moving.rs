@@ -228,8 +228,11 @@ impl<E: Env> Mover<E> {
             return Ok((Vec::new(), pos));
         };
         let alloc = parts.buckets.get();
-        let is_chosen =
-            |extent: &Extent| extent.ptr.is_some_and(|ptr| chosen.has(ptr) && !alloc.is_stale(ptr));
+        let is_chosen = |extent: &Extent| {
+            extent
+                .ptr
+                .is_some_and(|ptr| chosen.has(ptr) && !alloc.is_stale(ptr))
+        };
         let mut found = Vec::new();
         for (seen, extent) in content.enumerate() {
             if is_chosen(&extent) {
@@ -314,8 +317,7 @@ impl<E: Env> Mover<E> {
         let sectors = extent.sectors().next_multiple_of(self.parts.block_sectors);
         let reserve_only = buckets.is_data_waited_for();
         let mut alloc = buckets.get_mut();
-        let place =
-            alloc.allocate_moving(extent.inode, extent.start, sectors, kind, reserve_only);
+        let place = alloc.allocate_moving(extent.inode, extent.start, sectors, kind, reserve_only);
         let wants_batch = alloc.wants_batch();
         drop(alloc);
         if wants_batch {
