@@ -331,10 +331,15 @@ impl<E: Env> Mover<E> {
         let parts = &self.parts;
         let source = old.ptr.expect("what moves has a place");
         let bytes = (old.sectors() * SECTOR) as usize;
-        let read = parts
-            .cache
-            .read(source.sector(), parts.cache.buffers().get(bytes))
-            .await?;
+        let buffer = parts.cache.buffers().get(bytes);
+        let read = match parts.cache.read(source.sector(), buffer).await {
+            Ok(read) => read,
+            // It stays where it is, and keeps nothing else from moving.
+            Err(error) => {
+                tracing::debug!(device = parts.cache.name(), %error, "not moved");
+                return Ok(());
+            }
+        };
         let buffer = self.in_blocks(read, (u64::from(place.sectors) * SECTOR) as usize);
         let written = buffer.len() as u64;
         self.moved_bytes.add(written);
