@@ -40,7 +40,9 @@ mod wait;
 
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
-pub use limits::{hold_collections, set_count_pause, set_leaf_batch, set_leaves_here_min};
+pub use limits::{
+    hold_collections, set_count_pause, set_leaf_batch, set_leaves_here_min, set_moving_eager,
+};
 pub use options::{AckPolicy, Options};
 pub use set::server::Server;
 pub use set::volume::Volume;

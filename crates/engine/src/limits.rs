@@ -66,6 +66,27 @@ pub const WRITEBACK_IN_USE_PERCENT: u64 = 50;
 pub const CUTOFF_SYNC_PERCENT: u64 = 70;
 /// In-use percentage above which nothing more is cached (kernel: 95).
 pub const CUTOFF_ALL_PERCENT: u64 = 95;
+/// In-use percentage above which data moves out of buckets that are mostly dead: below it there is room enough without.
+pub const MOVING_IN_USE_PERCENT: u64 = 50;
+/// A bucket is worth emptying if no more than this part of it is live, in percent: two then become one at most.
+const MOVING_LIVE_PERCENT: u64 = 50;
+/// Bytes moved are no more than this part of the bytes written to the cache for clients: a fifth more wear, and as much more work for the
+/// device (kernel: no bound).
+pub const MOVING_PART: u64 = 5;
+/// Without any request for so long the device is there for moving too.
+pub const MOVING_IDLE: Duration = Duration::from_secs(1);
+/// Bytes moved in a second then: little for any device, so that whoever comes next hardly waits.
+pub const MOVING_IDLE_RATE: u64 = 32 << 20;
+/// Most bytes that may be moved at once after a time without.
+pub const MOVING_BURST_BYTES: u64 = 16 << 20;
+/// Extents moved at the same time (kernel: 64).
+pub const MOVING_EXTENTS: usize = 16;
+/// Longest piece moved in one I/O, in sectors.
+pub const MOVING_PIECE_SECTORS: u64 = 2048;
+/// Buckets looked at in one step when some are chosen.
+pub const MOVING_CHOICE_BUCKETS: u64 = 1 << 13;
+/// Time between looks whether there is something to move, or may be moved yet.
+pub const MOVING_LOOK: Duration = Duration::from_millis(250);
 /// Clean data of a kernel's session that is compared with the backing device at open; of more than this none is.
 pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 
@@ -74,6 +95,7 @@ thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
     static COUNT_PAUSE: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
     static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
+    static MOVING_IS_EAGER: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     static HELD_UNTIL: std::cell::Cell<Option<u8>> = const { std::cell::Cell::new(None) };
 }
 
@@ -148,4 +170,29 @@ pub fn count_pause() -> Duration {
 #[cfg(feature = "instrumented")]
 pub fn set_count_pause(pause: Duration) {
     COUNT_PAUSE.with(|now| now.set(pause));
+}
+
+/// Whether data moves although there is room enough and however little was written. Only simulation has it so.
+#[inline(always)]
+pub fn moving_is_eager() -> bool {
+    #[cfg(feature = "instrumented")]
+    return MOVING_IS_EAGER.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    false
+}
+
+/// From now on data on this thread moves whenever it can, or as ever.
+#[cfg(feature = "instrumented")]
+pub fn set_moving_eager(is_eager: bool) {
+    MOVING_IS_EAGER.with(|now| now.set(is_eager));
+}
+
+/// Part of a bucket that is live at most if it is worth emptying, in percent.
+#[inline(always)]
+pub fn moving_live_percent() -> u64 {
+    if moving_is_eager() {
+        95
+    } else {
+        MOVING_LIVE_PERCENT
+    }
 }

@@ -34,6 +34,8 @@ pub struct Options {
     pub writeback_delay: Duration,
     /// Background writeback runs at all.
     pub writeback_running: bool,
+    /// Data moves out of buckets that are mostly dead, so that these can be recycled (the kernel's `copy_gc_enabled`, which is off).
+    pub moving_gc: bool,
     /// Look for every bucket that is handed out in all lists, which is slow (the kernel's `expensive_debug_checks`).
     pub expensive_checks: bool,
 }
@@ -50,6 +52,7 @@ impl Default for Options {
             writeback_percent: 10,
             writeback_delay: Duration::from_secs(30),
             writeback_running: true,
+            moving_gc: true,
             expensive_checks: false,
         }
     }

@@ -123,7 +123,7 @@ pub struct CacheSetStatus {
     pub btree: BtreeStatus,
     /// Its journal.
     pub journal: JournalStatus,
-    /// Rewriting of nodes.
+    /// Rewriting of nodes, moving of data.
     pub gc: GcStatus,
     /// Steps of background tasks; a request may have to wait for one of them.
     pub background: Vec<StepStatus>,
@@ -214,7 +214,7 @@ pub struct JournalStatus {
     pub memory_record: bool,
 }
 
-/// Rewriting of nodes that hold old pointers, and what is done so that buckets can be reused.
+/// Rewriting of nodes that hold old pointers, moving of data, and what else is done so that buckets can be reused.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct GcStatus {
     /// Every leaf was counted, so that all buckets that hold nothing dirty can be reused.
@@ -233,6 +233,11 @@ pub struct GcStatus {
     pub passes: u64,
     /// Largest distance of a bucket's generation from the oldest pointer to it.
     pub generations_behind: u64,
+    /// Written to the cache since the server started to move data out of buckets that are mostly dead; a part of the device's
+    /// written bytes.
+    pub moved_bytes: u64,
+    /// Buckets emptied in this way.
+    pub moved_buckets: u64,
 }
 
 /// A volume.

@@ -30,10 +30,12 @@ pub enum Task {
     Leaf,
     /// Leaves are counted after the start.
     Count,
+    /// Data moves out of buckets that are mostly dead.
+    Moving,
 }
 
 /// Names of [`Task`], in order.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "index",
     "journal",
     "allocator",
@@ -41,6 +43,7 @@ const NAMES: [&str; 7] = [
     "fill",
     "leaf",
     "count",
+    "moving",
 ];
 
 /// Times of one task's steps.

@@ -77,6 +77,8 @@ fn plan(seed: u64) -> Plan {
         flash: swarm.flash,
         wear: swarm.wear,
         pressure: swarm.pressure,
+        moving: swarm.moving,
+        moving_is_eager: swarm.moving_is_eager,
         rounds_max: 3,
         requests_max: 160,
         ..Plan::default()

@@ -122,6 +122,7 @@ impl Life {
             writeback_percent: chance.pick(&[0, 1, 10, 50]),
             writeback_delay: Duration::from_millis(chance.pick(&[10, 200, 5000])),
             writeback_running: chance.percent(if self.plan.crowded { 30 } else { 85 }),
+            moving_gc: self.plan.moving,
             expensive_checks: chance.percent(25),
         }
     }

@@ -57,12 +57,18 @@ pub struct Plan {
     pub crowded: bool,
     /// Leaves are counted slowly after a start.
     pub slow_count: bool,
+    /// Data moves out of buckets that are mostly dead.
+    pub moving: bool,
+    /// It does so however much room there is. Only where marks are compiled in.
+    pub moving_is_eager: bool,
 }
 
 impl Plan {
     /// What the swarm does with a seed.
     pub fn swarm(seed: u64) -> Plan {
         let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
+        // Dice of its own: the seeds from before there was moving gc do what they did.
+        let moving = Chance::new(seed ^ 0x5eed_0aa0_71c6_33b7);
         let plan = Plan {
             power_loss: chance.percent(70),
             faults: chance.percent(25),
@@ -84,6 +90,8 @@ impl Plan {
             deep: false,
             crowded: false,
             slow_count: chance.percent(20),
+            moving: moving.percent(75),
+            moving_is_eager: moving.percent(60),
         };
         if chance.percent(8) {
             plan.crowded()

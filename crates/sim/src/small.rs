@@ -71,7 +71,7 @@ pub fn disks_of(
     (cache, backing)
 }
 
-/// Writeback, nothing bypasses; background writeback runs or not.
+/// Writeback, nothing bypasses, nothing moves; background writeback runs or not.
 pub fn options(running: bool) -> Options {
     Options {
         read_only: false,
@@ -83,6 +83,7 @@ pub fn options(running: bool) -> Options {
         writeback_percent: 10,
         writeback_delay: Duration::from_secs(1000),
         writeback_running: running,
+        moving_gc: false,
         expensive_checks: true,
     }
 }

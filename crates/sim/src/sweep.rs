@@ -32,6 +32,8 @@ fn short(seed: u64) -> Plan {
         flash: swarm.flash,
         wear: swarm.wear,
         pressure: swarm.pressure,
+        moving: swarm.moving,
+        moving_is_eager: swarm.moving_is_eager,
         rounds_max: 2,
         requests_max: 40,
         ..Plan::default()

@@ -155,6 +155,23 @@ impl OpenBuckets {
             .expect("there are slots")
     }
 
+    /// The most recent slot of a stream, if it has space.
+    pub fn slot_with_space(&self, stream: u16, kind: Data) -> Option<usize> {
+        let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
+        let at = *self.streams.range(mine).next_back()?.1;
+        self.slots[at].has_space_for(kind).then_some(at)
+    }
+
+    /// The slot in which a stream fills its next bucket: its own, or the one that was not used for longest.
+    pub fn slot_for(&self, stream: u16, kind: Data) -> usize {
+        let mine = (kind, stream, 0)..=(kind, stream, u64::MAX);
+        let of_stream = self.streams.range(mine).next_back().map(|(_, at)| *at);
+        of_stream
+            .or_else(|| self.oldest([None, Some(kind)]))
+            .or_else(|| self.oldest([Some(Data::Cached), Some(Data::Flash)]))
+            .expect("there are slots")
+    }
+
     /// The most recent slot with space for this kind, whoever fills it.
     fn any_with_space(&self, kind: Data) -> Option<usize> {
         let space = (Some(kind), 0)..=(Some(kind), u64::MAX);
@@ -378,7 +395,7 @@ impl Allocator {
         bucket
     }
 
-    fn attach(&mut self, index: usize, bucket: Ready, kind: Data) {
+    pub(super) fn attach(&mut self, index: usize, bucket: Ready, kind: Data) {
         self.seal(index);
         let nr = bucket.nr();
         self.go(nr, Place::Ready, Place::Open);
@@ -408,7 +425,7 @@ impl Allocator {
     }
 
     /// Puts data into a slot with space.
-    fn put(
+    pub(super) fn put(
         &mut self,
         index: usize,
         (inode, start, sectors): (u32, u64, u64),

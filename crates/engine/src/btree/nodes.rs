@@ -249,6 +249,36 @@ impl Nodes {
         )
     }
 
+    /// The leaf that owns what ends behind a position, its own position, and whether it is worth reading if it is away: only for dirty
+    /// data, the rest may as well be dropped.
+    pub fn leaf_behind(&self, pos: Pos) -> (NodeId, Pos, bool) {
+        let behind = (Bound::Excluded(pos), Bound::Unbounded);
+        let (high, id) = self
+            .leaves
+            .range(behind)
+            .next()
+            .expect("leaves tile the key space");
+        let leaf = self.get(*id);
+        let is_wanted = leaf.content.is_some() || leaf.dirty_sectors > 0;
+        (*id, *high, is_wanted)
+    }
+
+    /// What a leaf says between two positions, if it is still in the search order with this position, and here.
+    pub fn content_between(
+        &self,
+        id: NodeId,
+        low: Pos,
+        high: Pos,
+    ) -> Option<impl Iterator<Item = Extent> + '_> {
+        if self.leaves.get(&high) != Some(&id) {
+            return None;
+        }
+        let node = self.get(id);
+        node.hot.set(true);
+        let content = node.content.as_ref()?;
+        Some(content.iter_between(low.max(node.low), high))
+    }
+
     /// Leaves with a part of the range, ascending.
     pub fn leaves_of(&self, inode: u32, start: u64, end: u64) -> impl Iterator<Item = NodeId> + '_ {
         let after = Pos {

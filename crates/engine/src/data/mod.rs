@@ -1,12 +1,16 @@
 //! Bytes in and out of buckets: one way into the index for everybody, what keeps overlapping work apart, and the
-//! background writing back.
+//! background writing back and moving.
 
 mod candidates;
+mod clients;
 mod insert;
 mod locks;
+mod moving;
 mod writeback;
 
 pub use candidates::{Candidate, Candidates};
+pub use clients::Clients;
 pub use insert::Inserter;
 pub use locks::RangeLocks;
+pub use moving::{Mover, MoverParts};
 pub use writeback::{Writeback, WritebackParts, same};

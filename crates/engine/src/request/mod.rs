@@ -28,7 +28,7 @@ mod writeback;
 use crate::alloc::{Data, Reserve};
 use crate::btree::{Index, Pages};
 use crate::buckets::{Buckets, Ticket};
-use crate::data::{Candidate, Candidates, Inserter, RangeLocks};
+use crate::data::{Candidate, Candidates, Clients, Inserter, RangeLocks};
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::Extent;
@@ -72,6 +72,8 @@ pub struct Cache<E: Env> {
     pub writer: Option<CacheWriter<E>>,
     /// How long background tasks take.
     pub steps: Rc<Steps>,
+    /// Its volumes, for background work on all of it.
+    pub clients: Rc<Clients>,
     /// Sectors of a bucket.
     pub bucket_sectors: u32,
     /// Sectors of a block.

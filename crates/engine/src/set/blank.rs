@@ -7,7 +7,7 @@
 //! Cut off anywhere before the last step, it is still blank.
 
 use super::cache_set::{CacheSet, Running};
-use super::open::{self, Found, assemble, begin_record};
+use super::open::{self, Found, assemble, begin_record, start_moving};
 use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
@@ -132,6 +132,7 @@ async fn write<E: Env>(
     let run = table.clone().run(journal.clone());
     env.spawn(steps.timed(env, Task::Allocator, run));
     env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
+    let mover = start_moving(env, &cache, options);
     Ok(CacheSet {
         cache,
         superblock: found.superblock,
@@ -141,6 +142,7 @@ async fn write<E: Env>(
             journal,
             tree,
             table,
+            mover,
         }),
         findings: Vec::new(),
         loaded: LoadStats::default(),

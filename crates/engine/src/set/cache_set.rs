@@ -1,6 +1,7 @@
 //! A cache set that is open.
 
 use crate::btree::Tree;
+use crate::data::Mover;
 use crate::device::Disk;
 use crate::error::Error;
 use crate::journal::Journal;
@@ -46,6 +47,8 @@ pub struct Running<E: Env> {
     pub tree: Rc<Tree<E>>,
     /// Makes buckets ready.
     pub table: Rc<GenTable<E>>,
+    /// Empties buckets that are mostly dead; absent if that is switched off.
+    pub mover: Option<Rc<Mover<E>>>,
 }
 
 impl<E: Env> CacheSet<E> {
@@ -83,6 +86,9 @@ impl<E: Env> CacheSet<E> {
             return Ok(());
         };
         let name = self.disk().name();
+        if let Some(mover) = &running.mover {
+            mover.stop().await;
+        }
         self.cache.buckets.end_fills().await;
         self.cache.pages.stop();
         running.tree.stop().await;
@@ -121,6 +127,7 @@ impl<E: Env> CacheSet<E> {
             None => Default::default(),
         };
         let (uncounted, leaves) = self.cache.pages.uncounted();
+        let mover = self.running.as_ref().and_then(|it| it.mover.as_ref());
         let now = self.cache.pages.now();
         let (is_running, reason, done, total, began) = match uncounted > 0 {
             true => (true, "first count", leaves - uncounted, leaves, self.opened),
@@ -143,6 +150,8 @@ impl<E: Env> CacheSet<E> {
             longest_step_us: self.cache.steps.longest().as_micros() as u64,
             passes,
             generations_behind: u64::from(self.cache.buckets.get().need_gc()),
+            moved_bytes: mover.map_or(0, |mover| mover.moved_bytes.get()),
+            moved_buckets: mover.map_or(0, |mover| mover.moved_buckets.get()),
         }
     }
 

@@ -14,7 +14,7 @@ use super::cache_set::{CacheSet, Running, uuid_text};
 use crate::alloc::{Allocator, Config, PRIO_EMPTY, Replacement};
 use crate::btree::{Change, Index, Layout, Nodes, Pages, PagesSetup, Tree};
 use crate::buckets::Buckets;
-use crate::data::Inserter;
+use crate::data::{Inserter, Mover, MoverParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
@@ -406,6 +406,7 @@ fn cache<E: Env>(
         buckets: buckets.clone(),
         writer,
         steps: found.steps.clone(),
+        clients: Rc::default(),
         bucket_sectors: found.geometry.bucket_sectors,
         block_sectors: u64::from(found.geometry.block_sectors),
     })
@@ -536,6 +537,7 @@ async fn start<E: Env>(
         let count = cache.pages.clone().count_all();
         env.spawn(steps.timed(env, Task::Count, count));
     }
+    let mover = start_moving(env, &cache, options);
     Ok(CacheSet {
         cache,
         superblock: found.superblock,
@@ -545,12 +547,35 @@ async fn start<E: Env>(
             journal,
             tree,
             table,
+            mover,
         }),
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
         inodes_seen: loaded.inodes_seen,
     })
+}
+
+/// Starts the task that empties buckets, unless that is switched off.
+pub(super) fn start_moving<E: Env>(
+    env: &E,
+    cache: &Rc<Cache<E>>,
+    options: &Options,
+) -> Option<Rc<Mover<E>>> {
+    let writer = cache.writer.as_ref().filter(|_| options.moving_gc)?;
+    let mover = Mover::new(MoverParts {
+        env: env.clone(),
+        cache: cache.disk.clone(),
+        poison: cache.poison.clone(),
+        index: cache.index.clone(),
+        pages: cache.pages.clone(),
+        inserter: writer.inserter.clone(),
+        buckets: cache.buckets.clone(),
+        clients: cache.clients.clone(),
+        block_sectors: cache.block_sectors,
+    });
+    env.spawn(cache.steps.timed(env, Task::Moving, mover.clone().run()));
+    Some(mover)
 }
 
 /// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.

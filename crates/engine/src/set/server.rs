@@ -24,7 +24,6 @@ use brigade_format::{BackingState, CacheMode, Gen, Role, Superblock};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::Duration;
 
 /// See the module documentation.
 pub struct Server<E: Env> {
@@ -234,10 +233,16 @@ impl<E: Env> Server<E> {
         is_read_only: bool,
         mode: CacheMode,
     ) -> Rc<Core<E>> {
+        let cache = set.map(|at| self.sets[at].cache.clone());
+        let client = match &cache {
+            Some(cache) => cache.clients.of(inode),
+            None => Rc::default(),
+        };
+        client.is_flash.set(backing.is_none());
         Rc::new(Core {
             env: self.env.clone(),
             buffers: self.env.buffers().clone(),
-            cache: set.map(|at| self.sets[at].cache.clone()),
+            cache,
             backing,
             inode,
             sectors,
@@ -245,11 +250,11 @@ impl<E: Env> Server<E> {
             mode: Cell::new(mode),
             options: self.options.clone(),
             counters: Rc::default(),
-            locks: Rc::default(),
+            locks: client.locks.clone(),
             candidates: Rc::<Candidates>::default(),
             unflushed_fills: RefCell::default(),
             recent: RefCell::default(),
-            last_request: Rc::new(Cell::new(Duration::ZERO)),
+            last_request: client.last_request.clone(),
             fill_flush_set: Cell::new(false),
             admission: Rc::default(),
         })
