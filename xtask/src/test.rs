@@ -163,7 +163,8 @@ fn mistakes() -> Result<Passed> {
         quietly(&mut cargo)
     };
     instrumented(&["--lib", "every_mistake_of_the_allocator"])?;
-    instrumented(&["--test", "orders"])
+    instrumented(&["--test", "orders"])?;
+    instrumented(&["--test", "paging"])
 }
 
 fn deny() -> Result<Passed> {

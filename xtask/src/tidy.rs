@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
         "mutations",
         "options",
         "stats",
+        "steps",
         "wait",
     ],
     &["alloc", "buckets", "device"],

@@ -122,6 +122,7 @@ fn router(handle: Handle) -> axum::Router {
     axum::Router::new()
         .route("/v1/status", get(status))
         .route("/v1/stop", post(stop))
+        .route("/v1/gc", post(gc))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such resource") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
@@ -137,10 +138,22 @@ async fn stop(State(handle): State<Handle>) -> Response {
     answer(move || handle.stop().map(|()| json!({ "stopped": true }))).await
 }
 
+/// What keeps it from starting is the state of the sets, not a fault of the server.
+async fn gc(State(handle): State<Handle>) -> Response {
+    answer_or(StatusCode::CONFLICT, move || handle.gc()).await
+}
+
 async fn answer(work: impl FnOnce() -> Result<Value, Error> + Send + 'static) -> Response {
+    answer_or(StatusCode::INTERNAL_SERVER_ERROR, work).await
+}
+
+async fn answer_or(
+    if_not: StatusCode,
+    work: impl FnOnce() -> Result<Value, Error> + Send + 'static,
+) -> Response {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(value)) => Json(value).into_response(),
-        Ok(Err(error)) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Ok(Err(error)) => failure(if_not, &error.to_string()),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }

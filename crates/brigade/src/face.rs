@@ -1,3 +1,3 @@
 //! The one place that names the engine: everything else in this crate uses it through here.
 
-pub use brigade_engine::{AckPolicy, Options, Server, Volume};
+pub use brigade_engine::{AckPolicy, Options, Server, Status, Volume};

@@ -1,11 +1,11 @@
 //! What other threads hold: requests to the cache's thread, answered while the caller waits.
 
 use crate::Error;
-use crate::face::Volume;
+use crate::face::{Status, Volume};
 use crate::world::{Finish, LOOK_AGAIN, Opened, World};
 use brigade_env::{BlockDevice, StreamId};
 use brigade_uring::{HostEnv, Remote};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
@@ -123,6 +123,25 @@ impl Handle {
         status.map_err(Error::new)
     }
 
+    /// Asks for a garbage collection and does not wait for it; [`Handle::status`] tells how it goes. The answer names the
+    /// sets that were asked, each with the passes it had done by then: it is over when there is one more.
+    pub fn gc(&self) -> Result<Value, Error> {
+        self.call(|world| async move {
+            let status = world.server.status();
+            if let Some(why) = no_gc_because(&status) {
+                return Err(Error::new(format!("no garbage collection: {why}")));
+            }
+            world.server.collect();
+            let running = status.cache_sets.iter().filter(|set| set.state == RUNNING);
+            let asked: Vec<Value> = running
+                .clone()
+                .map(|set| json!({ "uuid": set.uuid, "passes": set.gc.passes }))
+                .collect();
+            let passes: u64 = running.map(|set| set.gc.passes).sum();
+            Ok(json!({ "started": true, "passes": passes, "sets": asked }))
+        })?
+    }
+
     /// Stops in order: no new requests, running ones end, everything written. Waits for it; all callers get the outcome.
     pub fn stop(&self) -> Result<(), Error> {
         ask_to_stop(&self.0.opened.remote);
@@ -213,4 +232,25 @@ impl Handle {
             }
         }
     }
+}
+
+/// State of a set that takes writes.
+const RUNNING: &str = "running";
+
+/// What keeps every set from collecting.
+fn no_gc_because(status: &Status) -> Option<String> {
+    if status.cache_sets.is_empty() {
+        return Some("there is no cache set".into());
+    }
+    if status.cache_sets.iter().any(|set| set.state == RUNNING) {
+        return None;
+    }
+    let states = status.cache_sets.iter().map(|set| {
+        format!(
+            "cache set {} is {}, nothing is written to it",
+            set.uuid, set.state
+        )
+    });
+    let reasons: Vec<String> = states.chain(status.errors.iter().cloned()).collect();
+    Some(reasons.join("; "))
 }

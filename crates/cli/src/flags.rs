@@ -43,6 +43,8 @@ pub enum Verb {
     Demo(DemoFlags),
     /// Shows what a running server is doing
     Status(StatusFlags),
+    /// Has a running server collect its garbage, and waits for it
+    Gc(GcFlags),
     /// Stops a running server in order
     Stop(StopFlags),
     /// Prints a completion script for a shell
@@ -230,6 +232,25 @@ pub struct StatusFlags {
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `gc`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade gc\n  brigade gc --control /run/brigade/4711.sock --no-wait\n\n\
+        Every node of the index is rewritten, so that buckets to which only old pointers lead can be reused. The server does \
+        this by itself when it has to; meanwhile it serves as ever. Ending this command does not end the collection."
+)]
+pub struct GcFlags {
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Ask for it and leave
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print what it did as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Verb::Dump(flags) => verbs::dump::dump(&flags),
         Verb::Demo(flags) => verbs::demo::demo(&flags),
         Verb::Status(flags) => verbs::status::status(&flags),
+        Verb::Gc(flags) => verbs::gc::gc(&flags),
         Verb::Stop(flags) => verbs::status::stop(&flags),
         Verb::Completions(flags) => verbs::pages::completions(&flags),
         Verb::Man => verbs::pages::man(),

@@ -5,7 +5,7 @@ mod common;
 use common::Bench;
 use std::process::Stdio;
 
-const VERBS: [&str; 10] = [
+const VERBS: [&str; 11] = [
     "format",
     "show",
     "serve",
@@ -13,6 +13,7 @@ const VERBS: [&str; 10] = [
     "dump",
     "demo",
     "status",
+    "gc",
     "stop",
     "completions",
     "man",
@@ -106,6 +107,7 @@ fn a_call_that_makes_no_sense_is_status_2_and_touches_nothing() {
         &["dump", "b", "--section", "everything"],
         &["demo", "--seconds", "0"],
         &["completions", "sh"],
+        &["gc", "cache.img"],
         &["stop", "--now"],
     ];
     for case in cases {

@@ -1,4 +1,4 @@
-//! `serve` and those who talk to it: `status`, `stop`, signals, the service manager.
+//! `serve` and those who talk to it: `status`, `gc`, `stop`, signals, the service manager.
 
 mod common;
 
@@ -135,6 +135,129 @@ fn a_cache_set_is_served_and_its_status_has_every_promised_key() {
         assert_eq!(shown[1]["mode"], mode);
         bench.fine(&["dump", "c"]);
     }
+}
+
+#[test]
+fn a_collection_is_asked_for_waited_for_and_shown() {
+    let bench = Bench::new();
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+    ]);
+    let arguments = [
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--nbd",
+        "unix:nbd",
+        "--mode",
+        "writeback",
+        "--state-dir",
+        "state",
+    ];
+    let server = bench.serve(&arguments);
+    let mut client = nbd::Client::connect(&bench.path("nbd"));
+    for block in 0..50_u64 {
+        client.write(block * 8192, &[block as u8 + 1; 4096]);
+    }
+    let page = bench.fine(&["status"]);
+    assert!(page.contains("gc: 0 passes"), "{page}");
+    let ran = bench.run(&["gc"]);
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("pass 1 is done (asked for)"),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stderr.lines().all(|line| line.starts_with("gc")),
+        "{}",
+        ran.stderr
+    );
+    let report = bench.json(&["gc", "--json"]);
+    let set = &report["sets"][0];
+    assert_eq!(
+        (set["passes"].as_u64(), set["reason"].as_str()),
+        (Some(2), Some("asked for")),
+        "{report}"
+    );
+    let written = set["metadata_written_bytes"].as_u64();
+    assert!(
+        written.is_some_and(|bytes| bytes > 0) && report["seconds"].is_number(),
+        "{report}"
+    );
+    let page = bench.fine(&["status"]);
+    assert!(
+        page.contains("gc: 2 passes, the last one: asked for"),
+        "{page}"
+    );
+    assert!(bench.fine(&["gc", "--no-wait"]).contains("brigade status"));
+    for block in 0..50_u64 {
+        assert!(
+            client.read(block * 8192) == [block as u8 + 1; 4096],
+            "block {block}"
+        );
+    }
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}
+
+#[test]
+fn a_collection_that_cannot_be_is_refused_with_the_reason() {
+    let bench = Bench::new();
+    bench.backing("alone");
+    let server = bench.serve(&["--backing", "alone", "--nbd", "unix:nbd"]);
+    let line = bench.refused(&["gc"]);
+    assert!(line.contains("there is no cache set"), "{line}");
+    bench.fine(&["stop"]);
+    server.end();
+    bench.fine(&[
+        "format",
+        "--cache",
+        "c",
+        "--backing",
+        "b",
+        "--create",
+        "64M",
+        "--bucket-size",
+        "64k",
+    ]);
+    for more in [&[][..], &["--read-only"]] {
+        let mut all = vec![
+            "--cache",
+            "c",
+            "--backing",
+            "b",
+            "--nbd",
+            "unix:nbd",
+            "--state-dir",
+            "state",
+        ];
+        all.extend(more);
+        let server = bench.serve(&all);
+        if !more.is_empty() {
+            let before = common::bytes(&bench.path("c"));
+            for arguments in [&["gc"][..], &["gc", "--no-wait"], &["gc", "--json"]] {
+                let line = bench.refused(arguments);
+                assert!(line.contains("is read-only"), "{line}");
+            }
+            assert!(
+                before == common::bytes(&bench.path("c")),
+                "the cache was written"
+            );
+        }
+        bench.fine(&["stop"]);
+        assert_eq!(server.end().status, 0);
+    }
+    assert!(bench.refused(&["gc"]).contains("no running server"));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! A [`Server`] holds what one process serves: cache sets with their volumes, and backing devices that run without a
 //! cache. Everything runs on one thread; tasks are cooperative, and between two awaits a function runs to completion.
-//! The whole index is resident: looking something up never waits, so a request first decides, synchronously, and then
-//! moves bytes ("map first, move after").
+//! A request waits for the leaves of the index that its range needs; in the step in which all of them are in memory it
+//! decides, synchronously, and then moves bytes ("map first, move after").
 //!
 //! Layers, lowest first; a module uses its own line and the ones above it:
 //!

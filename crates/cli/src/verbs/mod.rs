@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod dump;
 pub mod format;
+pub mod gc;
 pub mod pages;
 pub mod serve;
 pub mod show;

@@ -52,6 +52,9 @@ pub fn text(status: &Value) -> String {
             number(&buckets["metadata"]),
         );
     }
+    if set["gc"].is_object() {
+        page += &format!("  gc: {}\n", gc_text(&set["gc"]));
+    }
     for volume in status["volumes"].as_array().into_iter().flatten() {
         page += &volume_text(volume);
     }
@@ -59,6 +62,47 @@ pub fn text(status: &Value) -> String {
         page += &format!("error: {}\n", word(error));
     }
     page
+}
+
+/// What garbage collection did, why it ran, how far it is, and how long requests may have to wait for it.
+pub fn gc_text(gc: &Value) -> String {
+    let (passes, reason) = (number(&gc["passes"]), word(&gc["reason"]));
+    let mut parts = vec![match passes {
+        1 => "1 pass".to_owned(),
+        _ => format!("{passes} passes"),
+    }];
+    if gc["running"] == true {
+        parts.push(format!(
+            "one under way ({reason}): {}%, {} s left",
+            number(&gc["progress_percent"]),
+            number(&gc["eta_seconds"]),
+        ));
+    } else if passes > 0 {
+        parts.push(format!("the last one: {reason}"));
+    }
+    if gc["marks_built"] == false {
+        parts.push("not all buckets are counted yet".to_owned());
+    }
+    if let Some(moved) = gc["moved_bytes"].as_u64() {
+        parts.push(format!("{} moved", show_size(moved)));
+    }
+    parts.push(format!(
+        "generations {} behind",
+        number(&gc["generations_behind"])
+    ));
+    parts.push(format!(
+        "longest background step {}",
+        show_micros(number(&gc["longest_step_us"]))
+    ));
+    parts.join(", ")
+}
+
+/// A short time.
+pub fn show_micros(micros: u64) -> String {
+    match micros {
+        0..1000 => format!("{micros} us"),
+        _ => format!("{}.{} ms", micros / 1000, micros / 100 % 10),
+    }
 }
 
 fn volume_text(volume: &Value) -> String {
@@ -91,11 +135,11 @@ fn volume_text(volume: &Value) -> String {
     page
 }
 
-fn number(value: &Value) -> u64 {
+pub(super) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-fn word(value: &Value) -> String {
+pub(super) fn word(value: &Value) -> String {
     value.as_str().map_or_else(
         || {
             if value.is_null() {
@@ -112,6 +156,34 @@ fn word(value: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_line_about_gc_says_what_it_did_why_and_how_far_it_is() {
+        let mut gc = json!({"marks_built": true, "running": false, "reason": "generations", "progress_percent": 100,
+            "eta_seconds": 0, "longest_step_us": 1234, "passes": 2, "generations_behind": 7});
+        let idle = gc_text(&gc);
+        for part in [
+            "2 passes",
+            "the last one: generations",
+            "7 behind",
+            "1.2 ms",
+        ] {
+            assert!(idle.contains(part), "{part}: {idle}");
+        }
+        assert!(!idle.contains('%') && !idle.contains("counted"), "{idle}");
+        gc["running"] = true.into();
+        gc["marks_built"] = false.into();
+        gc["reason"] = "first count".into();
+        gc["progress_percent"] = 40.into();
+        gc["eta_seconds"] = 12.into();
+        let busy = gc_text(&gc);
+        for part in [
+            "under way (first count): 40%, 12 s left",
+            "not all buckets are counted",
+        ] {
+            assert!(busy.contains(part), "{part}: {busy}");
+        }
+    }
 
     #[test]
     fn the_page_says_what_the_status_says_and_bears_what_is_missing() {

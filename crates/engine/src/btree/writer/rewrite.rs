@@ -72,11 +72,12 @@ impl<E: Env> Tree<E> {
                 };
                 behind.take(SLICE_KEYS).map(rest).collect()
             };
-            let alloc = self.buckets.get();
-            self.index.borrow_mut().purge_stale(&alloc, leaf, &some);
-            let is_live = |extent: &&Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
-            keys.extend(some.iter().filter(is_live).map(Extent::to_key));
-            drop(alloc);
+            {
+                let alloc = self.buckets.get();
+                self.index.borrow_mut().purge_stale(&alloc, leaf, &some);
+                let is_live = |extent: &&Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
+                keys.extend(some.iter().filter(is_live).map(Extent::to_key));
+            }
             match some.last() {
                 Some(last) if some.len() == SLICE_KEYS => from = last.to_key().pos(),
                 _ => break,
