@@ -43,9 +43,11 @@ pub(super) struct Marks {
     pub(super) prios: Vec<u16>,
     /// Data pointers only, which is what F42 is about.
     oldest: Vec<Option<Gen>>,
-    /// Pointers to nodes, those of freeing keys too, from every set and whether current or not.
-    to_nodes: Vec<(usize, Gen)>,
+    /// The same of pointers to nodes, those of freeing keys too, from every set and whether current or not.
+    oldest_to_nodes: Vec<Option<Gen>>,
     pub(super) referenced: Vec<bool>,
+    /// A pointer to a node is newer than the table says. (That of a freeing key may be.)
+    pub(super) is_ahead: bool,
     owners: Vec<Owner>,
 }
 
@@ -59,8 +61,9 @@ impl Marks {
             gens,
             prios: chain.iter().map(|(prio, _)| *prio).collect(),
             oldest: vec![None; count],
-            to_nodes: Vec::new(),
+            oldest_to_nodes: vec![None; count],
             referenced: vec![false; count],
+            is_ahead: false,
             owners: vec![Owner::Nobody; count],
         };
         for bucket in 0..geometry.first_bucket {
@@ -107,6 +110,8 @@ impl Marks {
 
     /// A pointer to a node: current ones make their bucket metadata as far as hints go.
     pub(super) fn see_node(&mut self, ptr: Ptr) {
+        let chain = self.chain_gens[self.bucket(ptr)];
+        self.is_ahead |= ptr.r#gen().after(chain) > 0;
         if self.see_freed(ptr) {
             let bucket = self.bucket(ptr);
             self.prios[bucket] = PRIO_METADATA;
@@ -115,7 +120,8 @@ impl Marks {
 
     /// A pointer of a freeing key, which carries a gen and nothing else. Says whether it is current.
     pub(super) fn see_freed(&mut self, ptr: Ptr) -> bool {
-        self.to_nodes.push((self.bucket(ptr), ptr.r#gen()));
+        let bucket = self.bucket(ptr);
+        keep_oldest(&mut self.oldest_to_nodes[bucket], ptr.r#gen());
         self.raise(ptr)
     }
 
@@ -125,10 +131,7 @@ impl Marks {
         if self.raise(ptr) && self.prios[bucket] == PRIO_METADATA {
             self.prios[bucket] = PRIO_INITIAL;
         }
-        match self.oldest[bucket] {
-            Some(oldest) if oldest.after(ptr.r#gen()) == 0 => {}
-            _ => self.oldest[bucket] = Some(ptr.r#gen()),
-        }
+        keep_oldest(&mut self.oldest[bucket], ptr.r#gen());
     }
 
     /// Gens of a chain that is newer than the one the marks were made from (`docs/format.md` 5.9).
@@ -172,12 +175,20 @@ impl Marks {
     /// Per bucket the oldest gen of any pointer to it, its own gen if there is none.
     pub(super) fn oldest_gens(&self) -> Vec<Gen> {
         let mut oldest = self.oldest_data_gens();
-        for (bucket, to_node) in &self.to_nodes {
-            let own = self.gens[*bucket];
-            if own.after(*to_node) > own.after(oldest[*bucket]) {
-                oldest[*bucket] = *to_node;
+        for ((oldest, to_node), own) in oldest.iter_mut().zip(&self.oldest_to_nodes).zip(&self.gens)
+        {
+            if let Some(to_node) = to_node
+                && own.after(*to_node) > own.after(*oldest)
+            {
+                *oldest = *to_node;
             }
         }
         oldest
+    }
+}
+
+fn keep_oldest(oldest: &mut Option<Gen>, seen: Gen) {
+    if oldest.is_none_or(|oldest| oldest.after(seen) > 0) {
+        *oldest = Some(seen);
     }
 }

@@ -230,7 +230,7 @@ pub async fn load<E: Env>(
         !counts_later,
     )
     .await?;
-    if counts_later && marks.gens != marks.chain_gens {
+    if counts_later && marks.is_ahead {
         // The table is not what a clean stop leaves.
         let at_once = How {
             may_count_later: false,
