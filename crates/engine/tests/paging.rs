@@ -15,7 +15,7 @@ use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{CacheGeometry, Gen, Ptr};
 use brigade_sim::disk::{DiskState, End};
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, load, open, options, write_gens};
+use brigade_sim::small::{disks, load, options, write_gens};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -84,14 +84,30 @@ impl Rig {
     }
 
     fn serve(&self, options: Options) -> Served {
+        let served = self.tries_to_serve(options);
+        served.unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    fn tries_to_serve(&self, options: Options) -> Result<Served, String> {
         let world = World::new(self.chance.clone(), Duration::from_secs(1));
-        let server = open(&world, &self.cache, &self.backing, &self.store, options);
+        let (caches, backings) = (world.device(&self.cache), world.device(&self.backing));
+        let store = self.store.clone();
+        let survivor = move |_: &str| Some(store.clone());
+        let opening = Server::open(
+            world.clone(),
+            vec![caches],
+            vec![backings],
+            survivor,
+            options,
+        );
+        let opened = world.run(opening, || false).expect("it ends");
+        let server = opened.map_err(|error| error.to_string())?;
         let volume = server.volumes()[0].clone();
-        Served {
+        Ok(Served {
             world,
             server,
             volume,
-        }
+        })
     }
 
     /// What would be found if it were opened, every leaf read.
@@ -398,7 +414,10 @@ fn bytes_of(rig: &Rig, bucket: u64) -> Vec<u8> {
 fn is_poisoned_by_a_leaf(served: &Served) {
     let status = served.server.status();
     assert_eq!(status.cache_sets[0].state, "poisoned");
-    let text = status.errors.join("\n");
+    names_a_leaf(&status.errors.join("\n"));
+}
+
+fn names_a_leaf(text: &str) {
     for part in ["cache", "btree node at byte "] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -421,7 +440,10 @@ fn a_table_that_calls_a_bucket_empty_that_is_handed_out_at_once_is_found_out() {
 fn a_lie_is_found_out(rig: &Rig, bucket: u64) {
     let before = bytes_of(rig, bucket);
     marks::take();
-    let served = rig.serve(options(false));
+    let served = match rig.tries_to_serve(options(false)) {
+        Ok(served) => served,
+        Err(refusal) => return names_a_leaf(&refusal),
+    };
     assert_eq!(marks::hits(Mark::OpenCountsLater), 1);
     let world = served.world.clone();
     served.does(async move { world.sleep(Duration::from_secs(200)).await });
