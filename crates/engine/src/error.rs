@@ -120,9 +120,8 @@ impl Poison {
     /// Fails if it was thrown.
     pub fn check(&self) -> io::Result<()> {
         if self.thrown.get() {
-            return Err(io::Error::other(
-                "poisoned by an earlier failed flush or metadata write",
-            ));
+            let reason = self.reason().unwrap_or_default();
+            return Err(io::Error::other(format!("poisoned: {reason}")));
         }
         Ok(())
     }

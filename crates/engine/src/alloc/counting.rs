@@ -23,6 +23,8 @@ pub(super) struct Counting {
     oldest: Vec<Gen>,
     /// By bucket whether something stored names it with the gen it had at the start.
     named: Vec<bool>,
+    /// Gens by the table of the buckets that it called empty.
+    empty: Vec<Option<Gen>>,
     done: usize,
     age_max: u8,
     is_ending: bool,
@@ -33,6 +35,8 @@ impl Allocator {
     /// their gens. All that are not known to be empty must have been marked as referenced.
     pub fn start_counting(&mut self, named: Vec<bool>) {
         let oldest = self.buckets.iter().map(|bucket| bucket.last_gc).collect();
+        let empty = |bucket: &Bucket| (bucket.stamp == PRIO_EMPTY).then_some(bucket.r#gen);
+        let empty = self.buckets.iter().map(empty).collect();
         for bucket in &mut self.buckets {
             // What is empty had pointers at most so old when the table was written; of others nothing is known.
             let behind = if bucket.stamp == PRIO_EMPTY {
@@ -46,6 +50,7 @@ impl Allocator {
         self.counting = Some(Counting {
             oldest,
             named,
+            empty,
             ..Counting::default()
         });
         self.start();
@@ -68,18 +73,24 @@ impl Allocator {
         !self.is_counting() || mutations::is(Mutation::AllocRecyclesUncounted)
     }
 
-    /// A leaf holds a pointer of this gen, live or not.
-    pub fn count_pointer(&mut self, ptr: Ptr) {
+    /// A leaf holds a pointer of this gen, live or not. Fails if the table said that there is none.
+    pub fn count_pointer(&mut self, ptr: Ptr) -> Result<(), String> {
         let nr = self.nr_of(ptr).0 as usize;
         let Some(counting) = &mut self.counting else {
-            return;
+            return Ok(());
         };
+        if counting.empty[nr].is_some_and(|then| then.after(ptr.r#gen()) == 0) {
+            return Err(format!(
+                "{ptr:?}: the gen table calls bucket {nr} empty (F40)"
+            ));
+        }
         let own = self.buckets[nr].r#gen;
         counting.named[nr] |= own == ptr.r#gen();
         let oldest = &mut counting.oldest[nr];
         if own.after(ptr.r#gen()) > own.after(*oldest) {
             *oldest = ptr.r#gen();
         }
+        Ok(())
     }
 
     /// Counts live data of a leaf. Fails if it contradicts the table or other pointers.

@@ -457,8 +457,9 @@ impl<E: Env> Pages<E> {
                 let mut alloc = self.buckets.get_mut();
                 let checked = some.iter().filter(|key| key.size() > 0);
                 let pointers = checked.flat_map(|key| key.ptr(0));
-                let known = pointers.filter(|ptr| ptr.is_available());
-                known.for_each(|ptr| alloc.count_pointer(ptr));
+                for ptr in pointers.filter(|ptr| ptr.is_available()) {
+                    alloc.count_pointer(ptr)?;
+                }
             }
             yield_now().await;
         }

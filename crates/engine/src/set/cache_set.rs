@@ -90,10 +90,11 @@ impl<E: Env> CacheSet<E> {
             mover.stop().await;
         }
         self.cache.buckets.end_fills().await;
-        self.cache.pages.stop();
         running.tree.stop().await;
         // Writing leaves may need buckets, so whoever recycles them goes last.
         let written = running.tree.write_all().await;
+        // Until then buckets may be waited for that can be recycled once all leaves are counted.
+        self.cache.pages.stop();
         running.table.stop().await;
         let result = match written {
             Ok(()) => match running.table.write_last(&running.journal).await {
