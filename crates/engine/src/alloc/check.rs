@@ -104,9 +104,10 @@ impl Allocator {
                     && bucket.table_lag() <= super::TABLE_LAG_MAX,
                 "ALLOC-5"
             );
-            // How old pointers are is only guessed until all are counted.
-            assert!(bucket.gen_age() <= self.need_gc || self.is_counting());
-            assert!(bucket.table_lag() <= self.table_lag);
+            assert!(
+                (self.is_counting() || bucket.gen_age() <= self.need_gc)
+                    && bucket.table_lag() <= self.table_lag
+            );
         }
         assert_eq!(Counts::of(&self.buckets), self.counts, "ALLOC-8");
     }
