@@ -46,7 +46,7 @@ fn first(block: u64) -> u8 {
 
 /// Of each four blocks the first stays as it was written; the others are dropped by writing zeroes, which bypass the cache.
 fn is_kept(block: u64) -> bool {
-    block % 4 == 0
+    block.is_multiple_of(4)
 }
 
 /// Fills buckets with dirty data and lets three quarters of each die.

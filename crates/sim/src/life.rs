@@ -248,6 +248,8 @@ impl Life {
                     self.say(|| format!("{end:?} while opening, at step {}", world.steps()));
                     self.set.tally.cut_openings += 1;
                     self.end(&world, end, None);
+                    // It may have used gens again that the session before had in memory only, with nothing durable that names them.
+                    self.oldest.clear();
                 }
             }
         }
