@@ -97,7 +97,7 @@ fn a_fragmented_cache_is_compacted_and_what_is_dirty_stays_dirty() {
                 write(&v, 0, first(0)).await;
             }
             s.audit();
-            let gc = s.status().cache_sets[0].gc;
+            let gc = s.status().cache_sets[0].gc.clone();
             let after = (dirty_buckets(&s), v.dirty_bytes());
             check(&v).await;
             s.stop().await.unwrap();
@@ -154,7 +154,7 @@ fn busy_clients_leave_a_fifth_of_what_they_write_for_moving() {
             write(&v, 4 * (number % 16), first(4 * (number % 16))).await;
             w.sleep(Duration::from_millis(20)).await;
         }
-        let gc = s.status().cache_sets[0].gc;
+        let gc = s.status().cache_sets[0].gc.clone();
         let written = v.status().writes.bytes;
         check(&v).await;
         s.stop().await.unwrap();
