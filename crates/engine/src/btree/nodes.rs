@@ -302,6 +302,18 @@ impl Nodes {
         })
     }
 
+    /// Whether a leaf is only on disk. One that was replaced says nothing any more, here or there.
+    pub fn is_away(&self, id: NodeId) -> bool {
+        let is_away = |node: &Node| {
+            let is_found = self.leaves.get(&node.key.pos()) == Some(&id);
+            node.level == 0 && node.content.is_none() && is_found
+        };
+        self.slots
+            .get(id.0)
+            .and_then(Option::as_ref)
+            .is_some_and(is_away)
+    }
+
     /// How often somebody asked for a range.
     pub fn looks(&self) -> u64 {
         self.looks.get()
@@ -568,6 +580,7 @@ mod tests {
         nodes.add_pending(first, hole, 128, None, Duration::ZERO);
         nodes.get_mut(second).writing = 1;
         assert_eq!(nodes.send_away(), Some(third));
+        assert!(nodes.is_away(third) && !nodes.is_away(second));
         assert_eq!(nodes.send_away(), None);
         assert_eq!(nodes.away(1, 0, 201), Some(third));
         nodes.arrive(third, ExtentMap::new());
@@ -575,6 +588,11 @@ mod tests {
         assert_eq!(nodes.away(1, 100, 200), None, "looked at, so it stays");
         nodes.take_pending(first);
         assert_eq!(nodes.send_away(), Some(first));
+        nodes.hide_leaf(first);
+        assert!(
+            !nodes.is_away(first),
+            "nobody brings back what was replaced"
+        );
     }
 
     #[test]

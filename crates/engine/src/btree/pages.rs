@@ -197,8 +197,7 @@ impl<E: Env> Pages<E> {
     }
 
     fn is_away(&self, leaf: NodeId) -> bool {
-        let nodes = &self.index.borrow().nodes;
-        nodes.is_live(leaf) && nodes.get(leaf).level == 0 && nodes.get(leaf).content.is_none()
+        self.index.borrow().nodes.is_away(leaf)
     }
 
     /// Lets a leaf go if memory is short; says whether one went. Those that have something pending can go once it is written,
