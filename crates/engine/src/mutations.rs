@@ -83,7 +83,6 @@ mutations! {
     AllocTrustsOrder (unit): "what was read since the order heard of it is taken in its old place",
     AllocWakesNobody (unit): "nobody is woken when there is what he waits for",
     AllocWriterHasNoReserve (unit): "the copying collector's reserve is for nobody",
-    AllocRecyclesUncounted: "buckets are recycled although not all leaves were counted",
     AppendTailVolatile: "the rest of a set of keys is not durable before its first unit is",
     CleanWithoutFlush: "dirty data counts as written back before the backing device was flushed",
     CopyBeforeFlush: "clean data enters the index before the backing device was flushed (REQ-1)",

@@ -65,12 +65,6 @@ impl Allocator {
     pub(super) fn keeps_order(&self) -> bool {
         let is_ending = |counting: &Counting| counting.is_ending;
         self.counting.as_ref().is_none_or(is_ending)
-            || mutations::is(Mutation::AllocRecyclesUncounted)
-    }
-
-    /// Whether buckets may be recycled.
-    pub(super) fn recycles(&self) -> bool {
-        !self.is_counting() || mutations::is(Mutation::AllocRecyclesUncounted)
     }
 
     /// A leaf holds a pointer of this gen, live or not. Fails if the table said that there is none.

@@ -224,7 +224,7 @@ fn a_bucket_that_something_hidden_names_is_taken_over_only_with_a_table() {
 #[test]
 fn a_bucket_whose_gen_is_94_ahead_of_a_pointer_waits_for_a_gc() {
     let mut alloc = Allocator::new(CONFIG);
-    for (nr, oldest) in [(10, 5), (11, 4)] {
+    for (nr, oldest) in [(10, 7), (11, 6)] {
         alloc.set_gen(BucketNr(nr), Gen(100), 9);
         alloc.mark_referenced(BucketNr(nr));
         alloc.note_pointer_gen(BucketNr(nr), Gen(oldest));

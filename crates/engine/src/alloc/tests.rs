@@ -642,8 +642,8 @@ fn dirty_pinned_and_too_old_buckets_are_not_recycled() {
         alloc.mark_referenced(BucketNr(nr));
     }
     alloc.add_live(Ptr::new(10 * 4, Gen(100)), 4, true);
-    alloc.note_pointer_gen(BucketNr(11), Gen(4));
-    alloc.note_pointer_gen(BucketNr(12), Gen(5));
+    alloc.note_pointer_gen(BucketNr(11), Gen(6));
+    alloc.note_pointer_gen(BucketNr(12), Gen(7));
     alloc.start();
     alloc.pin(BucketNr(13));
     assert_eq!(alloc.need_gc(), 94);

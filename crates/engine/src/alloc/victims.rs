@@ -97,7 +97,7 @@ impl Allocator {
         random: impl FnMut() -> u64,
         take: impl FnMut(&mut Allocator, BucketNr),
     ) -> Gathered {
-        if !self.recycles() {
+        if self.is_counting() {
             return Gathered::new(0, true);
         }
         self.unpark_some();

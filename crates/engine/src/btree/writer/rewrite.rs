@@ -14,8 +14,8 @@ use brigade_format::Key;
 use std::collections::BTreeSet;
 use std::io;
 
-/// Leaves that are copied before any of them is written.
-const COPIES: usize = 8;
+/// Keys that are copied before any of them is written, about.
+const COPIED_KEYS: usize = 1 << 15;
 
 /// What a leaf, or several side by side with the same parent, said when it was copied.
 struct Copy {
@@ -30,23 +30,28 @@ impl<E: Env> Tree<E> {
     /// Rewrites leaves together, as many at a time as there are buckets for: their parents, and above all the journal
     /// entry that names a new root, are then written once for all of them.
     pub(super) async fn rewrite_leaves(&self, ids: &[NodeId], aim: Aim) -> io::Result<()> {
-        for some in ids.chunks(COPIES) {
-            let mut copies = Vec::with_capacity(some.len());
-            for &leaf in some {
-                match self.copy(leaf).await {
-                    Ok(copy) if aim == Aim::New => self.join(&mut copies, copy),
-                    Ok(copy) => copies.push(copy),
-                    Err(error) if copies.is_empty() => return Err(error),
-                    // The others are written first: what they had pending is only in the copies.
-                    Err(error) => {
-                        self.write_copies(copies).await?;
-                        return Err(error);
-                    }
+        let mut copies: Vec<Copy> = Vec::new();
+        let mut keys = 0;
+        for &leaf in ids {
+            let copy = match self.copy(leaf).await {
+                Ok(copy) => copy,
+                Err(error) => {
+                    // The others are written: what they had pending is only in the copies.
+                    self.write_copies(copies).await?;
+                    return Err(error);
                 }
+            };
+            keys += copy.keys.len();
+            match aim {
+                Aim::New => self.join(&mut copies, copy),
+                Aim::Durable => copies.push(copy),
             }
-            self.write_copies(copies).await?;
+            if keys >= COPIED_KEYS {
+                self.write_copies(std::mem::take(&mut copies)).await?;
+                keys = 0;
+            }
         }
-        Ok(())
+        self.write_copies(copies).await
     }
 
     /// Copies what a leaf says, and takes what is pending.
