@@ -2,7 +2,7 @@
 //!
 //! The image is made by `cargo x mkimage`. It is opened once for each limit on memory: how long from the start of the process
 //! until the first read is answered (an extent with known data, by its content), until the server says that its marks are built
-//! ([`MARKS`] in its status), and what memory it takes while reads at random go all over the index.
+//! (`MARKS` in its status), and what memory it takes while reads at random go all over the index.
 
 use crate::bench_open::{number, proc_number};
 use crate::load::{self, Kind, Request};

@@ -89,6 +89,7 @@ impl Set {
         } else {
             0
         }));
+        #[cfg(feature = "instrumented")]
         brigade_engine::set_moving_eager(plan.moving_is_eager);
         let chance = Chance::new(seed.wrapping_mul(0x1234_5678_9abc_def1) ^ seed);
         // A bucket of a single block holds one journal entry and no second set of a node; that is not supported.

@@ -444,8 +444,7 @@ impl<E: Env> Core<E> {
     /// written.
     fn finish_fill(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill) {
         let is_here = |extent: &Extent| cache.pages.is_here(self.inode, extent.start, extent.end);
-        let mut entered = 0;
-        for extent in &fill.extents {
+        for (entered, extent) in fill.extents.iter().enumerate() {
             // Each is looked for by itself: leaves may go as soon as one was entered.
             if !is_here(extent) {
                 return self.finish_fill_later(cache, fill, entered);
@@ -453,7 +452,6 @@ impl<E: Env> Core<E> {
             if !self.enter(cache, &fill, extent) {
                 break;
             }
-            entered += 1;
         }
         self.unpin(cache, fill.pinned);
     }
