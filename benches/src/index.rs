@@ -2,7 +2,7 @@
 //!
 //! All three hold extents of 4 KiB under the sector they end at, as the format orders them, and answer which extent covers a
 //! sector. The standard map does what no cache can do with less: one key, one value, no overlaps to look for. redb (in memory,
-//! a transaction for each [`BATCH`] inserts, nothing made durable) is what an index would be that is bought and not built.
+//! a transaction for each `BATCH` inserts, nothing made durable) is what an index would be that is bought and not built.
 //!
 //! Times are processor time of the one thread.
 
