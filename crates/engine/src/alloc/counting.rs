@@ -120,6 +120,9 @@ impl Allocator {
         let Some(mut counting) = self.counting.take() else {
             return true;
         };
+        if counting.done == 0 {
+            self.need_gc_since = 0;
+        }
         let to = (counting.done + count).min(self.buckets.len());
         for nr in counting.done..to {
             let bucket = &mut self.buckets[nr];
@@ -142,8 +145,8 @@ impl Allocator {
             self.counting = Some(counting);
             return false;
         }
-        self.need_gc = counting.age_max;
-        self.need_gc_since = counting.age_max;
+        self.need_gc = counting.age_max.max(self.need_gc_since);
+        self.need_gc_since = self.need_gc;
         self.top_up();
         self.unpark();
         true

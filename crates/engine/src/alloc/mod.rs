@@ -364,6 +364,12 @@ impl Allocator {
         }
     }
 
+    /// Does the pointer have just its bucket's gen? One that is not stale and has not is newer than anything handed out.
+    pub fn is_current(&self, ptr: Ptr) -> bool {
+        let bucket = self.buckets.get(self.nr_of(ptr).0 as usize);
+        bucket.is_some_and(|bucket| bucket.r#gen == ptr.r#gen())
+    }
+
     /// As [`Allocator::is_stale`], but by what the durable gen table says: what is stale in this way stays so whatever
     /// happens.
     pub fn is_stale_durably(&self, ptr: Ptr) -> bool {

@@ -137,8 +137,22 @@ impl Nodes {
         if level == 0 {
             self.leaves.insert(key.pos(), id);
             self.here.push_back(id);
+            self.forget_those_gone();
         }
         id
+    }
+
+    /// Keeps the list of leaves that are here from growing with those that were.
+    fn forget_those_gone(&mut self) {
+        if self.here.len() <= 2 * self.leaves.len() + 16 {
+            return;
+        }
+        let slots = &self.slots;
+        let mut seen = BTreeSet::new();
+        self.here.retain(|id| {
+            let node = slots[id.0].as_ref();
+            node.is_some_and(|node| node.content.is_some()) && seen.insert(*id)
+        });
     }
 
     /// Takes a node out. Its pending set must have been taken before.

@@ -35,6 +35,8 @@ use std::time::Duration;
 const COUNT_BUCKETS: usize = 256;
 /// Time before a leaf that could not be read is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is tried before the set is given up.
+const PATIENCE: usize = 10;
 
 /// See the module documentation.
 pub struct Pages<E: Env> {
@@ -156,6 +158,15 @@ impl<E: Env> Pages<E> {
 
     /// Brings the leaves of a range into memory. They are all here in the step in which this returns, and may leave after.
     pub async fn bring(&self, inode: u32, start: u64, end: u64) -> io::Result<()> {
+        self.bring_all(inode, start, end, false).await
+    }
+
+    /// The same however short memory is, for what makes buckets free: others that hold memory may wait for these.
+    pub async fn bring_urgently(&self, inode: u32, start: u64, end: u64) -> io::Result<()> {
+        self.bring_all(inode, start, end, true).await
+    }
+
+    async fn bring_all(&self, inode: u32, start: u64, end: u64, is_urgent: bool) -> io::Result<()> {
         if self.is_here(inode, start, end) {
             return Ok(());
         }
@@ -164,7 +175,7 @@ impl<E: Env> Pages<E> {
         loop {
             let away = self.index.borrow().nodes.away(inode, start, end);
             match away {
-                Some(leaf) => self.load(leaf, false).await?,
+                Some(leaf) => self.load(leaf, is_urgent).await?,
                 None => return Ok(()),
             }
         }
@@ -321,6 +332,14 @@ impl<E: Env> Pages<E> {
             .map_err(|error| wrong(error.to_string()))?;
         if is_new {
             self.first_seen(leaf, &node);
+        } else {
+            let known = self.known_of(leaf);
+            if (node.seq, node.blocks_used as u64) != known {
+                let (seq, blocks) = (node.seq, node.blocks_used);
+                return Err(wrong(format!(
+                    "{blocks} blocks of seq {seq:016x}, but {known:?} were written"
+                )));
+            }
         }
         let mut layers = Layers::default();
         for set in node.sets {
@@ -350,6 +369,12 @@ impl<E: Env> Pages<E> {
         Ok(())
     }
 
+    fn known_of(&self, leaf: NodeId) -> (u64, u64) {
+        let index = self.index.borrow();
+        let node = index.nodes.get(leaf);
+        (node.seq, node.blocks_used)
+    }
+
     /// Nothing was known of the leaf but where it is.
     fn first_seen(&self, leaf: NodeId, node: &node::RawNode) {
         let mut index = self.index.borrow_mut();
@@ -372,6 +397,8 @@ impl<E: Env> Pages<E> {
             }
             if is_new {
                 index.count(&mut alloc, extent)?;
+            } else if !is_stale && !alloc.is_current(ptr) {
+                return Err(format!("{ptr:?} is newer than its bucket"));
             }
             live.push(*extent);
         }
@@ -394,9 +421,16 @@ impl<E: Env> Pages<E> {
                 let is_new = |id: &NodeId| nodes.is_live(*id) && !nodes.is_counted(*id);
                 some.iter().copied().filter(is_new).collect()
             };
+            let mut patience = PATIENCE;
             while let Err(error) = self.bring_leaves(&uncounted).await {
                 tracing::warn!(%error, "not all btree leaves are counted, so nothing can be recycled");
                 if self.is_over() {
+                    return;
+                }
+                patience -= 1;
+                if patience == 0 {
+                    // Others may wait for buckets for ever.
+                    self.poison.throw(error);
                     return;
                 }
                 self.env.sleep(PAUSE).await;

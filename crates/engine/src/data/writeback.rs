@@ -122,7 +122,7 @@ impl<E: Env> Writeback<E> {
                 self.pause(LOOK).await;
                 continue;
             } else if dirty > 0 && (idle || self.is_pressed(dirty)) {
-                self.round().await.map(|_| ())
+                self.round().await
             } else if dirty == 0 {
                 let _ = self.become_clean().await;
                 if self.dirty() == 0 && !self.is_closing.get() {
@@ -133,6 +133,10 @@ impl<E: Env> Writeback<E> {
                 self.pause(LOOK.min(self.parts.delay)).await;
                 continue;
             };
+            if matches!(outcome, Ok(0)) {
+                // What is dirty is not to be had, or is written by others.
+                self.pause(LOOK).await;
+            }
             if let Err(error) = outcome {
                 marks::hit(Mark::WritebackFailed);
                 tracing::warn!(device = self.parts.backing.name(), %error, "write-back failed; the data stays dirty");
@@ -275,7 +279,9 @@ impl<E: Env> Writeback<E> {
 
     async fn bring(&self, extent: &Extent) -> io::Result<()> {
         let pages = &self.parts.pages;
-        pages.bring(extent.inode, extent.start, extent.end).await
+        pages
+            .bring_urgently(extent.inode, extent.start, extent.end)
+            .await
     }
 
     /// Dirty extents from the cursor on, in pieces.
@@ -318,7 +324,7 @@ impl<E: Env> Writeback<E> {
         let Some((start, end)) = next else {
             return Ok((Vec::new(), None));
         };
-        self.parts.pages.bring(inode, start, end).await?;
+        self.parts.pages.bring_urgently(inode, start, end).await?;
         let index = self.parts.index.borrow();
         let mut found = Vec::new();
         for (seen, extent) in index.range(inode, start, end).enumerate() {

@@ -11,9 +11,13 @@ use crate::mutations::{self, Mutation};
 use brigade_env::{Buffer, Env, StreamId};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A flash volume has no other place for what is too large to be placed at once, so it is written in pieces.
 const FLASH_PIECE_BUCKETS: u64 = 4;
+
+/// Time between looks whether all leaves are counted.
+const COUNT_LOOK: Duration = Duration::from_millis(10);
 
 /// What became of the attempt.
 pub enum Outcome {
@@ -108,6 +112,10 @@ async fn place<E: Env>(
         cache.poison.check()?;
         match core.place(cache, stream, (start, sectors), true, ticket.as_ref()) {
             Ok(placed) => return Ok(Some(placed)),
+            Err(NoPlace::Keys) if waits_for_count(core, cache) => {
+                core.env.sleep(COUNT_LOOK).await;
+                continue;
+            }
             Err(NoPlace::Keys) => return Ok(None),
             // More than is sure to be ready at once goes another way, as does everything when nothing can be recycled.
             Err(NoPlace::Now)
@@ -130,6 +138,9 @@ async fn place<E: Env>(
 
 /// Whether no bucket is to be had soon. A flash volume has no other place for its data, so it waits for the first count.
 fn is_hopeless<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
-    let will_be_counted = core.backing.is_none() && cache.buckets.get().is_counting();
-    cache.buckets.is_dry.get() && !will_be_counted
+    cache.buckets.is_dry.get() && !waits_for_count(core, cache)
+}
+
+fn waits_for_count<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
+    core.backing.is_none() && cache.buckets.get().is_counting()
 }

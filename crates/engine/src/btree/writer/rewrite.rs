@@ -37,21 +37,18 @@ impl<E: Env> Tree<E> {
                 Ok(copy) => copy,
                 Err(error) => {
                     // The others are written: what they had pending is only in the copies.
-                    self.write_copies(copies).await?;
+                    self.write_copies(copies, aim).await?;
                     return Err(error);
                 }
             };
             keys += copy.keys.len();
-            match aim {
-                Aim::New => self.join(&mut copies, copy),
-                Aim::Durable => copies.push(copy),
-            }
+            copies.push(copy);
             if keys >= COPIED_KEYS {
-                self.write_copies(std::mem::take(&mut copies)).await?;
+                self.write_copies(std::mem::take(&mut copies), aim).await?;
                 keys = 0;
             }
         }
-        self.write_copies(copies).await
+        self.write_copies(copies, aim).await
     }
 
     /// Copies what a leaf says, and takes what is pending.
@@ -98,6 +95,16 @@ impl<E: Env> Tree<E> {
         })
     }
 
+    /// The same copies, neighbours that fill little of a node together as one. Their parents stay the same until what takes their
+    /// place is written.
+    fn joined(&self, copies: Vec<Copy>) -> Vec<Copy> {
+        let mut joined = Vec::with_capacity(copies.len());
+        copies
+            .into_iter()
+            .for_each(|copy| self.join(&mut joined, copy));
+        joined
+    }
+
     /// Adds a copy to others. If it and the last one are neighbours and fill little of a node together, they become one.
     fn join(&self, copies: &mut Vec<Copy>, copy: Copy) {
         let Some(last) = copies.last_mut() else {
@@ -121,11 +128,15 @@ impl<E: Env> Tree<E> {
         last.sizes = vec![last.keys.len()];
     }
 
-    async fn write_copies(&self, copies: Vec<Copy>) -> io::Result<()> {
+    async fn write_copies(&self, copies: Vec<Copy>, aim: Aim) -> io::Result<()> {
         let mut rest = copies;
         while !rest.is_empty() {
             let (mut spare, count) = self.reserve_for(&rest).await?;
             let later = rest.split_off(count);
+            // Not before: writing those in front may have split their parent.
+            if aim == Aim::New {
+                rest = self.joined(rest);
+            }
             let (mut new_nodes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
             for copy in rest {
                 pins.extend(&copy.pins);
