@@ -75,12 +75,7 @@ impl Allocator {
     /// become two, and rewriting any takes a few buckets more for a while. Buckets that can be recycled count as there.
     pub fn has_room_for_keys(&self, dirty_leaves: usize) -> bool {
         let sizes = &self.lists.sizes;
-        // What is not counted may turn out to be dirty.
-        let clean = match self.is_counting() {
-            true => 0,
-            false => self.counts[Class::Clean],
-        };
-        let there = (self.counts[Class::Free] + clean) as usize;
+        let there = (self.counts[Class::Free] + self.counts[Class::Clean]) as usize;
         there.saturating_sub(sizes.prio) >= (sizes.btree + sizes.moving_gc) / 2 + 2 + dirty_leaves
     }
 
