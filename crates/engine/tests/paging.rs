@@ -13,7 +13,7 @@ use brigade_engine::{
     CacheSetStatus, Options, Server, Volume, set_count_pause, set_leaves_here_min,
 };
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_format::{CacheGeometry, Gen, Ptr};
+use brigade_format::{BackingState, CacheGeometry, Gen, Ptr, Superblock};
 use brigade_sim::disk::{DiskState, End};
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, load, options, write_gens};
@@ -47,18 +47,8 @@ struct Served {
 }
 
 impl Rig {
-    /// A set with [`DIRTY`] dirty sectors and, if it is to be full, clean data in every other bucket, stopped in order, with a gen
-    /// table that is exact.
+    /// A set with [`DIRTY`] dirty sectors and, if it is to be full, clean data in every other bucket, stopped in order.
     fn stopped(seed: u64, is_full: bool) -> Rig {
-        let rig = Rig::stopped_once(seed, is_full);
-        // The bucket of a replaced node may be a gen behind its freeing key: see `the_table_of_any_clean_stop_has_all_gens`.
-        let once_more = rig.serve(options(false));
-        once_more.waits_until_counted();
-        once_more.stop();
-        rig
-    }
-
-    fn stopped_once(seed: u64, is_full: bool) -> Rig {
         set_count_pause(Duration::ZERO);
         set_leaves_here_min(None);
         let chance = Chance::new(seed);
@@ -301,6 +291,39 @@ fn reads_are_served_before_all_leaves_are_counted() {
     served.does(async move { all_are_at(&volume, 0).await });
     served.server.audit();
     served.stop();
+}
+
+#[test]
+fn a_backing_device_that_shrank_under_dirty_data_is_refused_before_its_leaves_are_counted() {
+    let rig = Rig::stopped(11, false);
+    let before = rig.cache.borrow().image();
+    rig.backing.borrow_mut().geometry.size_bytes = place_end() / 2 * SECTOR;
+    marks::take();
+    let refusal = rig.tries_to_serve(options(false)).err().expect("refused");
+    assert!(refusal.contains("F64"), "{refusal}");
+    assert_eq!(marks::hits(Mark::OpenCountsLater), 1);
+    let is_same = rig.cache.borrow().image().is_same(&before);
+    assert!(is_same, "what is refused is not written");
+}
+
+#[test]
+fn a_backing_device_that_wrongly_says_clean_says_dirty_once_all_leaves_are_counted() {
+    let rig = Rig::stopped(12, false);
+    let state = || {
+        let mut bytes = vec![0; 4096];
+        rig.backing.borrow().peek(4096, &mut bytes);
+        Superblock::parse(&bytes).expect("a superblock")
+    };
+    let mut older = state();
+    assert_eq!(older.state(), BackingState::Dirty);
+    older.set_state(BackingState::Clean);
+    rig.backing.borrow_mut().poke(4096, &older.encode());
+    let served = rig.serve(options(false));
+    served.waits_until_counted();
+    let world = served.world.clone();
+    served.does(async move { world.sleep(Duration::from_secs(1)).await });
+    assert_eq!(state().state(), BackingState::Dirty);
+    served.world.kill();
 }
 
 #[test]
@@ -619,7 +642,7 @@ fn the_count_goes_on_after_a_leaf_that_could_not_be_read() {
 fn the_table_of_any_clean_stop_has_all_gens() {
     let late: Vec<u64> = (0..10)
         .filter(|seed| {
-            let rig = Rig::stopped_once(*seed, false);
+            let rig = Rig::stopped(*seed, false);
             marks::take();
             rig.serve(options(false)).stop();
             marks::hits(Mark::OpenCountsLater) == 0

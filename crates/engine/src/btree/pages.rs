@@ -53,7 +53,7 @@ pub struct Pages<E: Env> {
     bytes_max: Option<u64>,
     loading: RefCell<BTreeMap<NodeId, Rc<Load>>>,
     slots: Semaphore,
-    /// Leaves went, or that is not waited for any more.
+    /// Leaves went, or all are counted, or that is not waited for any more.
     freed: Notify,
     /// Raised when leaves could go if they were written.
     pub leaf_writes_wanted: Notify,
@@ -445,6 +445,13 @@ impl<E: Env> Pages<E> {
         self.buckets.is_dry.set(false);
         self.buckets.demand.notify_all();
         self.buckets.released.notify_all();
+        self.freed.notify_all();
+    }
+
+    /// Waits until all leaves are counted, or never will be.
+    pub async fn counted(&self) {
+        let is_over = || (self.is_over() || !self.buckets.get().is_counting()).then_some(());
+        self.freed.until(is_over).await;
     }
 
     async fn bring_leaves(&self, leaves: &[NodeId]) -> io::Result<()> {

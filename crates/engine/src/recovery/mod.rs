@@ -11,12 +11,14 @@
 //! - `tree`: nodes, checked and flattened.
 //! - `replay`: which key wins.
 //! - `uuids`: the table of devices and volumes.
+//! - `outside`: what may not be dirty.
 //!
 //! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
 
 mod findings;
 mod journal;
 mod marks;
+mod outside;
 mod prios;
 mod proof;
 mod reads;
@@ -36,6 +38,7 @@ mod tests;
 
 pub use crate::journal::survivor::{SurvivorEntry, SurvivorLog};
 pub use findings::{Finding, LoadError, Severity};
+pub use outside::is_dirty_outside;
 
 use crate::extents::{Extent, ExtentMap};
 use crate::marks::{Mark, hit};

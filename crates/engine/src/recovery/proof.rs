@@ -4,6 +4,7 @@
 //! than T's, T is proved newer and keeping it is only worth a warning. This needs the sets one by one, which the
 //! walk did not keep; the few leaves concerned are read again.
 
+use super::LoadedNode;
 use super::findings::{Findings, LoadError, Severity};
 use super::replay::Conflict;
 use super::tree::Tree;
@@ -28,7 +29,8 @@ pub(super) async fn judge_conflicts<E: Env>(
     for conflict in conflicts {
         let leaf = leaf_of(tree, &conflict.kept);
         if sets.as_ref().is_none_or(|(index, _)| *index != leaf) {
-            sets = Some((leaf, read_sets(env, device, geometry, tree, leaf).await?));
+            let read = read_sets(env, device, geometry, &tree.nodes[leaf]);
+            sets = Some((leaf, read.await?));
         }
         let is_proved = sets
             .as_ref()
@@ -74,14 +76,14 @@ fn leaf_of(tree: &Tree, e: &Extent) -> usize {
     tree.leaves.start + at.min(leaves.len().saturating_sub(1))
 }
 
-async fn read_sets<E: Env>(
+/// Reads one leaf again, or for the first time.
+pub(super) async fn read_sets<E: Env>(
     env: &E,
     device: &E::Device,
     geometry: &CacheGeometry,
-    tree: &Tree,
-    leaf: usize,
+    leaf: &LoadedNode,
 ) -> Result<Vec<Bset>, LoadError> {
-    let key = &tree.nodes[leaf].key;
+    let key = &leaf.key;
     let Some(ptr) = key.ptr(0) else {
         return Ok(Vec::new());
     };

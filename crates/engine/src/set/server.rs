@@ -14,7 +14,7 @@ use crate::error::{Error, Poison};
 use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN};
 use crate::meta::{BackingSuper, write_superblock};
 use crate::options::Options;
-use crate::recovery::Finding;
+use crate::recovery::{self, Finding};
 use crate::request::{Backing, Core};
 use crate::stats::Status;
 use crate::steps::{Steps, Task};
@@ -69,7 +69,7 @@ impl<E: Env> Server<E> {
         }
         refuse_nothing(&prepared, &found_backings)?;
         for backing in &found_backings {
-            check_attach(&prepared, backing, &options)?;
+            check_attach(&env, &prepared, backing, &options).await?;
         }
         let mut warnings = Vec::new();
         for set in prepared
@@ -212,6 +212,9 @@ impl<E: Env> Server<E> {
             is_read_only,
             mode,
         );
+        if !is_read_only && !plan.is_new {
+            self.correct_state(set, &core);
+        }
         let writeback = self.start_writeback(set, &core, range);
         let names = self.names(&label, plan.slot);
         Ok(Volume {
@@ -258,6 +261,25 @@ impl<E: Env> Server<E> {
             fill_flush_set: Cell::new(false),
             admission: Rc::default(),
         })
+    }
+
+    /// A device that says clean over dirty data, as an old copy of it does, says so no longer once that data is counted.
+    fn correct_state(&self, set: &CacheSet<E>, core: &Rc<Core<E>>) {
+        let Some(backing) = core.backing.clone() else {
+            return;
+        };
+        if !set.cache.buckets.get().is_counting() {
+            return;
+        }
+        let (cache, inode) = (set.cache.clone(), core.inode);
+        self.env.spawn(async move {
+            cache.pages.counted().await;
+            if cache.index.borrow().dirty_sectors(inode) > 0
+                && let Err(error) = backing.superblock.dirty_intent().await
+            {
+                tracing::warn!(device = backing.disk.name(), %error, "its state stays what it says");
+            }
+        });
     }
 
     fn start_writeback(
@@ -617,7 +639,8 @@ fn refuse_nothing<E: Env>(sets: &[Prepared<E>], backings: &[FoundBacking<E>]) ->
 }
 
 /// Whether a device may be attached to, or run beside, what was read. Nothing has been written so far.
-fn check_attach<E: Env>(
+async fn check_attach<E: Env>(
+    env: &E,
     sets: &[Prepared<E>],
     backing: &FoundBacking<E>,
     options: &Options,
@@ -653,11 +676,26 @@ fn check_attach<E: Env>(
     let (low, high) = (backing.data_offset, backing.disk.sectors());
     let is_outside =
         |extent: crate::extents::Extent| extent.dirty && (extent.start < low || extent.end > high);
-    let mut extents = set
-        .loaded
-        .iter()
-        .flat_map(|loaded| loaded.index.range(plan.slot, 0, u64::MAX >> 1));
-    if !plan.is_new && !set.is_read_only(options) && extents.any(is_outside) {
+    let Some(loaded) = &set.loaded else {
+        return Ok(());
+    };
+    if plan.is_new || set.is_read_only(options) {
+        return Ok(());
+    }
+    let found = &set.found;
+    let is_dirty_outside = match loaded.is_counted {
+        true => {
+            let mut extents = loaded.index.range(plan.slot, 0, u64::MAX >> 1);
+            extents.any(is_outside)
+        }
+        false => {
+            let (device, geometry) = (found.disk.device(), &found.geometry);
+            recovery::is_dirty_outside(env, device, geometry, loaded, plan.slot, (low, high))
+                .await
+                .map_err(|error| Error::format(found.disk.name(), error))?
+        }
+    };
+    if is_dirty_outside {
         let what = format!(
             "size: the cache holds dirty data outside sectors {low}..{high} of this device; it can only be served read-only (F64)"
         );
