@@ -97,11 +97,21 @@ impl<E: Env> Disk<E> {
         bytes: &[u8],
         durability: Durability,
     ) -> io::Result<()> {
-        self.poison.check()?;
         let mut buffer = self.buffers.get(bytes.len());
         buffer.copy_from_slice(bytes);
+        self.write_metadata_buffer(sector, buffer, durability).await
+    }
+
+    /// The same of what is in a buffer already.
+    pub async fn write_metadata_buffer(
+        &self,
+        sector: u64,
+        buffer: Buffer,
+        durability: Durability,
+    ) -> io::Result<()> {
+        self.poison.check()?;
         self.metadata_bytes
-            .set(self.metadata_bytes.get() + bytes.len() as u64);
+            .set(self.metadata_bytes.get() + buffer.len() as u64);
         let result = self.write(sector, buffer, durability).await;
         if let Err(error) = &result {
             self.poison.throw(format!(

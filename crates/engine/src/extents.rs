@@ -256,6 +256,52 @@ pub struct ExtentMap {
     keeps_holes: bool,
 }
 
+/// Extents without holes that come in ascending order, on their way into a map.
+#[derive(Default)]
+pub struct Ascending {
+    entries: Vec<(EndKey, Packed)>,
+    dirty_sectors: u64,
+}
+
+impl Ascending {
+    /// Room for so many.
+    pub fn with_capacity(extents: usize) -> Ascending {
+        Ascending {
+            entries: Vec::with_capacity(extents),
+            dirty_sectors: 0,
+        }
+    }
+
+    /// Adds one that lies behind the last one; a hole is left out.
+    pub fn push(&mut self, e: &Extent) {
+        if e.ptr.is_none() {
+            return;
+        }
+        if let Some((last, _)) = self.entries.last() {
+            let follows = (last.inode, last.end()) <= (e.inode, e.start);
+            assert!(follows, "EXT-1");
+        }
+        if e.dirty {
+            self.dirty_sectors += e.sectors();
+        }
+        self.entries
+            .push((EndKey::new(e.inode, e.end), Packed::new(e)));
+    }
+
+    /// Sectors of all dirty ones.
+    pub fn dirty_sectors(&self) -> u64 {
+        self.dirty_sectors
+    }
+
+    /// The map.
+    pub fn into_map(self) -> ExtentMap {
+        ExtentMap {
+            entries: BTreeMap::from_iter(self.entries),
+            keeps_holes: false,
+        }
+    }
+}
+
 impl ExtentMap {
     /// A map in which a hole simply removes what it covers: the index.
     pub fn new() -> ExtentMap {
@@ -272,18 +318,15 @@ impl ExtentMap {
 
     /// A map without holes from extents in ascending order, much faster than one by one.
     pub fn from_ascending(extents: Vec<Extent>) -> ExtentMap {
-        let follows =
-            |pair: &[Extent]| (pair[0].inode, pair[0].end) <= (pair[1].inode, pair[1].start);
-        assert!(extents.windows(2).all(follows), "EXT-1");
-        let entry = |e: &Extent| (EndKey::new(e.inode, e.end), Packed::new(e));
-        ExtentMap {
-            entries: extents
-                .iter()
-                .filter(|e| e.ptr.is_some())
-                .map(entry)
-                .collect(),
-            keeps_holes: false,
-        }
+        let mut ascending = Ascending::with_capacity(extents.len());
+        extents.iter().for_each(|extent| ascending.push(extent));
+        ascending.into_map()
+    }
+
+    /// Sectors of all dirty extents, counted.
+    pub fn dirty_sectors(&self) -> u64 {
+        let dirty = self.entries.values().filter(|e| e.size_flags & DIRTY != 0);
+        dirty.map(|e| u64::from(e.size_flags & SIZE_MASK)).sum()
     }
 
     /// Number of entries.

@@ -7,7 +7,7 @@
 use crate::bytes::{put, put_words, round_up, u32_at, u64_at};
 use crate::crc;
 use crate::error::FormatError;
-use crate::key::{Key, parse_key, parse_keys};
+use crate::key::{Key, key_words, parse_key, parse_keys};
 use crate::ptr::Ptr;
 use std::fmt;
 use std::ops::Range;
@@ -361,18 +361,35 @@ pub fn encode_bset(
     set_magic: u64,
     block_bytes: usize,
 ) -> Vec<u8> {
-    assert!(seq != 0, "a node's seq is never 0");
-    let count = u32::try_from(words.len()).expect("a set has fewer than 2^32 words");
-    let len = bset_bytes(words.len());
-    let mut bytes = vec![0; round_up(len, block_bytes)];
-    put(&mut bytes, at::MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
-    put(&mut bytes, at::SEQ, &seq.to_le_bytes());
-    put(&mut bytes, at::VERSION, &VERSION.to_le_bytes());
-    put(&mut bytes, at::KEYS, &count.to_le_bytes());
+    let mut bytes = vec![0; round_up(bset_bytes(words.len()), block_bytes)];
     put_words(&mut bytes, HEADER_BYTES, words);
-    let csum = crc::checksum(key_ptr.0, bytes.get(8..len).unwrap_or_default());
-    put(&mut bytes, 0, &csum.to_le_bytes());
+    seal_bset(&mut bytes, words.len(), seq, key_ptr, set_magic);
     bytes
+}
+
+/// Puts some more keys into a set that is made in place, behind `words` words of others; gives the words there are then.
+/// [`seal_bset`] ends it.
+pub fn put_keys(bytes: &mut [u8], words: usize, keys: &[Key]) -> usize {
+    let more = key_words(keys);
+    put_words(bytes, bset_bytes(words), &more);
+    words.saturating_add(more.len())
+}
+
+/// Makes a set of whole blocks, as [`encode_bset`], of bytes that have its `words` words of keys already, and whatever else.
+///
+/// # Panics
+/// If `seq` is 0, or the words do not fit.
+pub fn seal_bset(bytes: &mut [u8], words: usize, seq: u64, key_ptr: Ptr, set_magic: u64) {
+    assert!(seq != 0, "a node's seq is never 0");
+    let count = u32::try_from(words).expect("a set has fewer than 2^32 words");
+    let len = bset_bytes(words);
+    bytes.get_mut(len..).expect("room for all words").fill(0);
+    put(bytes, at::MAGIC, &(set_magic ^ MAGIC).to_le_bytes());
+    put(bytes, at::SEQ, &seq.to_le_bytes());
+    put(bytes, at::VERSION, &VERSION.to_le_bytes());
+    put(bytes, at::KEYS, &count.to_le_bytes());
+    let csum = crc::checksum(key_ptr.0, bytes.get(8..len).unwrap_or_default());
+    put(bytes, 0, &csum.to_le_bytes());
 }
 
 /// Bytes of a set of `words` words of keys, before rounding to whole blocks.

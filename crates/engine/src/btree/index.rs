@@ -46,7 +46,9 @@ impl Index {
             }
             let leaf = nodes.get_mut(id);
             let behind = rest.split_off(leaf.key.pos());
-            leaf.hold(std::mem::replace(&mut rest, behind));
+            let mine = std::mem::replace(&mut rest, behind);
+            let dirty = mine.dirty_sectors();
+            leaf.hold(mine, dirty);
         }
         Index {
             nodes,
@@ -130,8 +132,14 @@ impl Index {
         *of_volume = of_volume.wrapping_add_signed(dirty);
     }
 
-    /// What a leaf says, read back from disk.
-    pub fn arrive(&mut self, alloc: &Allocator, leaf: NodeId, content: ExtentMap) {
+    /// What a leaf says, read back from disk, and how much of it is dirty.
+    pub fn arrive(
+        &mut self,
+        alloc: &Allocator,
+        leaf: NodeId,
+        content: ExtentMap,
+        dirty_sectors: u64,
+    ) {
         let len = content.len();
         if let Some(shadow) = self.nodes.get_mut(leaf).shadow.take() {
             let said = |map: &ExtentMap| self.normal(alloc, map);
@@ -143,7 +151,7 @@ impl Index {
         }
         self.extents = self.extents + len - self.nodes.get(leaf).extents;
         self.here += len;
-        self.nodes.arrive(leaf, content);
+        self.nodes.arrive(leaf, content, dirty_sectors);
     }
 
     /// What is live, in as few extents as it takes.
@@ -192,9 +200,11 @@ impl Index {
     ) -> Vec<u64> {
         let (mut content, mut pending) = (ExtentMap::new(), ExtentMap::keeping_holes());
         let (mut pin, mut since) = (None, None);
+        let mut dirty = 0;
         for &old in olds {
             let node = self.nodes.get_mut(old);
             content.append(&mut node.content.take().expect("brought before"));
+            dirty += node.dirty_sectors;
             self.extents -= node.extents;
             self.here -= node.extents;
             let its_since = node.pending_since;
@@ -210,13 +220,19 @@ impl Index {
             pin = kept;
         }
         let mut pins = Vec::new();
-        for &new in news {
+        for (i, &new) in news.iter().enumerate() {
             let pos = self.nodes.get(new).key.pos();
             let (behind, pending_behind) = (content.split_off(pos), pending.split_off(pos));
             let mine = std::mem::replace(&mut content, behind);
             self.extents += mine.len();
             self.here += mine.len();
-            self.nodes.get_mut(new).hold(mine);
+            // Counting takes time, so the last one has what is left.
+            let of_this = match i + 1 == news.len() {
+                true => dirty,
+                false => mine.dirty_sectors(),
+            };
+            dirty -= of_this;
+            self.nodes.get_mut(new).hold(mine, of_this);
             let mine = std::mem::replace(&mut pending, pending_behind);
             if self.nodes.take_over_pending(new, mine, pin, since) {
                 pins.extend(pin);

@@ -83,11 +83,10 @@ pub struct Nodes {
 const UNPINNED: u64 = u64::MAX;
 
 impl Node {
-    /// Gives a leaf its first content.
-    pub(super) fn hold(&mut self, content: ExtentMap) {
+    /// Gives a leaf its first content, so much of which is dirty.
+    pub(super) fn hold(&mut self, content: ExtentMap, dirty_sectors: u64) {
         self.extents = content.len();
-        let dirty = content.iter().filter(|extent| extent.dirty);
-        self.dirty_sectors = dirty.map(|extent| extent.sectors()).sum();
+        self.dirty_sectors = dirty_sectors;
         self.content = Some(content);
     }
 }
@@ -357,12 +356,11 @@ impl Nodes {
     }
 
     /// Gives a leaf that was away its content, all of which is counted.
-    pub fn arrive(&mut self, id: NodeId, content: ExtentMap) {
+    pub fn arrive(&mut self, id: NodeId, content: ExtentMap, dirty_sectors: u64) {
         if !self.is_counted(id) {
             self.uncounted -= 1;
             let node = self.get_mut(id);
-            let dirty = content.iter().filter(|extent| extent.dirty);
-            node.dirty_sectors = dirty.map(|extent| extent.sectors()).sum();
+            node.dirty_sectors = dirty_sectors;
             node.is_counted = true;
         }
         let node = self.get_mut(id);
@@ -597,7 +595,7 @@ mod tests {
         assert!(nodes.is_away(third) && !nodes.is_away(second));
         assert_eq!(nodes.send_away(), None);
         assert_eq!(nodes.away(1, 0, 201), Some(third));
-        nodes.arrive(third, ExtentMap::new());
+        nodes.arrive(third, ExtentMap::new(), 0);
         nodes.get_mut(second).writing = 0;
         assert_eq!(nodes.away(1, 100, 200), None, "looked at, so it stays");
         nodes.take_pending(first);

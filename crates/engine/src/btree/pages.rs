@@ -17,7 +17,7 @@ use super::writer::Layout;
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
-use crate::extents::{Extent, ExtentMap, Layers};
+use crate::extents::{Ascending, Extent, Layers};
 use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, count_pause, leaves_here_min};
 use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
@@ -352,18 +352,19 @@ impl<E: Env> Pages<E> {
         drop(buffer);
         yield_now().await;
         let extents = layers.finish();
-        let mut live = Vec::with_capacity(extents.len());
+        let mut live = Ascending::with_capacity(extents.len());
         for some in extents.chunks(SLICE_KEYS) {
             yield_now().await;
             self.take_in(some, &mut live, is_new).map_err(wrong)?;
         }
         drop(extents);
         yield_now().await;
-        let content = ExtentMap::from_ascending(live);
+        let dirty_sectors = live.dirty_sectors();
+        let content = live.into_map();
         yield_now().await;
         {
             let mut index = self.index.borrow_mut();
-            index.arrive(&self.buckets.get(), leaf, content);
+            index.arrive(&self.buckets.get(), leaf, content, dirty_sectors);
         }
         self.shrink_all().await;
         Ok(())
@@ -385,7 +386,7 @@ impl<E: Env> Pages<E> {
     }
 
     /// Adds what may be live of some extents to a leaf's content, and counts it if that was not done before.
-    fn take_in(&self, some: &[Extent], live: &mut Vec<Extent>, is_new: bool) -> Result<(), String> {
+    fn take_in(&self, some: &[Extent], live: &mut Ascending, is_new: bool) -> Result<(), String> {
         let mut index = self.index.borrow_mut();
         let mut alloc = self.buckets.get_mut();
         for extent in some {
@@ -400,7 +401,7 @@ impl<E: Env> Pages<E> {
             } else if !is_stale && !alloc.is_current(ptr) {
                 return Err(format!("{ptr:?} is newer than its bucket"));
             }
-            live.push(*extent);
+            live.push(extent);
         }
         Ok(())
     }

@@ -26,11 +26,11 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
-use crate::limits::{LEAF_PENDING_WORDS, SECTOR, leaf_batch};
+use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
-use brigade_env::{Durability, Env};
+use brigade_env::{Buffer, Durability, Env};
 use brigade_format::{BucketNr, Key, key_words, node};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -290,23 +290,40 @@ impl<E: Env> Tree<E> {
     /// Writes new nodes, which nothing names yet.
     async fn write_new(&self, nodes: Vec<NewNode>) -> io::Result<()> {
         let mut writes = Vec::with_capacity(nodes.len());
-        for NewNode { id, keys } in nodes {
-            let (key, seq) = {
-                let index = self.index.borrow();
-                let node = index.nodes.get(id);
-                (node.key, node.seq)
-            };
-            let sector = key.ptr(0).expect("a node has a place").sector();
-            let bytes = self.encode(&keys, seq, key);
-            writes.push(Write { sector, bytes });
-            yield_now().await;
+        for node in nodes {
+            writes.push(self.encode_new(node).await);
         }
-        let write = |write: Write| async move {
+        // One begins at a step: what writes to memory is done at once.
+        let write = |(turn, (sector, buffer)): (usize, (u64, Buffer))| async move {
+            for _ in 0..turn {
+                yield_now().await;
+            }
             self.disk
-                .write_metadata(write.sector, &write.bytes, Durability::Durable)
+                .write_metadata_buffer(sector, buffer, Durability::Durable)
                 .await
         };
-        all_ok(join_all(writes.into_iter().map(write)).await)
+        all_ok(join_all(writes.into_iter().enumerate().map(write)).await)
+    }
+
+    /// Where a new node goes, and its bytes, made in slices.
+    async fn encode_new(&self, NewNode { id, keys }: NewNode) -> (u64, Buffer) {
+        let (key, seq) = {
+            let index = self.index.borrow();
+            let node = index.nodes.get(id);
+            (node.key, node.seq)
+        };
+        let ptr = key.ptr(0).expect("a node has a place");
+        let words = keys.iter().map(Key::words).sum();
+        let bytes = node::bset_bytes(words).next_multiple_of(self.block_bytes() as usize);
+        let mut buffer = self.disk.buffers().get(bytes);
+        let mut there = 0;
+        for some in keys.chunks(SLICE_KEYS) {
+            there = node::put_keys(&mut buffer, there, some);
+            yield_now().await;
+        }
+        node::seal_bset(&mut buffer, there, seq, ptr, self.layout.set_magic);
+        yield_now().await;
+        (ptr.sector(), buffer)
     }
 }
 

@@ -54,15 +54,15 @@ impl<E: Env> Tree<E> {
     /// Copies what a leaf says, and takes what is pending.
     async fn copy(&self, leaf: NodeId) -> io::Result<Copy> {
         self.pages.bring_leaf(leaf).await?;
-        let (mut from, high, pin) = {
+        let (mut from, high, pin, extents) = {
             let nodes = &mut self.index.borrow_mut().nodes;
             let (_, pin) = nodes.take_pending(leaf);
             nodes.rewriting += 1;
             let node = nodes.get_mut(leaf);
             node.writing += 1;
-            (node.low, node.key.pos(), pin)
+            (node.low, node.key.pos(), pin, node.extents)
         };
-        let mut keys = Vec::new();
+        let mut keys = Vec::with_capacity(extents);
         loop {
             let some: Vec<_> = {
                 let index = self.index.borrow();
@@ -80,13 +80,14 @@ impl<E: Env> Tree<E> {
                 let is_live = |extent: &&Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
                 keys.extend(some.iter().filter(is_live).map(Extent::to_key));
             }
+            yield_now().await;
             match some.last() {
                 Some(last) if some.len() == SLICE_KEYS => from = last.to_key().pos(),
                 _ => break,
             }
-            yield_now().await;
         }
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
+        yield_now().await;
         Ok(Copy {
             leaves: vec![leaf],
             keys,

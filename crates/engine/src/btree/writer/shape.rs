@@ -28,14 +28,11 @@ impl<E: Env> Tree<E> {
         spare: &mut Vec<MetadataBucket>,
     ) -> Vec<NewNode> {
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
-        let mut rest = &keys[..];
         let mut low = low;
         let mut nodes = Vec::new();
-        for (i, &count) in sizes.iter().enumerate() {
-            let (mine, others) = rest.split_at(count);
-            rest = others;
-            let last = i + 1 == sizes.len();
-            let pos = if last {
+        let mut parts = split(keys, &sizes).into_iter().peekable();
+        while let Some(mine) = parts.next() {
+            let pos = if parts.peek().is_none() {
                 high
             } else {
                 mine.last().expect("only the last group may be empty").pos()
@@ -52,7 +49,7 @@ impl<E: Env> Tree<E> {
             let blocks = (node::bset_bytes(words) as u64).div_ceil(self.block_bytes());
             nodes.push(NewNode {
                 id: index.nodes.add(level, key, low, seq, blocks, parent),
-                keys: mine.to_vec(),
+                keys: mine,
             });
             low = pos;
         }
@@ -307,6 +304,17 @@ pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> V
     counts
 }
 
+/// Parts of these sizes. Nothing is copied if there is one.
+fn split(mut keys: Vec<Key>, sizes: &[usize]) -> Vec<Vec<Key>> {
+    let behind = sizes.iter().skip(1).rev();
+    let mut parts: Vec<_> = behind
+        .map(|size| keys.split_off(keys.len() - size))
+        .collect();
+    parts.push(keys);
+    parts.reverse();
+    parts
+}
+
 /// Gives each child to the parent whose range it is in; both come in order.
 fn adopt_in_order(index: &mut Index, parents: &[NodeId], children: &[NodeId]) {
     let mut rest = children;
@@ -336,5 +344,15 @@ mod tests {
         let many = groups([3; 1000].into_iter(), 100);
         assert_eq!(many.iter().sum::<usize>(), 1000);
         assert!(many.iter().all(|count| count * 3 <= 80), "{many:?}");
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        let key = |offset| Key::hole(1, offset, 8);
+        let keys: Vec<_> = (0..7).map(|at| key(at * 8)).collect();
+        let parts = split(keys.clone(), &[3, 2, 2]);
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2, 2]);
+        assert_eq!(parts.concat(), keys);
+        assert_eq!(split(Vec::new(), &[0]), [Vec::new()]);
     }
 }
