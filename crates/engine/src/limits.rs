@@ -45,7 +45,7 @@ pub const LEAF_DELAY: Duration = Duration::from_secs(30);
 /// Leaves written in one round.
 const LEAF_BATCH: usize = 64;
 /// Keys of a leaf handled in one step.
-pub const SLICE_KEYS: usize = 512;
+pub const SLICE_KEYS: usize = 256;
 /// Leaves read at the same time.
 pub const LEAF_LOADS_MAX: usize = 4;
 /// Memory of a process beside index, buckets and fills: the program, its buffers, leaves that are being read or written.

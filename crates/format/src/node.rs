@@ -159,6 +159,11 @@ pub struct RawSet {
 }
 
 impl RawSet {
+    /// No fewer than the keys that are left of it: none is shorter than two words.
+    pub fn keys_at_most(&self) -> usize {
+        self.keys.len() / 16
+    }
+
     /// Up to `most` of its keys; they are taken off. `bytes` are those of the node. Empty at the end.
     pub fn keys(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Key>, FormatError> {
         let mut keys = Vec::with_capacity(most.min(self.keys.len() / 16));

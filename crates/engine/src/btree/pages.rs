@@ -478,7 +478,7 @@ impl<E: Env> Pages<E> {
         (low, high): (Pos, Pos),
         is_new: bool,
     ) -> Result<Vec<Extent>, String> {
-        let mut run: Vec<Extent> = Vec::new();
+        let mut run: Vec<Extent> = Vec::with_capacity(set.keys_at_most());
         loop {
             let some = set.keys(bytes, SLICE_KEYS);
             let some = some.map_err(|error| error.to_string())?;
