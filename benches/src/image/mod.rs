@@ -69,6 +69,8 @@ pub fn make(recipe: &Recipe, cache: &Path, backing: &Path) -> io::Result<Layout>
     ];
     for (image, superblock) in superblocks {
         image.write(DEVICE_OFFSET / 512, &superblock.encode())?;
+        // Or who opens it waits for that.
+        image.0.sync_all()?;
     }
     Ok(layout)
 }

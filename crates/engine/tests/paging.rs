@@ -639,6 +639,41 @@ fn the_count_goes_on_after_a_leaf_that_could_not_be_read() {
 }
 
 #[test]
+fn a_pass_goes_on_behind_a_leaf_that_cannot_be_read_and_another_one_begins_a_minute_later() {
+    let rig = Rig::stopped(14, false);
+    set_leaves_here_min(Some(2));
+    let mut little = options(false);
+    little.memory_bytes = 64 << 10;
+    let served = rig.serve(little);
+    served.waits_until_counted();
+    let after = |seconds| {
+        let world = served.world.clone();
+        served.does(async move { world.sleep(Duration::from_secs(seconds)).await });
+        let set = served.set();
+        (set.gc.passes, set.devices[0].metadata_written_bytes)
+    };
+    let (_, before) = after(1);
+    rig.cache.borrow_mut().faults.read_in = Some(2);
+    served.server.collect();
+    let (passes, first) = after(20);
+    assert_eq!((passes, rig.cache.borrow().faults_happened), (0, 1));
+    let all = rig.leaves().len() as u64;
+    assert!(
+        first - before >= (all - 1) * 512,
+        "the others were rewritten"
+    );
+    let (passes, later) = after(30);
+    assert_eq!(
+        (passes, later),
+        (0, first),
+        "nothing is done again and again"
+    );
+    assert_eq!(after(30).0, 1);
+    set_leaves_here_min(None);
+    served.stop();
+}
+
+#[test]
 fn the_table_of_any_clean_stop_has_all_gens() {
     let late: Vec<u64> = (0..10)
         .filter(|seed| {

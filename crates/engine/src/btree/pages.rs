@@ -33,6 +33,8 @@ use std::time::Duration;
 
 /// Buckets taken in at once when all leaves are counted.
 const COUNT_BUCKETS: usize = 256;
+/// Turns of writing leaves after which one that waits for memory comes all the same.
+const ROOM_TURNS: u64 = 4;
 /// Time before a leaf that could not be read is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried before the set is given up.
@@ -55,6 +57,10 @@ pub struct Pages<E: Env> {
     slots: Semaphore,
     /// Leaves went, or all are counted, or that is not waited for any more.
     freed: Notify,
+    /// Turns of writing leaves that have ended.
+    turns: Cell<u64>,
+    /// How many had when a leaf came last although memory was short.
+    let_in: Cell<u64>,
     /// Raised when leaves could go if they were written.
     pub leaf_writes_wanted: Notify,
     loads: Cell<u64>,
@@ -121,6 +127,8 @@ impl<E: Env> Pages<E> {
             loading: RefCell::default(),
             slots: Semaphore::new(LEAF_LOADS_MAX),
             freed: Notify::new(),
+            turns: Cell::new(0),
+            let_in: Cell::new(0),
             leaf_writes_wanted: Notify::new(),
             loads: Cell::new(0),
             read_bytes: Cell::new(0),
@@ -236,6 +244,12 @@ impl<E: Env> Pages<E> {
         }
     }
 
+    /// Leaves were written, and those went that could.
+    pub fn turn_ended(&self) {
+        self.turns.set(self.turns.get() + 1);
+        self.freed.notify_all();
+    }
+
     /// Whether more is here than should be, some of which could go if it were written.
     pub fn is_short(&self) -> bool {
         let index = self.index.borrow();
@@ -243,11 +257,20 @@ impl<E: Env> Pages<E> {
         index.nodes.dirty_count() > 0 && self.bytes_max.is_some_and(is_over)
     }
 
-    /// Waits until a leaf may come although memory is short, as others will have gone.
+    /// Waits until a leaf may come although memory is short, as others will have gone. Where writers always have too much pending, one
+    /// may come every few turns of writing that: they must not keep it away for ever.
     async fn room(&self, load: &Load) {
+        let began = self.turns.get();
         let may_come = || {
             let is_free = load.is_urgent.get() || !self.is_short() || self.is_over();
-            is_free.then_some(())
+            let turns = self.turns.get();
+            if !is_free && turns < began.max(self.let_in.get()) + ROOM_TURNS {
+                return None;
+            }
+            if !is_free {
+                self.let_in.set(turns);
+            }
+            Some(())
         };
         if may_come().is_none() {
             marks::hit(Mark::BtreeLeafWaitsForMemory);

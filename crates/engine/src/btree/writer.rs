@@ -73,6 +73,8 @@ pub struct Tree<E: Env> {
     pub demand: Notify,
     gc_passes: Cell<u64>,
     gc_asked: Cell<bool>,
+    /// A pass failed, and no other begins until then.
+    gc_not_before: Cell<Duration>,
     /// Most extents there were since the last pass.
     extents_most: Cell<usize>,
     pass: RefCell<Pass>,
@@ -123,6 +125,7 @@ impl<E: Env> Tree<E> {
             demand: Notify::new(),
             gc_passes: Cell::new(0),
             gc_asked: Cell::new(false),
+            gc_not_before: Cell::default(),
             extents_most: Cell::new(0),
             pass: RefCell::default(),
             is_closing: Cell::new(false),
@@ -152,6 +155,13 @@ impl<E: Env> Tree<E> {
 
     async fn write(&self, ids: &[NodeId], aim: Aim) -> io::Result<()> {
         let _turn = self.structure.lock().await;
+        let written = self.write_in_turn(ids, aim).await;
+        self.pages.shrink_all().await;
+        self.pages.turn_ended();
+        written
+    }
+
+    async fn write_in_turn(&self, ids: &[NodeId], aim: Aim) -> io::Result<()> {
         self.poison.check()?;
         let mut writes = Vec::new();
         let mut written = Vec::new();
@@ -181,9 +191,7 @@ impl<E: Env> Tree<E> {
             self.unpin(pins);
             self.are_written(written);
         }
-        self.rewrite_leaves(&rewrites, aim).await?;
-        self.pages.shrink_all().await;
-        Ok(())
+        self.rewrite_leaves(&rewrites, aim).await
     }
 
     /// What is on disk of these leaves is what they say, but for what is pending by now.

@@ -221,7 +221,12 @@ impl<E: Env> Mover<E> {
         if !is_wanted {
             return Ok((Vec::new(), high));
         }
-        parts.pages.bring_leaf(leaf).await?;
+        if let Err(error) = parts.pages.bring_leaf(leaf).await {
+            // What it says stays where it is, and keeps nothing else from moving.
+            parts.poison.check()?;
+            tracing::debug!(device = parts.cache.name(), %error, "not moved");
+            return Ok((Vec::new(), high));
+        }
         let index = parts.index.borrow();
         let Some(content) = index.nodes.content_between(leaf, pos, high) else {
             // Another one took its place, or it left again.

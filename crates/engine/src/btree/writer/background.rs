@@ -19,6 +19,8 @@ const SPARSE: usize = 4;
 /// Time left to clients after each of these turns, by the time it took, and at most.
 const GC_REST: u32 = 3;
 const GC_REST_MAX: Duration = Duration::from_millis(500);
+/// Time after a pass that could not read a leaf in which no other begins, unless generations are [`GC_LATE`].
+const GC_AGAIN: Duration = Duration::from_secs(60);
 /// Generations behind from which on no time is left to anybody.
 const GC_LATE: u8 = 80;
 /// Empty buckets that are let go of in one step.
@@ -64,13 +66,17 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             return Ok(true);
         }
+        let behind = self.buckets.get().need_gc();
+        if self.env.now() < self.gc_not_before.get() && behind < GC_LATE {
+            return Ok(false);
+        }
         if self.gc_asked.get() {
             return self.pass("asked for").await;
         }
         if self.is_sparse() {
             return self.pass("sparse leaves").await;
         }
-        if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC && !collections_held() {
+        if behind >= GEN_AGE_WANTS_GC && !collections_held() {
             return self.pass("generations").await;
         }
         Ok(false)
@@ -151,9 +157,16 @@ impl<E: Env> Tree<E> {
         };
         let result = self.rewrite_everything().await;
         self.pass.borrow_mut().is_running = false;
-        if matches!(result, Ok(true)) {
-            self.gc_asked.set(false);
-            self.extents_most.set(self.index.borrow().extents());
+        match &result {
+            Ok(true) => {
+                self.gc_asked.set(false);
+                self.extents_most.set(self.index.borrow().extents());
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(device = self.disk.name(), %error, "garbage collection gave up");
+                self.gc_not_before.set(self.env.now() + GC_AGAIN);
+            }
         }
         result
     }
@@ -187,16 +200,21 @@ impl<E: Env> Tree<E> {
         Ok(true)
     }
 
-    /// Everything else that this task does goes on in between.
+    /// Everything else that this task does goes on in between. A leaf that cannot be read fails the pass, but only in the end: the next
+    /// one has less to do.
     async fn rewrite_leaves_of_pass(&self) -> io::Result<bool> {
         let leaves = self.index.borrow().nodes.leaves();
         self.pass.borrow_mut().total = leaves.len();
+        let mut result = Ok(true);
         for some in leaves.chunks(GC_LEAVES.min(leaf_batch())) {
             let (began, looks) = (self.env.now(), self.index.borrow().nodes.looks());
             if self.is_closing.get() || !self.can_rewrite(some) {
                 return Ok(false);
             }
-            self.write(some, Aim::New).await?;
+            if let Err(error) = self.write(some, Aim::New).await {
+                self.poison.check()?;
+                result = Err(error);
+            }
             if self.journal.is_pressed() {
                 self.relieve_journal().await?;
             }
@@ -205,7 +223,7 @@ impl<E: Env> Tree<E> {
             self.pass.borrow_mut().done += some.len();
             self.make_way(began, looks).await;
         }
-        Ok(true)
+        result
     }
 
     /// Leaves device and processor to clients for a while, if there are some: they get [`GC_REST`] times what the work took that
