@@ -9,36 +9,11 @@ use std::os::unix::fs::FileExt;
 /// A set that was served once and stopped.
 fn used() -> Bench {
     let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-        "--mode",
-        "writeback",
-    ]);
-    let server = serve(&bench);
+    bench.set(&["--mode", "writeback"]);
+    let server = bench.serve_set(&[]);
     bench.fine(&["stop"]);
     assert_eq!(server.end().status, 0);
     bench
-}
-
-fn serve(bench: &Bench) -> common::Served {
-    bench.serve(&[
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:sock",
-        "--state-dir",
-        "state",
-    ])
 }
 
 fn flip(bench: &Bench, name: &str, offset: u64) {
@@ -143,7 +118,7 @@ fn what_cannot_be_checked_is_status_8_and_a_senseless_call_16() {
             ran.stderr
         );
     }
-    let server = serve(&bench);
+    let server = bench.serve_set(&[]);
     let ran = bench.run(&["check", "c", "b"]);
     assert_eq!(ran.status, 8);
     assert!(ran.stderr.contains("in use"), "{}", ran.stderr);

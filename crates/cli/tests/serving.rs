@@ -6,18 +6,23 @@ use common::{Bench, Served};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
-#[test]
-fn a_server_says_ready_once_and_stops_when_told() {
-    let bench = Bench::new();
-    bench.backing("b");
-    let server = bench.serve(&[
+/// Serves backing device `b` alone, at `unix:nbd`, with its control socket at `control`.
+fn serve_with_control(bench: &Bench) -> Served {
+    bench.serve(&[
         "--backing",
         "b",
         "--nbd",
         "unix:nbd",
         "--control",
         "control",
-    ]);
+    ])
+}
+
+#[test]
+fn a_server_says_ready_once_and_stops_when_told() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = serve_with_control(&bench);
     assert!(
         server.ready.contains("nbd=unix:nbd") && server.ready.contains("volume0"),
         "{}",
@@ -58,32 +63,9 @@ fn a_server_says_ready_once_and_stops_when_told() {
 #[test]
 fn a_cache_set_is_served_and_its_status_has_every_promised_key() {
     let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-        "--label",
-        "attic",
-    ]);
+    bench.set(&["--label", "attic"]);
     for mode in ["writeback", "writethrough"] {
-        let server = bench.serve(&[
-            "--cache",
-            "c",
-            "--backing",
-            "b",
-            "--nbd",
-            "unix:nbd",
-            "--mode",
-            mode,
-            "--state-dir",
-            "state",
-        ]);
+        let server = bench.serve_set(&["--mode", mode]);
         assert!(server.ready.contains("attic"), "{}", server.ready);
         let status = bench.json(&["status", "--json"]);
         for path in [
@@ -140,30 +122,8 @@ fn a_cache_set_is_served_and_its_status_has_every_promised_key() {
 #[test]
 fn a_collection_is_asked_for_waited_for_and_shown() {
     let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-    ]);
-    let arguments = [
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:nbd",
-        "--mode",
-        "writeback",
-        "--state-dir",
-        "state",
-    ];
-    let server = bench.serve(&arguments);
+    bench.set(&[]);
+    let server = bench.serve_set(&["--mode", "writeback"]);
     let mut client = nbd::Client::connect(&bench.path("nbd"));
     for block in 0..50_u64 {
         client.write(block * 8192, &[block as u8 + 1; 4096]);
@@ -219,30 +179,9 @@ fn a_collection_that_cannot_be_is_refused_with_the_reason() {
     assert!(line.contains("there is no cache set"), "{line}");
     bench.fine(&["stop"]);
     server.end();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-    ]);
+    bench.set(&[]);
     for more in [&[][..], &["--read-only"]] {
-        let mut all = vec![
-            "--cache",
-            "c",
-            "--backing",
-            "b",
-            "--nbd",
-            "unix:nbd",
-            "--state-dir",
-            "state",
-        ];
-        all.extend(more);
-        let server = bench.serve(&all);
+        let server = bench.serve_set(more);
         if !more.is_empty() {
             let before = common::bytes(&bench.path("c"));
             for arguments in [&["gc"][..], &["gc", "--no-wait"], &["gc", "--json"]] {
@@ -263,30 +202,9 @@ fn a_collection_that_cannot_be_is_refused_with_the_reason() {
 #[test]
 fn read_only_writes_nothing_anywhere() {
     let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-    ]);
+    bench.set(&[]);
     let serve = |more: &[&str]| {
-        let mut all = vec![
-            "--cache",
-            "c",
-            "--backing",
-            "b",
-            "--nbd",
-            "unix:nbd",
-            "--state-dir",
-            "state",
-        ];
-        all.extend(more);
-        let server = bench.serve(&all);
+        let server = bench.serve_set(more);
         bench.fine(&["stop"]);
         assert_eq!(server.end().status, 0);
     };
@@ -386,14 +304,7 @@ fn whatever_keeps_it_from_serving_is_one_line_and_no_ready() {
     bench.backing("b");
     bench.backing("other");
     std::fs::write(bench.path("file"), "precious").expect("room");
-    let server = bench.serve(&[
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:nbd",
-        "--control",
-        "control",
-    ]);
+    let server = serve_with_control(&bench);
     let refused = |backing: &str, nbd: &str, control: &str| {
         bench.refused(&[
             "serve",
@@ -420,14 +331,7 @@ fn whatever_keeps_it_from_serving_is_one_line_and_no_ready() {
         "sockets stay behind"
     );
     drop(server);
-    let server = bench.serve(&[
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:nbd",
-        "--control",
-        "control",
-    ]);
+    let server = serve_with_control(&bench);
     bench.fine(&["stop", "--control", "control"]);
     assert_eq!(
         server.end().status,
@@ -468,14 +372,7 @@ fn the_service_manager_is_told() {
 fn the_control_socket_answers_wrong_requests_and_goes_on() {
     let bench = Bench::new();
     bench.backing("b");
-    let server = bench.serve(&[
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:nbd",
-        "--control",
-        "control",
-    ]);
+    let server = serve_with_control(&bench);
     for (request, status) in [
         (
             "GET /v1/nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -504,37 +401,15 @@ fn the_control_socket_answers_wrong_requests_and_goes_on() {
 #[test]
 fn writes_acknowledged_before_a_kill_are_there_after_it() {
     let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-    ]);
-    let arguments = [
-        "--cache",
-        "c",
-        "--backing",
-        "b",
-        "--nbd",
-        "unix:nbd",
-        "--mode",
-        "writeback",
-        "--state-dir",
-        "state",
-    ];
-    let server = bench.serve(&arguments);
+    bench.set(&[]);
+    let server = bench.serve_set(&["--mode", "writeback"]);
     let mut client = nbd::Client::connect(&bench.path("nbd"));
     for block in 0..200_u64 {
         client.write(block * 3 % 200 * 8192, &[block as u8 + 1; 4096]);
     }
     server.signal("KILL");
     drop(server);
-    let server = bench.serve(&arguments);
+    let server = bench.serve_set(&["--mode", "writeback"]);
     let mut client = nbd::Client::connect(&bench.path("nbd"));
     for block in 0..200_u64 {
         assert!(

@@ -101,6 +101,13 @@ impl Rig {
         })
     }
 
+    /// Serves it, reads all dirty sectors, of which the first so many were written a second time, and stops.
+    fn has_all(&self, newer: u64) {
+        let served = self.serve(options(false));
+        served.has_all(newer);
+        served.stop();
+    }
+
     /// What would be found if it were opened, every leaf read.
     fn load(&self) -> (Loaded, CacheGeometry) {
         load(&self.cache, self.chance.clone())
@@ -149,6 +156,12 @@ impl Leaf {
 impl Served {
     fn does<T: 'static>(&self, story: impl Future<Output = T> + 'static) -> T {
         self.world.run(story, || false).expect("it ends")
+    }
+
+    /// All dirty sectors are read, of which the first so many were written a second time.
+    fn has_all(&self, newer: u64) {
+        let volume = self.volume.clone();
+        self.does(async move { all_are_at(&volume, newer).await });
     }
 
     fn set(&self) -> CacheSetStatus {
@@ -210,6 +223,13 @@ async fn read_clean(volume: &Rc<Volume<World>>, number: u64) {
     assert!(read.await.unwrap().iter().all(|byte| *byte == 0));
 }
 
+/// Writes the first so many dirty sectors a second time.
+async fn write_again(volume: &Rc<Volume<World>>, newer: u64) {
+    for number in 0..newer {
+        write(volume, place(number), 2).await;
+    }
+}
+
 /// Reads all dirty sectors, of which the first so many were written a second time.
 async fn all_are_at(volume: &Rc<Volume<World>>, newer: u64) {
     for number in 0..DIRTY {
@@ -235,9 +255,7 @@ fn recycled_while_uncounted(newer: u64) -> (Rig, usize) {
     assert!(marks::hits(Mark::OpenCountsLater) == 1 && !served.is_counted());
     let volume = served.volume.clone();
     served.does(async move {
-        for number in 0..newer {
-            write(&volume, place(number), 2).await;
-        }
+        write_again(&volume, newer).await;
         // More than all buckets hold.
         for number in 2000..4000 {
             read_clean(&volume, number).await;
@@ -287,8 +305,7 @@ fn reads_are_served_before_all_leaves_are_counted() {
     let set = served.set();
     assert!(!set.gc.running && set.gc.eta_seconds == 0, "{:?}", set.gc);
     assert!(set.btree.leaf_reads >= leaves.len() as u64);
-    let volume = served.volume.clone();
-    served.does(async move { all_are_at(&volume, 0).await });
+    served.has_all(0);
     served.server.audit();
     served.stop();
 }
@@ -331,10 +348,7 @@ fn no_bucket_is_recycled_before_all_leaves_are_counted_and_no_write_is_lost() {
     const NEWER: u64 = 700;
     let (rig, recycled) = recycled_while_uncounted(NEWER);
     assert_eq!(recycled, 0, "buckets in use were recycled");
-    let served = rig.serve(options(false));
-    let volume = served.volume.clone();
-    served.does(async move { all_are_at(&volume, NEWER).await });
-    served.stop();
+    rig.has_all(NEWER);
 }
 
 #[test]
@@ -368,9 +382,7 @@ fn after_a_kill_all_leaves_are_read_at_once() {
     let volume = served.volume.clone();
     served.waits_until_counted();
     served.does(async move {
-        for number in 0..NEWER {
-            write(&volume, place(number), 2).await;
-        }
+        write_again(&volume, NEWER).await;
     });
     rig.kill(served);
     marks::take();
@@ -378,8 +390,7 @@ fn after_a_kill_all_leaves_are_read_at_once() {
     let served = rig.serve(options(false));
     assert_eq!(marks::hits(Mark::OpenCountsLater), 0);
     assert!(served.is_counted());
-    let volume = served.volume.clone();
-    served.does(async move { all_are_at(&volume, NEWER).await });
+    served.has_all(NEWER);
     set_count_pause(Duration::ZERO);
     served.stop();
 }
@@ -434,11 +445,17 @@ fn bytes_of(rig: &Rig, bucket: u64) -> Vec<u8> {
     bytes
 }
 
-/// The set is poisoned for what a leaf says, and says where that is.
+/// The set is poisoned for what a leaf says, says where that is, and takes no write.
 fn is_poisoned_by_a_leaf(served: &Served) {
     let status = served.server.status();
     assert_eq!(status.cache_sets[0].state, "poisoned");
     names_a_leaf(&status.errors.join("\n"));
+    let volume = served.volume.clone();
+    let refused = served.does(async move {
+        let buffer = volume.buffer(512);
+        volume.write(StreamId(1), 0, buffer, false).await.is_err()
+    });
+    assert!(refused, "a poisoned set takes a write");
 }
 
 fn names_a_leaf(text: &str) {
@@ -473,12 +490,6 @@ fn a_lie_is_found_out(rig: &Rig) {
     let world = served.world.clone();
     served.does(async move { world.sleep(Duration::from_secs(200)).await });
     is_poisoned_by_a_leaf(&served);
-    let volume = served.volume.clone();
-    let refused = served.does(async move {
-        let buffer = volume.buffer(512);
-        volume.write(StreamId(1), 0, buffer, false).await.is_err()
-    });
-    assert!(refused, "a poisoned set takes a write");
     served.world.kill();
 }
 
@@ -494,9 +505,7 @@ fn a_stop_that_called_everything_empty_would_be_seen() {
         let served = rig.serve(options(false));
         let volume = served.volume.clone();
         served.does(async move {
-            for number in 0..100 {
-                write(&volume, place(number), 2).await;
-            }
+            write_again(&volume, 100).await;
             all_are_at(&volume, 100).await;
         });
         served.waits_until_counted();
@@ -527,12 +536,6 @@ fn a_leaf_that_rots_after_the_opening_fails_its_own_range_and_poisons_the_set() 
     let text = error.to_string();
     assert!(text.contains("cache") && text.contains(&place), "{text}");
     is_poisoned_by_a_leaf(&served);
-    let volume = served.volume.clone();
-    let refused = served.does(async move {
-        let buffer = volume.buffer(512);
-        volume.write(StreamId(1), 0, buffer, false).await.is_err()
-    });
-    assert!(refused, "a poisoned set takes a write");
     set_count_pause(Duration::ZERO);
     let server = served.server.clone();
     served.does(async move { assert!(server.stop().await.is_err()) });
@@ -559,9 +562,7 @@ fn with_little_memory_leaves_go_and_come_back_and_a_range_of_more_than_fit_is_se
     served.waits_until_counted();
     let (volume, world) = (served.volume.clone(), served.world.clone());
     served.does(async move {
-        for number in 0..NEWER {
-            write(&volume, place(number), 2).await;
-        }
+        write_again(&volume, NEWER).await;
         // What is pending keeps its leaf.
         world.sleep(Duration::from_secs(100)).await;
         for _ in 0..2 {
@@ -585,10 +586,7 @@ fn with_little_memory_leaves_go_and_come_back_and_a_range_of_more_than_fit_is_se
     served.stop();
     // What was said of leaves that were away is on the device.
     set_leaves_here_min(None);
-    let served = rig.serve(options(false));
-    let volume = served.volume.clone();
-    served.does(async move { all_are_at(&volume, NEWER).await });
-    served.stop();
+    rig.has_all(NEWER);
 }
 
 #[test]
@@ -632,8 +630,7 @@ fn the_count_goes_on_after_a_leaf_that_could_not_be_read() {
     served.waits_until_counted();
     assert_eq!(rig.cache.borrow().faults_happened, 1);
     assert_eq!(served.set().state, "running");
-    let volume = served.volume.clone();
-    served.does(async move { all_are_at(&volume, 0).await });
+    served.has_all(0);
     set_count_pause(Duration::ZERO);
     served.stop();
 }

@@ -3,8 +3,9 @@
 
 use crate::bytes;
 use crate::crc;
+use crate::error::FormatError;
 use crate::jset::{self, Probe};
-use crate::key::{KeyRules, key_words, parse_keys};
+use crate::key::{Key, KeyRules, key_words, parse_keys};
 use crate::node;
 use crate::order;
 use crate::prio;
@@ -138,8 +139,8 @@ fn probe_blocks(bucket: &[u8]) {
 /// A btree node: as given, then as a row of sets with headers made right.
 pub fn node(input: &[u8]) {
     let ptr = Ptr(0x5_0001);
-    let _ = node::parse_node(input, BLOCK, ptr, SET);
-    let _ = node::parse_node(input, 0, ptr, SET);
+    both_readers(input, BLOCK, ptr, SET);
+    both_readers(input, 0, ptr, SET);
     let mut bytes = Vec::new();
     for chunk in input.chunks(700) {
         let words: Vec<u64> = chunk
@@ -148,12 +149,50 @@ pub fn node(input: &[u8]) {
             .collect();
         bytes.extend(node::encode_bset(&words, 7, ptr, SET, BLOCK));
     }
+    both_readers(&bytes, BLOCK, ptr, SET);
     match node::parse_node(&bytes, BLOCK, ptr, SET) {
         Ok(read) => {
             let _ = read.to_string();
             assert_eq!(read.blocks_used * BLOCK, bytes.len());
         }
         Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A node as a whole, and its sets first and then their keys some at a time: the same node, or the same error.
+pub fn both_readers(bytes: &[u8], block_bytes: usize, ptr: Ptr, set_magic: u64) {
+    let whole = node::parse_node(bytes, block_bytes, ptr, set_magic);
+    let in_steps = node::parse_sets(bytes, block_bytes, ptr, set_magic).and_then(|raw| {
+        let sets: Result<Vec<_>, _> = raw
+            .sets
+            .into_iter()
+            .map(|set| keys_of(set, bytes))
+            .collect();
+        Ok((raw.seq, raw.blocks_used, sets?))
+    });
+    match (whole, in_steps) {
+        (Ok(node), Ok(in_steps)) => {
+            let sets = node.sets.into_iter().map(|set| (set.version, set.keys));
+            assert_eq!((node.seq, node.blocks_used, sets.collect()), in_steps);
+        }
+        // The whole tells of bad keys before it tells of a bad set behind them.
+        (Err(whole), Err(error)) => {
+            let is_in_front =
+                whole.error.structure == "bset keys" && whole.error.offset < error.offset;
+            assert!(whole.error == error || is_in_front, "{whole} or {error}");
+        }
+        (whole, in_steps) => panic!("{whole:?} or {in_steps:?}"),
+    }
+}
+
+fn keys_of(mut set: node::RawSet, bytes: &[u8]) -> Result<(u32, Vec<Key>), FormatError> {
+    let mut keys = Vec::new();
+    loop {
+        let some = set.keys(bytes, 7)?;
+        if some.is_empty() {
+            return Ok((set.version, keys));
+        }
+        keys.extend(some);
     }
 }
 

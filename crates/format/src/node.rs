@@ -7,7 +7,7 @@
 use crate::bytes::{put, put_words, round_up, u32_at, u64_at};
 use crate::crc;
 use crate::error::FormatError;
-use crate::key::{Key, key_words, parse_key, parse_keys};
+use crate::key::{Key, key_words, parse_key};
 use crate::ptr::Ptr;
 use std::fmt;
 use std::ops::Range;
@@ -102,6 +102,15 @@ impl Broken {
             may_be_torn: true,
         }
     }
+
+    /// The same seen from the node, in which the set starts at byte `start`.
+    fn shifted(self, start: usize) -> Broken {
+        let start = u64::try_from(start).unwrap_or(u64::MAX);
+        Broken {
+            error: self.error.shifted(start),
+            ..self
+        }
+    }
 }
 
 /// Reads a node. `bytes` are as many sectors as its key says, rounded down to whole blocks; `key_ptr` is the
@@ -113,18 +122,14 @@ pub fn parse_node(
     set_magic: u64,
 ) -> Result<Node, NodeError> {
     let reader = Reader::new(bytes, block_bytes, key_ptr, set_magic);
+    let (sound, broken) = reader.sets();
     let mut node = Node {
-        seq: reader.seq_at(0).unwrap_or(0),
-        sets: Vec::new(),
+        seq: sound.seq,
+        sets: Vec::with_capacity(sound.sets.len()),
         blocks_used: 0,
     };
-    if node.seq == 0 || block_bytes < HEADER_BYTES {
-        let expected = "a seq that is not 0, in at least one block";
-        let broken = Broken::header("bset seq", at::SEQ, node.seq.to_string(), expected);
-        return Err(reader.failed(node, broken));
-    }
-    while reader.seq_at(node.blocks_used) == Some(node.seq) {
-        match reader.set(node.blocks_used) {
+    for set in sound.sets {
+        match reader.set(set, node.blocks_used) {
             Ok(set) => {
                 node.blocks_used += set.blocks;
                 node.sets.push(set);
@@ -132,9 +137,9 @@ pub fn parse_node(
             Err(broken) => return Err(reader.failed(node, broken)),
         }
     }
-    match reader.stray(node.blocks_used, node.seq) {
+    match broken {
         None => Ok(node),
-        Some(stray) => Err(reader.failed(node, stray)),
+        Some(broken) => Err(reader.failed(node, broken)),
     }
 }
 
@@ -166,11 +171,14 @@ impl RawSet {
 
     /// Up to `most` of its keys; they are taken off. `bytes` are those of the node. Empty at the end.
     pub fn keys(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Key>, FormatError> {
-        let mut keys = Vec::with_capacity(most.min(self.keys.len() / 16));
+        let mut keys = Vec::with_capacity(most.min(self.keys.len() / 24));
         while keys.len() < most && !self.keys.is_empty() {
             let rest = bytes.get(self.keys.clone()).unwrap_or_default();
             let offset = u64::try_from(self.keys.start).unwrap_or(u64::MAX);
-            let key = parse_key(rest).map_err(|error| error.shifted(offset))?;
+            let key = parse_key(rest).map_err(|error| FormatError {
+                structure: "bset keys",
+                ..error.shifted(offset)
+            })?;
             self.keys.start += key.words() * 8;
             keys.push(key);
         }
@@ -186,29 +194,9 @@ pub fn parse_sets(
     set_magic: u64,
 ) -> Result<RawNode, FormatError> {
     let reader = Reader::new(bytes, block_bytes, key_ptr, set_magic);
-    let mut node = RawNode {
-        seq: reader.seq_at(0).unwrap_or(0),
-        sets: Vec::new(),
-        blocks_used: 0,
-    };
-    if node.seq == 0 || block_bytes < HEADER_BYTES {
-        let expected = "a seq that is not 0, in at least one block";
-        let broken = Broken::header("bset seq", at::SEQ, node.seq.to_string(), expected);
-        return Err(broken.error);
-    }
-    while reader.seq_at(node.blocks_used) == Some(node.seq) {
-        let start = node.blocks_used * block_bytes;
-        let at_start = |broken: Broken| broken.error.shifted(u64::try_from(start).unwrap_or(0));
-        let (version, set) = reader.sound_set(node.blocks_used).map_err(at_start)?;
-        node.blocks_used += set.len().div_ceil(block_bytes);
-        node.sets.push(RawSet {
-            version,
-            keys: start + HEADER_BYTES..start + set.len(),
-        });
-    }
-    match reader.stray(node.blocks_used, node.seq) {
-        None => Ok(node),
-        Some(stray) => Err(stray.error),
+    match reader.sets() {
+        (node, None) => Ok(node),
+        (_, Some(broken)) => Err(broken.error),
     }
 }
 
@@ -230,6 +218,34 @@ impl<'a> Reader<'a> {
             key_ptr,
             magic: set_magic ^ MAGIC,
         }
+    }
+
+    /// The sets whose bytes are sound, up to the first that is not, and what is wrong with that one.
+    fn sets(&self) -> (RawNode, Option<Broken>) {
+        let mut node = RawNode {
+            seq: self.seq_at(0).unwrap_or(0),
+            sets: Vec::new(),
+            blocks_used: 0,
+        };
+        if node.seq == 0 || self.block_bytes < HEADER_BYTES {
+            let expected = "a seq that is not 0, in at least one block";
+            let broken = Broken::header("bset seq", at::SEQ, node.seq.to_string(), expected);
+            return (node, Some(broken));
+        }
+        while self.seq_at(node.blocks_used) == Some(node.seq) {
+            let start = node.blocks_used * self.block_bytes;
+            let (version, set) = match self.sound_set(node.blocks_used) {
+                Ok(sound) => sound,
+                Err(broken) => return (node, Some(broken.shifted(start))),
+            };
+            node.blocks_used += set.len().div_ceil(self.block_bytes);
+            node.sets.push(RawSet {
+                version,
+                keys: start + HEADER_BYTES..start + set.len(),
+            });
+        }
+        let stray = self.stray(node.blocks_used, node.seq);
+        (node, stray)
     }
 
     /// A set of the node behind its last one, where none may be.
@@ -258,26 +274,24 @@ impl<'a> Reader<'a> {
         (from..self.blocks).find(|&block| self.seq_at(block) == Some(seq))
     }
 
-    /// The set that starts at `block`. Offsets in errors count from the start of the set, here and below.
-    fn set(&self, block: usize) -> Result<Bset, Broken> {
-        let (version, set) = self.sound_set(block)?;
-        let keys = parse_keys(set.get(HEADER_BYTES..).unwrap_or_default()).map_err(|error| {
-            let mut broken = Broken::header("bset keys", 0, String::new(), "");
-            broken.error.offset = error.offset.saturating_add(32);
-            broken.error.found = error.found;
-            broken.error.expected = error.expected;
-            broken.may_be_torn = false;
-            broken
+    /// A sound set, which starts at `block`, with its keys.
+    fn set(&self, mut set: RawSet, block: usize) -> Result<Bset, Broken> {
+        let len = HEADER_BYTES + set.keys.len();
+        let keys = set.keys(self.bytes, usize::MAX).map_err(|error| Broken {
+            error,
+            blocks: None,
+            may_be_torn: false,
         })?;
         Ok(Bset {
-            version,
+            version: set.version,
             block_offset: block,
-            blocks: set.len().div_ceil(self.block_bytes),
+            blocks: len.div_ceil(self.block_bytes),
             keys,
         })
     }
 
-    /// The version and the bytes, without padding, of the set that starts at `block`.
+    /// The version and the bytes, without padding, of the set that starts at `block`. Offsets in errors count from the start of
+    /// the set, here and below.
     fn sound_set(&self, block: usize) -> Result<(u32, &'a [u8]), Broken> {
         let rest = self.rest(block).unwrap_or_default();
         let version = u32_at(rest, at::VERSION);
@@ -332,24 +346,16 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// The error of a node in which `broken` follows the sets of `node`.
     fn failed(&self, node: Node, broken: Broken) -> NodeError {
-        let block = node.blocks_used;
-        let behind = block.saturating_add(broken.blocks.unwrap_or(1));
-        let is_stray = broken.error.structure == "stray bset";
-        let start = if is_stray {
-            0
-        } else {
-            block.saturating_mul(self.block_bytes)
-        };
+        let behind = node.blocks_used.saturating_add(broken.blocks.unwrap_or(1));
         NodeError {
             set: node.sets.len(),
             is_last: broken.may_be_torn
                 && !node.sets.is_empty()
                 && self.next_with_seq(behind, node.seq).is_none(),
             intact: Box::new(node),
-            error: broken
-                .error
-                .shifted(u64::try_from(start).unwrap_or(u64::MAX)),
+            error: broken.error,
         }
     }
 }

@@ -149,25 +149,30 @@ fn run_in(setting: &Setting) -> Result<Passed> {
 }
 
 impl Case {
-    fn formatted(setting: &Setting, name: &'static str, policy: &str, seed: u64) -> Result<Case> {
-        let folder = super::folder(setting, name)?;
-        let (cache, backing) = (folder.join("cache.img"), folder.join("back.img"));
-        server::format(
-            &setting.program,
-            (&cache, CACHE_BYTES),
-            (&backing, BACKING_BYTES),
-            &["--bucket-size", BUCKET, "--replacement", policy],
-        )?;
-        let model = Model::new(BACKING_BYTES / SECTOR as u64 - DATA_OFFSET_SECTORS);
-        Ok(Case {
+    /// A case of no stretch yet, whose images are `cache.img` and `back.img` of a folder.
+    fn new(folder: &Path, name: &'static str, model: Model, seed: u64) -> Case {
+        Case {
             name,
-            cache,
-            backing,
+            cache: folder.join("cache.img"),
+            backing: folder.join("back.img"),
             model,
             seed,
             stretches: 0,
             note: String::new(),
-        })
+        }
+    }
+
+    fn formatted(setting: &Setting, name: &'static str, policy: &str, seed: u64) -> Result<Case> {
+        let folder = super::folder(setting, name)?;
+        let model = Model::new(BACKING_BYTES / SECTOR as u64 - DATA_OFFSET_SECTORS);
+        let case = Case::new(&folder, name, model, seed);
+        server::format(
+            &setting.program,
+            (&case.cache, CACHE_BYTES),
+            (&case.backing, BACKING_BYTES),
+            &["--bucket-size", BUCKET, "--replacement", policy],
+        )?;
+        Ok(case)
     }
 
     /// A pair that the kernel's tools formatted.
@@ -188,15 +193,7 @@ impl Case {
             };
             model.lasting(operation, tag);
         }
-        Ok(Case {
-            name,
-            cache: folder.join("cache.img"),
-            backing: folder.join("back.img"),
-            model,
-            seed,
-            stretches: 0,
-            note: String::new(),
-        })
+        Ok(Case::new(&folder, name, model, seed))
     }
 
     /// What the simulator made.
@@ -220,13 +217,8 @@ impl Case {
             model.lasting(Operation { sector, count }, tag);
         }
         Ok(Case {
-            name,
-            cache: folder.join("cache.img"),
-            backing: folder.join("back.img"),
-            model,
-            seed,
-            stretches: 0,
             note: word("note")?.to_string(),
+            ..Case::new(&folder, name, model, seed)
         })
     }
 

@@ -74,6 +74,26 @@ impl Bench {
         self.fine(&["format", "--backing", name, "--create", "16M"]);
     }
 
+    /// A cache device `c` of 64 MiB and a backing device `b` of its set.
+    pub fn set(&self, more: &[&str]) {
+        let all = "format --cache c --backing b --create 64M --bucket-size 64k";
+        self.fine(
+            &all.split(' ')
+                .chain(more.iter().copied())
+                .collect::<Vec<_>>(),
+        );
+    }
+
+    /// Serves that set at `unix:nbd`.
+    pub fn serve_set(&self, more: &[&str]) -> Served {
+        let all = "--cache c --backing b --nbd unix:nbd --state-dir state";
+        self.serve(
+            &all.split(' ')
+                .chain(more.iter().copied())
+                .collect::<Vec<_>>(),
+        )
+    }
+
     /// Starts a server and waits for its `ready` line.
     pub fn serve(&self, arguments: &[&str]) -> Served {
         let mut all = vec!["serve"];

@@ -6,8 +6,9 @@
 //! ```
 //! Cut off anywhere before the last step, it is still blank.
 
+use super::assemble::{self, assemble};
 use super::cache_set::{CacheSet, Running};
-use super::open::{self, Found, assemble, begin_record, start_moving};
+use super::open::{Found, begin_record, start_moving};
 use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
@@ -32,7 +33,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
     let root = Key::node(Pos::MAX, found.geometry.node_sectors, Ptr::new(0, Gen(0)));
     let index = empty_index(&found, root, 1);
     let uuids = found.uuid_table(&buckets, empty_table(&found));
-    let cache = open::view(env, &found, index, &buckets);
+    let cache = assemble::view(env, &found, index, &buckets);
     CacheSet {
         cache,
         superblock: found.superblock,

@@ -2,9 +2,11 @@
 //!
 //! This is the only place that knows a whole [`cache_set::CacheSet`]; everything below gets just the parts it uses.
 
+mod assemble;
 mod attach;
 mod blank;
 pub mod cache_set;
+mod examine;
 mod open;
 pub mod server;
 mod settle;

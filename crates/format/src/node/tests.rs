@@ -1,5 +1,6 @@
 use super::*;
-use crate::key::key_words;
+use crate::fuzzing::both_readers;
+use crate::key::{key_words, parse_keys};
 use crate::ptr::{Gen, Pos};
 use crate::testing::hex;
 use proptest::prelude::*;
@@ -208,6 +209,32 @@ proptest! {
             prop_assert_eq!(&before.sets[..after.sets.len()], &after.sets[..]);
             prop_assert!(lost == 0 || lost == 1 && bit / 64 == (4 * BLOCK + 16) / 8);
         }
+    }
+
+    #[test]
+    fn a_node_read_in_two_steps_is_the_same_node(
+        sizes in proptest::collection::vec(0u64..60, 1..5),
+        words in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u64>()), 0..2),
+        cut in 0usize..16 * BLOCK * 2,
+        bits in proptest::collection::vec(0usize..6 * BLOCK * 8, 0..3),
+    ) {
+        let mut bytes = Vec::new();
+        for (at, &count) in sizes.iter().enumerate() {
+            let mut set = key_words(&keys(count, count));
+            // Sound sets with keys that are not: what replaces a word says how many pointers follow.
+            for (index, word) in words.iter().filter(|_| at == 1 && count > 0) {
+                let nr = index.index(set.len());
+                set[nr] = *word;
+            }
+            bytes.extend(encode_bset(&set, 99, PTR, SET, BLOCK));
+        }
+        bytes.resize(16 * BLOCK, 0);
+        // Torn, or not.
+        bytes.iter_mut().skip(cut).for_each(|byte| *byte = 0);
+        for bit in bits {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        both_readers(&bytes, BLOCK, PTR, SET);
     }
 
     #[test]
