@@ -82,7 +82,7 @@ pub const MOVING_BURST_BYTES: u64 = 16 << 20;
 /// Extents moved at the same time (kernel: 64).
 pub const MOVING_EXTENTS: usize = 16;
 /// Longest piece moved in one I/O, in sectors.
-pub const MOVING_PIECE_SECTORS: u64 = 2048;
+pub const MOVING_PIECE_SECTORS: u64 = 512;
 /// Buckets looked at in one step when some are chosen.
 pub const MOVING_CHOICE_BUCKETS: u64 = 1 << 13;
 /// Time between looks whether there is something to move, or may be moved yet.

@@ -332,11 +332,21 @@ impl<T> Future for Promise<T> {
 
 /// Runs all futures at once and gives their results in order.
 pub fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> JoinAll<F> {
+    join_by(usize::MAX, futures)
+}
+
+/// The same, but no more than `at_once` of them begin in one step: what a device in memory is asked for is done at once, and others
+/// have to wait for it.
+pub fn join_by<F: Future>(at_once: usize, futures: impl IntoIterator<Item = F>) -> JoinAll<F> {
     let slots = futures
         .into_iter()
         .map(|f| Slot::Running(Box::pin(f)))
         .collect();
-    JoinAll { slots }
+    JoinAll {
+        slots,
+        at_once: at_once.max(1),
+        begun: 0,
+    }
 }
 
 enum Slot<F: Future> {
@@ -348,6 +358,8 @@ enum Slot<F: Future> {
 /// See [`join_all`].
 pub struct JoinAll<F: Future> {
     slots: Vec<Slot<F>>,
+    at_once: usize,
+    begun: usize,
 }
 
 impl<F: Future> Unpin for JoinAll<F> {}
@@ -355,8 +367,14 @@ impl<F: Future> Unpin for JoinAll<F> {}
 impl<F: Future> Future for JoinAll<F> {
     type Output = Vec<F::Output>;
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut pending = false;
-        for slot in &mut self.slots {
+        let begun = self.begun.saturating_add(self.at_once);
+        self.begun = begun.min(self.slots.len());
+        let mut pending = self.begun < self.slots.len();
+        if pending {
+            context.waker().wake_by_ref();
+        }
+        let begun = self.begun;
+        for slot in &mut self.slots[..begun] {
             if let Slot::Running(future) = slot {
                 match future.as_mut().poll(context) {
                     Poll::Ready(value) => *slot = Slot::Done(value),

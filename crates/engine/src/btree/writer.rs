@@ -29,7 +29,7 @@ use crate::journal::Journal;
 use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::{Lock, Notify, join_all, yield_now};
+use brigade_env::sync::{Lock, Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::{BucketNr, Key, key_words, node};
 use std::cell::{Cell, RefCell};
@@ -83,6 +83,8 @@ pub struct Tree<E: Env> {
     running: Cell<bool>,
 }
 
+/// Writes of short sets that begin in one step.
+const APPENDS_AT_ONCE: usize = 8;
 /// Words of a node's key in its parent.
 const KEY_WORDS: usize = 3;
 
@@ -281,7 +283,7 @@ impl<E: Env> Tree<E> {
                     .await
             };
             marks::hit(Mark::BtreeFirstUnitApart);
-            all_ok(join_all(tails.into_iter().map(write)).await)?;
+            all_ok(join_by(APPENDS_AT_ONCE, tails.into_iter().map(write)).await)?;
             if !mutations::is(Mutation::AppendTailVolatile) {
                 self.disk.flush().await?;
             }
@@ -292,7 +294,7 @@ impl<E: Env> Tree<E> {
                 .write_metadata(write.sector, head, Durability::Durable)
                 .await
         };
-        all_ok(join_all(writes.into_iter().map(head)).await)
+        all_ok(join_by(APPENDS_AT_ONCE, writes.into_iter().map(head)).await)
     }
 
     /// Writes new nodes, which nothing names yet.
@@ -301,16 +303,12 @@ impl<E: Env> Tree<E> {
         for node in nodes {
             writes.push(self.encode_new(node).await);
         }
-        // One begins at a step: what writes to memory is done at once.
-        let write = |(turn, (sector, buffer)): (usize, (u64, Buffer))| async move {
-            for _ in 0..turn {
-                yield_now().await;
-            }
+        let write = |(sector, buffer): (u64, Buffer)| async move {
             self.disk
                 .write_metadata_buffer(sector, buffer, Durability::Durable)
                 .await
         };
-        all_ok(join_all(writes.into_iter().enumerate().map(write)).await)
+        all_ok(join_by(1, writes.into_iter().map(write)).await)
     }
 
     /// Where a new node goes, and its bytes, made in slices.

@@ -34,7 +34,7 @@ use crate::limits::{
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::stats::Counter;
-use brigade_env::sync::{Notify, join_all, yield_now};
+use brigade_env::sync::{Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::Pos;
 use std::cell::{Cell, RefCell};
@@ -202,7 +202,7 @@ impl<E: Env> Mover<E> {
                     return Ok(());
                 }
                 let moves = extents.iter().map(|extent| self.move_one(*extent));
-                let moved = join_all(moves).await;
+                let moved = join_by(1, moves).await;
                 for moved in moved {
                     if moved? == Moved::NoRoom {
                         return Ok(());

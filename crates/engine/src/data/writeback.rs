@@ -22,7 +22,7 @@ use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::stats::VolumeCounters;
-use brigade_env::sync::{Notify, join_all};
+use brigade_env::sync::{Notify, join_all, join_by, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::BackingState;
 use std::cell::{Cell, RefCell};
@@ -34,7 +34,12 @@ use std::time::Duration;
 /// Longest piece written back in one I/O, in sectors.
 const PIECE_SECTORS: u64 = 2048;
 /// Keys looked at in one synchronous step.
-const SCAN_KEYS: usize = 2048;
+const SCAN_KEYS: usize = 512;
+/// Bytes that copying begins with in one step, about, and extents.
+const COPIED_AT_ONCE: u64 = 256 << 10;
+const COPIES_AT_ONCE: u64 = 16;
+/// Extents that become clean in one step.
+const CLEANED_AT_ONCE: usize = 32;
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time between looks while there is little to do.
@@ -185,7 +190,8 @@ impl<E: Env> Writeback<E> {
         }
         // A crash must not take the key and leave the data on the backing device, under an older clean copy.
         self.parts.journal.flush().await?;
-        let results = join_all(batch.iter().map(|extent| self.write_one(*extent))).await;
+        let copies = batch.iter().map(|extent| self.write_one(*extent));
+        let results = join_by(at_once(&batch), copies).await;
         let (mut candidates, mut copied) = (BTreeMap::new(), Vec::new());
         for (candidate, extents) in results.into_iter().collect::<io::Result<Vec<_>>>()? {
             if let Some(first) = extents.first() {
@@ -207,9 +213,24 @@ impl<E: Env> Writeback<E> {
             })
             .collect();
         let before = self.dirty();
+        for some in clean.chunks(CLEANED_AT_ONCE) {
+            self.clean(some, &candidates).await?;
+            yield_now().await;
+        }
+        let sectors = copied.iter().map(Extent::sectors).sum::<u64>();
+        self.parts.counters.written_back_bytes.add(sectors * 512);
+        Ok(sectors.max(before.saturating_sub(self.dirty())))
+    }
+
+    /// Calls extents clean where nothing was written since they were copied.
+    async fn clean(
+        &self,
+        clean: &[Extent],
+        candidates: &BTreeMap<u64, Candidate>,
+    ) -> io::Result<()> {
         self.parts
             .inserter
-            .insert(&clean, |index, extent| {
+            .insert(clean, |index, extent| {
                 // Each of the two looks below sees what a write to the cache changed, so both have to be missing.
                 if mutations::is(Mutation::WritebackIgnoresChange) {
                     return vec![*extent];
@@ -237,10 +258,8 @@ impl<E: Env> Writeback<E> {
                     })
                     .collect()
             })
-            .await?;
-        let sectors = copied.iter().map(Extent::sectors).sum::<u64>();
-        self.parts.counters.written_back_bytes.add(sectors * 512);
-        Ok(sectors.max(before.saturating_sub(self.dirty())))
+            .await
+            .map(|_| ())
     }
 
     /// Copies what is still there of an extent; gives what was copied, and what tells of writes since.
@@ -313,7 +332,7 @@ impl<E: Env> Writeback<E> {
                     (wrapped, at) = (true, low);
                 }
             }
-            brigade_env::sync::yield_now().await;
+            yield_now().await;
         }
     }
 
@@ -350,6 +369,13 @@ impl<E: Env> Writeback<E> {
             self.changed.wait().await;
         }
     }
+}
+
+/// How many extents of a batch begin to be copied in one step.
+fn at_once(batch: &[Extent]) -> usize {
+    let bytes: u64 = batch.iter().map(|extent| extent.sectors() * 512).sum();
+    let each = (bytes / batch.len().max(1) as u64).max(512);
+    (COPIED_AT_ONCE / each).clamp(1, COPIES_AT_ONCE) as usize
 }
 
 /// The parts of an extent's range where the index still has exactly it: same location, same dirty flag.

@@ -14,7 +14,7 @@ use crate::error::Poison;
 use crate::journal::Journal;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::{Notify, join_all, yield_now};
+use brigade_env::sync::{Notify, join_all, join_by, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, prio};
 use std::cell::{Cell, RefCell};
@@ -25,6 +25,8 @@ use std::time::Duration;
 /// How often a dry allocator looks again without being asked.
 const DRY_PAUSE: Duration = Duration::from_millis(50);
 
+/// Buckets that are looked at in one step.
+const SLICE_BUCKETS: usize = 1 << 13;
 /// Links of a table that are written at once.
 const LINKS_AT_ONCE: usize = 4;
 
@@ -108,13 +110,13 @@ impl<E: Env> GenTable<E> {
                 let next = links.get(at + 1).map_or(0, |next| next.0);
                 self.write_link(seq, *at as u64, *nr, next, is_stop)
             });
-            let results = join_all(writes.collect::<Vec<_>>()).await;
+            let results = join_by(1, writes.collect::<Vec<_>>()).await;
             results.into_iter().collect::<io::Result<()>>()?;
         }
         Ok(links[0])
     }
 
-    /// Gens may move between one link and the next: each says at least what the batch needs.
+    /// Gens may move between one slice and the next: each says at least what the batch needs.
     async fn write_link(
         &self,
         seq: u64,
@@ -124,16 +126,21 @@ impl<E: Env> GenTable<E> {
         is_stop: bool,
     ) -> io::Result<()> {
         let per_link = prio::entries_per_bucket(self.setup.meta_bytes) as u64;
-        let bytes = {
+        let range = at * per_link..(at + 1) * per_link;
+        let mut entries = Vec::new();
+        for from in range.clone().step_by(SLICE_BUCKETS) {
+            let some = from..range.end.min(from + SLICE_BUCKETS as u64);
             let alloc = self.buckets.get();
-            let range = at * per_link..(at + 1) * per_link;
-            let entries = match is_stop {
-                true => alloc.stop_entries(range),
-                false => alloc.table_entries(range),
-            };
-            let (magic, size) = (self.setup.set_magic, self.setup.meta_bytes);
-            prio::encode(seq, next, &entries, magic, size)
-        };
+            entries.extend(match is_stop {
+                true => alloc.stop_entries(some),
+                false => alloc.table_entries(some),
+            });
+            drop(alloc);
+            yield_now().await;
+        }
+        let (magic, size) = (self.setup.set_magic, self.setup.meta_bytes);
+        let bytes = prio::encode(seq, next, &entries, magic, size);
+        yield_now().await;
         let sector = nr.0 * self.setup.bucket_sectors;
         self.disk
             .write_metadata(sector, &bytes, Durability::Volatile)
