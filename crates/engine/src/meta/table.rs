@@ -130,12 +130,10 @@ impl<E: Env> GenTable<E> {
         let mut entries = Vec::new();
         for from in range.clone().step_by(SLICE_BUCKETS) {
             let some = from..range.end.min(from + SLICE_BUCKETS as u64);
-            let alloc = self.buckets.get();
             entries.extend(match is_stop {
-                true => alloc.stop_entries(some),
-                false => alloc.table_entries(some),
+                true => self.buckets.get().stop_entries(some),
+                false => self.buckets.get().table_entries(some),
             });
-            drop(alloc);
             yield_now().await;
         }
         let (magic, size) = (self.setup.set_magic, self.setup.meta_bytes);
