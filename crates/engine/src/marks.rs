@@ -72,6 +72,7 @@ marks! {
     MoveFindsNoBucket: "there is no room for what is to be moved",
     MoveLostRace: "what was moved changed meanwhile, or its bucket was recycled",
     OpenCountsLater: "a set is opened without reading its leaves",
+    OpenPassesLeaves: "a set is opened whose leaves are too many to be kept while they are read",
     PlaceNoRoom: "a write finds no room in the cache and goes to the backing device",
     PlaceSeveral: "a write is placed in several buckets",
     PlaceWaits: "a write waits for buckets",

@@ -59,6 +59,37 @@ impl Index {
         }
     }
 
+    /// An index of which nothing is here: leaves are counted, with what they have yet to be told ([`Index::tell`]).
+    pub fn away(nodes: Nodes, dirty_sectors: BTreeMap<u32, u64>, bucket_sectors: u32) -> Self {
+        let leaves = nodes.leaves().into_iter();
+        let extents = leaves.map(|id| nodes.get(id).extents).sum();
+        Index {
+            nodes,
+            dirty_sectors,
+            bucket_sectors,
+            here: 0,
+            extents,
+        }
+    }
+
+    /// Tells a leaf that is here what was counted as if it had it already. Gives the journal entry to pin, if it now needs it.
+    pub fn tell(&mut self, leaf: NodeId, extents: &[Extent], change: Change) -> Vec<u64> {
+        let node = self.nodes.get_mut(leaf);
+        let content = node.content.as_mut().expect("brought before");
+        let before = content.len();
+        for extent in extents {
+            content.insert(*extent, Merge::BOTH, self.bucket_sectors, |_| ());
+        }
+        let after = content.len();
+        node.extents = after;
+        self.here = self.here + after - before;
+        self.extents = self.extents + after - before;
+        let told = extents
+            .iter()
+            .flat_map(|extent| self.add_pending(*extent, change));
+        told.collect()
+    }
+
     /// Dirty sectors of a volume.
     pub fn dirty_sectors(&self, inode: u32) -> u64 {
         self.dirty_sectors.get(&inode).copied().unwrap_or(0)

@@ -345,6 +345,12 @@ impl Nodes {
         self.uncounted += 1;
     }
 
+    /// A leaf that was read and counted, but not kept.
+    pub fn leave_counted(&mut self, id: NodeId, extents: usize, dirty_sectors: u64) {
+        let node = self.get_mut(id);
+        (node.content, node.extents, node.dirty_sectors) = (None, extents, dirty_sectors);
+    }
+
     /// Leaves that were not looked at since the set was opened.
     pub fn uncounted(&self) -> usize {
         self.uncounted

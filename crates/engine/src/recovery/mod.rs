@@ -12,6 +12,7 @@
 //! - `replay`: which key wins.
 //! - `uuids`: the table of devices and volumes.
 //! - `outside`: what may not be dirty.
+//! - `passing`: leaves that are too many to be kept.
 //!
 //! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
 
@@ -19,6 +20,7 @@ mod findings;
 mod journal;
 mod marks;
 mod outside;
+mod passing;
 mod prios;
 mod proof;
 mod reads;
@@ -39,6 +41,7 @@ mod tests;
 pub use crate::journal::survivor::{SurvivorEntry, SurvivorLog};
 pub use findings::{Finding, LoadError, Severity};
 pub use outside::is_dirty_outside;
+pub use passing::{Held, HeldInode};
 
 use crate::extents::{Extent, ExtentMap};
 use crate::marks::{Mark, hit};
@@ -50,8 +53,9 @@ use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{Gen, Key, Pos};
 use findings::Findings;
 use marks::{Marks, Owner};
-use replay::Outcome;
+use replay::{Outcome, Replay};
 use std::collections::BTreeSet;
+use tree::Leaves;
 use uuids::Uuids;
 
 /// How the set is to be opened.
@@ -61,6 +65,8 @@ pub struct How {
     pub read_only: bool,
     /// After a clean stop of Brigade leaves need not be read: they are counted later, while the set works.
     pub may_count_later: bool,
+    /// Leaves that would take more memory are read, but not kept.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The newest journal entry on disk.
@@ -157,8 +163,10 @@ pub struct Loaded {
     pub nodes: Vec<LoadedNode>,
     /// Leaves were read. If not, nothing is known of what they hold, and all they need is that somebody counts it.
     pub is_counted: bool,
-    /// What is cached where, after replay: live extents only, none crossing a leaf boundary.
+    /// What is cached where, after replay: live extents only, none crossing a leaf boundary. Empty if leaves were not kept.
     pub index: ExtentMap,
+    /// Leaves were counted but not kept: what they hold after replay, in sums. The leaves on disk do not have the overlay.
+    pub held: Option<Held>,
     /// What must be added to the leaves so that the tree alone says what the index says: the decisions for exactly the
     /// sectors that replayed keys cover, holes included, sorted, without overlap, cut at leaf boundaries.
     pub overlay: Vec<Extent>,
@@ -222,7 +230,7 @@ pub async fn load<E: Env>(
         claim_metadata(&mut marks, &[bucket], Owner::Uuids)?;
     }
     let table = uuids::read(env, device, geometry, &newest, &mut findings).await?;
-    let tree = tree::read(
+    let mut tree = tree::read(
         env,
         device,
         geometry,
@@ -230,43 +238,67 @@ pub async fn load<E: Env>(
         &mut marks,
         &mut inodes,
         &mut findings,
-        !counts_later,
+        match counts_later {
+            true => Leaves::Later,
+            false => Leaves::Now(how.memory_bytes),
+        },
     )
     .await?;
+    let again = |how| load(env, device, superblock, geometry.clone(), survivors, how);
     if counts_later && marks.is_ahead {
         // The table is not what a clean stop leaves.
-        let at_once = How {
-            may_count_later: false,
+        let may_count_later = false;
+        return Box::pin(again(How {
+            may_count_later,
             ..how
-        };
-        let again = load(
-            env,
-            device,
-            superblock,
-            geometry.clone(),
-            survivors,
-            at_once,
-        );
-        return Box::pin(again).await;
+        }))
+        .await;
     }
     let replayed = raise_by_journal(&journal, &mut marks, &mut inodes);
     if let Some(ptr) = newest.uuid_bucket.ptr(0) {
         marks.see_node(ptr);
     }
     tree::check_nodes_are_live(&tree, &marks)?;
-    tree::check_staleness(&tree, &replayed, &marks, &mut findings)?;
+    let mut reported = BTreeSet::new();
+    for extents in [&tree.extents, &replayed] {
+        tree::check_staleness(extents, &marks, &mut reported, &mut findings)?;
+    }
     let boundaries: Vec<Pos> = tree.nodes[tree.leaves.clone()]
         .iter()
         .map(|leaf| leaf.key.pos())
         .collect();
-    let outcome = replay::resolve(
-        &tree.extents,
-        &boundaries,
-        &replayed,
-        geometry.bucket_sectors,
-        |ptr| marks.is_stale(ptr),
-    );
-    judge_outcome(&outcome, &table, newest.root_level == 0, &mut findings)?;
+    let replay = Replay::new(&replayed, &boundaries, geometry.bucket_sectors);
+    let (outcome, held) = if tree.is_passed {
+        hit(Mark::OpenPassesLeaves);
+        let passed = passing::resolve(
+            env,
+            device,
+            geometry,
+            &mut tree,
+            &replay,
+            &mut marks,
+            &table,
+            &mut reported,
+            &mut findings,
+        );
+        let (outcome, held) = passed.await?;
+        if newest.mark.is_none() && held.may_be_compared() {
+            let memory_bytes = None;
+            return Box::pin(again(How {
+                memory_bytes,
+                ..how
+            }))
+            .await;
+        }
+        (outcome, Some(held))
+    } else {
+        let is_stale = |ptr| marks.is_stale(ptr);
+        let outcome = replay.resolve(&tree.extents, replay.newest(), is_stale);
+        judge_outcome(&outcome, &table, newest.root_level == 0, &mut findings)?;
+        judge_data_owners(&outcome.index, &mut marks, &mut findings)?;
+        (outcome, None)
+    };
+    tree::check_hidden_staleness(&marks, &reported, &mut findings);
     let doubtful = proof::judge_conflicts(
         env,
         device,
@@ -277,9 +309,12 @@ pub async fn load<E: Env>(
         &mut findings,
     )
     .await?;
-    judge_data_owners(&outcome.index, &mut marks, &mut findings)?;
     judge_gens(&marks, &mut findings);
-    uuids::judge(&table, &outcome.index, &inodes, &mut findings)?;
+    let uses = match &held {
+        Some(held) => held.uses(),
+        None => uuids::uses(&outcome.index),
+    };
+    uuids::judge(&table, &uses, &inodes, &mut findings)?;
     let stats = LoadStats {
         bytes_read: journal.bytes_read + chain.bytes_read + table.bytes_read + tree.bytes_read,
         keys: tree.keys,
@@ -304,6 +339,7 @@ pub async fn load<E: Env>(
         prio_seq: chain.seq,
         nodes: tree.nodes,
         index: outcome.index,
+        held,
         overlay: outcome.overlay,
         rejournal: outcome
             .conflicts

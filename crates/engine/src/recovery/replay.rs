@@ -7,6 +7,7 @@
 use crate::extents::{Extent, ExtentMap, Layers};
 use crate::marks::{self, Mark};
 use brigade_format::{Pos, Ptr};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 /// A live dirty extent of the tree under a replayed key that is stale and dirty: kept, never erased (F47).
@@ -17,6 +18,7 @@ pub(super) struct Conflict {
 }
 
 /// The result of replay.
+#[derive(Default)]
 pub(super) struct Outcome {
     /// What is cached where.
     pub(super) index: ExtentMap,
@@ -88,46 +90,65 @@ impl Locations {
 
 struct Sweep<'a, F> {
     is_stale: F,
-    bucket_sectors: u32,
-    replayed: &'a [Extent],
+    replay: &'a Replay<'a>,
     /// The index so far, ascending.
     placed: Vec<Extent>,
-    locations: Option<Locations>,
     out: Outcome,
 }
 
-/// Lays the replayed keys (oldest first) over the tree (sorted, without holes, stale extents included).
-/// `boundaries` are the highest positions of the leaves, ascending.
-pub(super) fn resolve(
-    tree: &[Extent],
-    boundaries: &[Pos],
-    replayed: &[Extent],
+/// All that is to be replayed.
+pub(super) struct Replay<'a> {
+    replayed: &'a [Extent],
+    /// The newest key of each sector, sorted, cut at the boundaries of leaves.
+    newest: Vec<Extent>,
+    locations: OnceCell<Locations>,
     bucket_sectors: u32,
-    is_stale: impl Fn(Ptr) -> bool,
-) -> Outcome {
-    let mut layers = Layers::default();
-    for e in replayed {
-        layers.push(vec![*e]);
+}
+
+impl<'a> Replay<'a> {
+    /// `replayed` are the keys, oldest first; `boundaries` the highest positions of the leaves, ascending.
+    pub(super) fn new(
+        replayed: &'a [Extent],
+        boundaries: &[Pos],
+        bucket_sectors: u32,
+    ) -> Replay<'a> {
+        let mut layers = Layers::default();
+        for e in replayed {
+            layers.push(vec![*e]);
+        }
+        Replay {
+            replayed,
+            newest: cut_at_boundaries(layers.finish(), boundaries),
+            locations: OnceCell::new(),
+            bucket_sectors,
+        }
     }
-    let newest = cut_at_boundaries(layers.finish(), boundaries);
-    let out = Outcome {
-        index: ExtentMap::new(),
-        overlay: Vec::with_capacity(newest.len()),
-        conflicts: Vec::new(),
-        lost: Vec::new(),
-        cleaned: Vec::new(),
-    };
-    let mut sweep = Sweep {
-        is_stale,
-        bucket_sectors,
-        replayed,
-        locations: None,
-        placed: Vec::with_capacity(tree.len()),
-        out,
-    };
-    sweep.run(tree, &newest);
-    sweep.out.index = ExtentMap::from_ascending(sweep.placed);
-    sweep.out
+
+    /// The newest key of each sector.
+    pub(super) fn newest(&self) -> &[Extent] {
+        &self.newest
+    }
+
+    /// Lays some of the newest keys over what the tree has there (sorted, without holes, stale extents included).
+    pub(super) fn resolve(
+        &self,
+        tree: &[Extent],
+        newest: &[Extent],
+        is_stale: impl Fn(Ptr) -> bool,
+    ) -> Outcome {
+        let mut sweep = Sweep {
+            is_stale,
+            replay: self,
+            placed: Vec::with_capacity(tree.len()),
+            out: Outcome {
+                overlay: Vec::with_capacity(newest.len()),
+                ..Outcome::default()
+            },
+        };
+        sweep.run(tree, newest);
+        sweep.out.index = ExtentMap::from_ascending(sweep.placed);
+        sweep.out
+    }
 }
 
 fn cut_at_boundaries(run: Vec<Extent>, boundaries: &[Pos]) -> Vec<Extent> {
@@ -255,9 +276,10 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
 
     /// K is stale and dirty, T live and dirty: T stays, except where an older replayed key placed it.
     fn conflict(&mut self, k: Extent, t: Extent, decided: &mut Vec<Extent>) {
-        let locations = self
+        let replay = self.replay;
+        let locations = replay
             .locations
-            .get_or_insert_with(|| Locations::new(self.replayed));
+            .get_or_init(|| Locations::new(replay.replayed));
         for (piece, is_replayed) in locations.cut(&t) {
             if is_replayed {
                 self.push(
@@ -280,7 +302,7 @@ impl<F: Fn(Ptr) -> bool> Sweep<'_, F> {
 
     fn push(&self, decided: &mut Vec<Extent>, e: Extent) {
         match decided.last_mut() {
-            Some(last) if last.can_merge(&e, self.bucket_sectors) => last.end = e.end,
+            Some(last) if last.can_merge(&e, self.replay.bucket_sectors) => last.end = e.end,
             _ => decided.push(e),
         }
     }

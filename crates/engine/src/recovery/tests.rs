@@ -9,6 +9,7 @@ use brigade_format::{Gen, Key, Pos, Ptr};
 const READ_ONLY: How = How {
     read_only: true,
     may_count_later: false,
+    memory_bytes: None,
 };
 
 fn entry(seq: u64, last_seq: u64, keys: &[Key]) -> Entry {
@@ -707,7 +708,8 @@ fn a_million_extents_are_flattened_and_indexed_in_about_a_second() {
     let replayed: Vec<Extent> = (0..20_000)
         .map(|i| extent(i * 7919 % 1_000_000, i))
         .collect();
-    let outcome = super::replay::resolve(&tree, &[Pos::MAX], &replayed, 16, |_| false);
+    let replay = super::replay::Replay::new(&replayed, &[Pos::MAX], 16);
+    let outcome = replay.resolve(&tree, replay.newest(), |_| false);
     eprintln!(
         "flattened {flattened:?}, all {:?}, {} extents",
         start.elapsed(),

@@ -7,7 +7,7 @@
 use super::findings::{Findings, LoadError, Severity};
 use super::marks::{Marks, Owner};
 use super::reads::ReadWindow;
-use super::{LoadedNode, Newest};
+use super::{LoadedNode, Newest, passing};
 use crate::extents::{Extent, Layers};
 use brigade_env::{Env, SECTOR_BYTES};
 use brigade_format::node::{self, Node};
@@ -20,12 +20,15 @@ use std::ops::Range;
 const LEVEL_MAX: u16 = 4;
 
 /// The tree as read.
+#[derive(Default)]
 pub(super) struct Tree {
     /// Root first, then level by level in key order; the last level are the leaves.
     pub(super) nodes: Vec<LoadedNode>,
     pub(super) leaves: Range<usize>,
-    /// Effective content of all leaves, sorted, stale extents included, holes left out.
+    /// Effective content of all leaves, sorted, stale extents included, holes left out; nothing if they were passed.
     pub(super) extents: Vec<Extent>,
+    /// Leaves were read and judged, but not kept.
+    pub(super) is_passed: bool,
     pub(super) bytes_read: u64,
     pub(super) keys: u64,
 }
@@ -39,6 +42,15 @@ struct Walk<'a> {
     tree: Tree,
 }
 
+/// What is done with leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// They are not read.
+    Later,
+    /// They are read; what they say is kept unless it takes more than so many bytes of memory.
+    Now(Option<u64>),
+}
+
 /// Reads every live node, or all but the leaves. The prio chain's gens must be in `marks`.
 #[allow(clippy::too_many_arguments, reason = "one walk fills all of these")]
 pub(super) async fn read<E: Env>(
@@ -49,12 +61,13 @@ pub(super) async fn read<E: Env>(
     marks: &mut Marks,
     inodes: &mut BTreeSet<u32>,
     findings: &mut Findings,
-    with_leaves: bool,
+    leaves: Leaves,
 ) -> Result<Tree, LoadError> {
     let tree = Tree {
         nodes: Vec::new(),
         leaves: 0..0,
         extents: Vec::new(),
+        is_passed: false,
         bytes_read: 0,
         keys: 0,
     };
@@ -70,15 +83,48 @@ pub(super) async fn read<E: Env>(
     let mut level = 0..1;
     loop {
         let next = walk.tree.nodes.len();
-        if with_leaves || walk.tree.nodes[level.start].level > 0 {
+        let are_leaves = walk.tree.nodes[level.start].level == 0;
+        if are_leaves && let Leaves::Now(memory_bytes) = leaves {
+            let bytes = level.clone().map(|leaf| walk.node_bytes(leaf)).sum();
+            walk.tree.is_passed = passing::is_too_much(bytes, memory_bytes);
+        }
+        if leaves != Leaves::Later || !are_leaves {
             walk.read_level(env, device, level.clone()).await?;
         }
-        if walk.tree.nodes[level.start].level == 0 {
+        if are_leaves {
             walk.tree.leaves = level;
             return Ok(walk.tree);
         }
         level = next..walk.tree.nodes.len();
     }
+}
+
+/// Reads some leaves once more, and gives what they say.
+pub(super) async fn read_again<E: Env>(
+    env: &E,
+    device: &E::Device,
+    geometry: &CacheGeometry,
+    tree: &mut Tree,
+    marks: &mut Marks,
+    leaves: Range<usize>,
+) -> Result<Vec<Extent>, LoadError> {
+    // All that there is to say of them was said.
+    let (mut inodes, mut findings) = (BTreeSet::new(), Findings::new(true));
+    let keys = tree.keys;
+    let mut walk = Walk {
+        geometry,
+        rules: geometry.key_rules(),
+        marks,
+        inodes: &mut inodes,
+        findings: &mut findings,
+        tree: std::mem::take(tree),
+    };
+    walk.tree.is_passed = false;
+    let result = walk.read_level(env, device, leaves).await;
+    *tree = walk.tree;
+    (tree.is_passed, tree.keys) = (true, keys);
+    result?;
+    Ok(std::mem::take(&mut tree.extents))
 }
 
 /// A data key as a leaf or the journal may hold it. Keys of several pointers were never written by one-device
@@ -295,6 +341,9 @@ impl Walk<'_> {
         for set in &node.sets {
             layers.push(self.leaf_set(place, &set.keys)?);
         }
+        if self.tree.is_passed {
+            return Ok(());
+        }
         self.tree
             .extents
             .extend(layers.finish().into_iter().filter(|e| e.ptr.is_some()));
@@ -436,16 +485,17 @@ pub(super) fn check_nodes_are_live(tree: &Tree, marks: &Marks) -> Result<(), Loa
     Ok(())
 }
 
-/// F42: pointers so far behind that a little more would make them look new. What later sets hide only warns.
+/// Pointers that are further behind would make them look new before long (F42).
+const BEHIND_MAX: u8 = 96;
+
+/// F42 for extents that nothing hides. Their buckets are noted in `reported`.
 pub(super) fn check_staleness(
-    tree: &Tree,
-    replayed: &[Extent],
+    extents: &[Extent],
     marks: &Marks,
+    reported: &mut BTreeSet<usize>,
     findings: &mut Findings,
 ) -> Result<(), LoadError> {
-    const BEHIND_MAX: u8 = 96;
-    let mut reported = BTreeSet::new();
-    for e in tree.extents.iter().chain(replayed) {
+    for e in extents {
         let Some(ptr) = e.ptr else { continue };
         if marks.staleness(ptr) > BEHIND_MAX {
             let text = format!("{e:?} is {} gens behind its bucket", marks.staleness(ptr));
@@ -459,6 +509,15 @@ pub(super) fn check_staleness(
             reported.insert(marks.bucket(ptr));
         }
     }
+    Ok(())
+}
+
+/// F42 for all others, which only warns.
+pub(super) fn check_hidden_staleness(
+    marks: &Marks,
+    reported: &BTreeSet<usize>,
+    findings: &mut Findings,
+) {
     for (bucket, oldest) in marks.oldest_data_gens().into_iter().enumerate() {
         let behind = marks.gens[bucket].after(oldest);
         if behind > BEHIND_MAX && !reported.contains(&bucket) {
@@ -466,5 +525,4 @@ pub(super) fn check_staleness(
             findings.warn("F42", "btree", marks.bucket_offset(bucket), text);
         }
     }
-    Ok(())
 }

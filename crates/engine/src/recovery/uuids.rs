@@ -105,19 +105,14 @@ pub(super) async fn read<E: Env>(
 
 /// What the index holds of one inode.
 #[derive(Default)]
-struct Use {
-    end: u64,
-    has_dirty: bool,
-    has_clean: bool,
+pub(super) struct Use {
+    pub(super) end: u64,
+    pub(super) has_dirty: bool,
+    pub(super) has_clean: bool,
 }
 
-/// F51-F55: is the table plausible, also against what the index holds?
-pub(super) fn judge(
-    uuids: &Uuids,
-    index: &ExtentMap,
-    inodes: &BTreeSet<u32>,
-    findings: &mut Findings,
-) -> Result<(), LoadError> {
+/// What an index holds of each inode.
+pub(super) fn uses(index: &ExtentMap) -> BTreeMap<u32, Use> {
     let mut uses: BTreeMap<u32, Use> = BTreeMap::new();
     let mut current = (u32::MAX, Use::default());
     for e in index.iter() {
@@ -131,8 +126,18 @@ pub(super) fn judge(
     }
     uses.insert(current.0, current.1);
     uses.remove(&u32::MAX);
-    judge_slots(uuids, &uses, findings)?;
-    judge_inodes(uuids, &uses, inodes, findings)
+    uses
+}
+
+/// F51-F55: is the table plausible, also against what the index holds?
+pub(super) fn judge(
+    uuids: &Uuids,
+    uses: &BTreeMap<u32, Use>,
+    inodes: &BTreeSet<u32>,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
+    judge_slots(uuids, uses, findings)?;
+    judge_inodes(uuids, uses, inodes, findings)
 }
 
 fn judge_slots(

@@ -13,7 +13,7 @@ use crate::options::Options;
 use crate::recovery::Loaded;
 use crate::request::{Cache, CacheWriter};
 use brigade_env::Env;
-use brigade_format::BucketNr;
+use brigade_format::{BucketNr, Ptr};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -50,6 +50,20 @@ pub(super) fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocat
             alloc.add_live(ptr, extent.sectors() as u32, extent.dirty);
         }
     }
+    for (at, (live, dirty)) in loaded
+        .held
+        .iter()
+        .flat_map(|held| &held.buckets)
+        .enumerate()
+    {
+        let sector = at as u64 * u64::from(found.geometry.bucket_sectors);
+        let ptr = Ptr::new(sector, loaded.gens[at]);
+        for (sectors, is_dirty) in [(live - dirty, false), (*dirty, true)] {
+            if sectors > 0 {
+                alloc.add_live(ptr, sectors, is_dirty);
+            }
+        }
+    }
     match loaded.is_counted {
         true => alloc.start(),
         false => alloc.start_counting(loaded.referenced.clone()),
@@ -80,6 +94,11 @@ pub(super) fn load_nodes(loaded: &Loaded) -> Nodes {
             nodes.leave_uncounted(id);
         }
         ids.push(id);
+    }
+    if let Some(held) = &loaded.held {
+        for (leaf, (extents, dirty_sectors)) in nodes.leaves().into_iter().zip(&held.leaves) {
+            nodes.leave_counted(leaf, *extents, *dirty_sectors);
+        }
     }
     // Dirty keys that point at reused buckets go with the next write of their leaf.
     if loaded.findings.iter().any(|finding| finding.id == "F43") {

@@ -195,12 +195,16 @@ pub(super) async fn check_attach<E: Env>(
         return Ok(());
     }
     let found = &set.found;
-    let is_dirty_outside = match loaded.is_counted {
-        true => {
+    let is_dirty_outside = match (&loaded.held, loaded.is_counted) {
+        (Some(held), _) => {
+            let dirty = held.inodes.get(&plan.slot).and_then(|inode| inode.dirty);
+            dirty.is_some_and(|(start, end)| start < low || end > high)
+        }
+        (None, true) => {
             let mut extents = loaded.index.range(plan.slot, 0, u64::MAX >> 1);
             extents.any(is_outside)
         }
-        false => {
+        (None, false) => {
             let (device, geometry) = (found.disk.device(), &found.geometry);
             recovery::is_dirty_outside(env, device, geometry, loaded, plan.slot, (low, high))
                 .await

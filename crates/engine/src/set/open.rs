@@ -13,7 +13,7 @@ use super::assemble::{assemble, load_buckets, load_nodes, view};
 use super::blank;
 use super::cache_set::{CacheSet, Running, uuid_text};
 use crate::alloc::{Allocator, Config, Replacement};
-use crate::btree::{Change, Index, Layout};
+use crate::btree::{Change, Index, Layout, Tree};
 use crate::buckets::Buckets;
 use crate::data::{Mover, MoverParts};
 use crate::device::Disk;
@@ -32,6 +32,9 @@ use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
 use std::io;
 use std::rc::Rc;
+
+/// Leaves that are here to be told what replay decided.
+const TOLD_AT_ONCE: usize = 8;
 
 /// A cache device whose superblock was read and found good.
 pub struct Found<E: Env> {
@@ -204,6 +207,8 @@ pub async fn prepare<E: Env>(
         How {
             read_only,
             may_count_later: !read_only && survivors.is_empty(),
+            // What replay decides can leave memory only once the leaves have been told.
+            memory_bytes: (!read_only).then_some(options.memory_bytes),
         },
     )
     .await
@@ -299,7 +304,14 @@ async fn start<E: Env>(
     let buckets = Buckets::new(alloc, found.poison.clone());
     let nodes = load_nodes(&loaded);
     let map = std::mem::take(&mut loaded.index);
-    let index = Index::new(map, nodes, found.geometry.bucket_sectors);
+    let index = match &loaded.held {
+        Some(held) => {
+            let dirty = held.inodes.iter();
+            let dirty = dirty.map(|(nr, inode)| (*nr, inode.dirty_sectors));
+            Index::away(nodes, dirty.collect(), found.geometry.bucket_sectors)
+        }
+        None => Index::new(map, nodes, found.geometry.bucket_sectors),
+    };
     let newest = &loaded.newest;
     let ring = RingStart {
         buckets: found.geometry.journal_buckets.clone(),
@@ -330,11 +342,16 @@ async fn start<E: Env>(
     }
     let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
     journal_again(&journal, unwritten, &loaded.rejournal).await?;
-    lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
-    journal.unpin(newest.last_seq);
+    if loaded.held.is_none() {
+        lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
+    }
     // Writing leaves may need buckets that have yet to be recycled.
     let run = table.clone().run(journal.clone());
     env.spawn(steps.timed(env, Task::Allocator, run));
+    if loaded.held.is_some() {
+        tell_leaves(&cache, &tree, &loaded.overlay, &journal, newest.last_seq).await?;
+    }
+    journal.unpin(newest.last_seq);
     tree.write_all().await?;
     journal.settle();
     journal.write_now().await?;
@@ -482,6 +499,40 @@ fn lay_overlay<E: Env>(
             .into_iter()
             .for_each(|pin| journal.pin(pin));
     }
+}
+
+/// Puts what replay decided into leaves that are away, a few at a time, and has these written: they may leave again then.
+async fn tell_leaves<E: Env>(
+    cache: &Cache<E>,
+    tree: &Tree<E>,
+    overlay: &[Extent],
+    journal: &Journal<E>,
+    last_seq: u64,
+) -> io::Result<()> {
+    if mutations::is(Mutation::ReplayNotInLeaves) {
+        return Ok(());
+    }
+    let leaf_of = |e: &Extent| cache.index.borrow().nodes.leaf_of(e.inode, e.start).0;
+    let mut told = Vec::new();
+    let mut rest = overlay;
+    while let Some(first) = rest.first() {
+        let leaf = leaf_of(first);
+        let (mine, behind) = rest.split_at(rest.iter().take_while(|e| leaf_of(e) == leaf).count());
+        rest = behind;
+        cache.pages.bring_leaf(leaf).await?;
+        let change = Change {
+            seq: Some(last_seq),
+            now: cache.pages.now(),
+        };
+        let pins = cache.index.borrow_mut().tell(leaf, mine, change);
+        pins.into_iter().for_each(|pin| journal.pin(pin));
+        told.push(leaf);
+        if told.len() == TOLD_AT_ONCE || rest.is_empty() {
+            tree.write_leaves(&told).await?;
+            told.clear();
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -50,7 +50,13 @@ pub async fn settle<E: Env>(
         .range(plan.slot, data_offset, backing.sectors())
         .filter(is_clean)
         .collect();
-    let bytes = clean.iter().map(Extent::sectors).sum::<u64>() * 512;
+    // Where leaves were not kept there is none or too much.
+    let held = loaded
+        .held
+        .as_ref()
+        .and_then(|held| held.inodes.get(&plan.slot));
+    let of_held = held.map_or(0, |inode| inode.clean_sectors);
+    let bytes = (of_held + clean.iter().map(Extent::sectors).sum::<u64>()) * 512;
     if bytes > SETTLE_BYTES_MAX {
         let what = format!(
             "{}: {} MiB of clean data from a kernel's session were not compared with it; if that session crashed, sectors \

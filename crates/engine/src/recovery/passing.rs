@@ -1,0 +1,172 @@
+//! Leaves that are read and judged, but not kept: where the index as a whole would take more memory than is allowed.
+//!
+//! They are read twice. The first time every key is checked and raises gens, as ever. Only then is it final what is stale, so the
+//! second time replay decides, leaf by leaf, and of what comes out only sums are kept (and what replay has to tell the leaves). That
+//! no sector of the cache belongs to two extents (F41) shows only where a bucket has more than fits; `brigade check` looks closer.
+
+use super::findings::{Findings, LoadError, Severity};
+use super::marks::{Marks, Owner};
+use super::replay::{Outcome, Replay};
+use super::tree::{self, Tree};
+use super::uuids::{Use, Uuids};
+use super::{byte_of, judge_outcome};
+use crate::extents::{Extent, ExtentMap};
+use crate::limits::SETTLE_BYTES_MAX;
+use brigade_env::{Env, SECTOR_BYTES};
+use brigade_format::superblock::CacheGeometry;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Leaves that are here at once.
+const LEAVES_AT_ONCE: usize = 16;
+/// Memory that a byte of a leaf takes in the index, in bytes, while all leaves are read.
+const MEMORY_FACTOR: u64 = 4;
+
+/// What leaves hold, in sums.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Per bucket: live sectors, and how many of them are dirty.
+    pub buckets: Vec<(u32, u32)>,
+    /// Per leaf, in key order: extents, and dirty sectors.
+    pub leaves: Vec<(usize, u64)>,
+    /// Per inode.
+    pub inodes: BTreeMap<u32, HeldInode>,
+}
+
+/// What there is of one inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldInode {
+    /// Dirty sectors.
+    pub dirty_sectors: u64,
+    /// Clean sectors.
+    pub clean_sectors: u64,
+    /// Where the first dirty extent begins and the last one ends.
+    pub dirty: Option<(u64, u64)>,
+    /// Where the last extent ends.
+    pub end: u64,
+}
+
+impl Held {
+    fn add(&mut self, bucket: usize, e: &Extent) {
+        let sectors = e.sectors();
+        let inode = self.inodes.entry(e.inode).or_default();
+        inode.end = e.end;
+        let of_bucket = &mut self.buckets[bucket];
+        of_bucket.0 = of_bucket.0.saturating_add(sectors as u32);
+        if !e.dirty {
+            inode.clean_sectors += sectors;
+            return;
+        }
+        of_bucket.1 = of_bucket.1.saturating_add(sectors as u32);
+        inode.dirty_sectors += sectors;
+        let first = inode.dirty.map_or(e.start, |(first, _)| first);
+        inode.dirty = Some((first, e.end));
+    }
+
+    pub(super) fn uses(&self) -> BTreeMap<u32, Use> {
+        let of = |inode: &HeldInode| Use {
+            end: inode.end,
+            has_dirty: inode.dirty_sectors > 0,
+            has_clean: inode.clean_sectors > 0,
+        };
+        let uses = self.inodes.iter();
+        uses.map(|(nr, inode)| (*nr, of(inode))).collect()
+    }
+
+    /// Whether some clean data is little enough to be compared with its backing device, one by one.
+    pub(super) fn may_be_compared(&self) -> bool {
+        let few = 1..=SETTLE_BYTES_MAX / SECTOR_BYTES;
+        let mut inodes = self.inodes.values();
+        inodes.any(|inode| few.contains(&inode.clean_sectors))
+    }
+}
+
+/// Whether leaves of so many bytes are too much for so much memory.
+pub(super) fn is_too_much(leaf_bytes: u64, memory_bytes: Option<u64>) -> bool {
+    memory_bytes.is_some_and(|most| leaf_bytes.saturating_mul(MEMORY_FACTOR) > most)
+}
+
+/// Goes through all leaves once more, after gens are final.
+#[allow(clippy::too_many_arguments, reason = "one walk fills all of these")]
+pub(super) async fn resolve<E: Env>(
+    env: &E,
+    device: &E::Device,
+    geometry: &CacheGeometry,
+    tree: &mut Tree,
+    replay: &Replay<'_>,
+    marks: &mut Marks,
+    table: &Uuids,
+    reported: &mut BTreeSet<usize>,
+    findings: &mut Findings,
+) -> Result<(Outcome, Held), LoadError> {
+    let mut held = Held {
+        buckets: vec![(0, 0); marks.gens.len()],
+        ..Held::default()
+    };
+    let mut all = Outcome::default();
+    let mut newest = replay.newest();
+    let root_is_leaf = tree.leaves.start == 0;
+    let leaves = tree.leaves.clone();
+    for first in leaves.clone().step_by(LEAVES_AT_ONCE) {
+        let some = first..leaves.end.min(first + LEAVES_AT_ONCE);
+        let extents = tree::read_again(env, device, geometry, tree, marks, some.clone()).await?;
+        tree::check_staleness(&extents, marks, reported, findings)?;
+        let mut rest = &extents[..];
+        for leaf in some {
+            let high = tree.nodes[leaf].key.pos();
+            let is_mine = |e: &Extent| (e.inode, e.end) <= (high.inode, high.offset);
+            let (mine, behind) = rest.split_at(rest.partition_point(is_mine));
+            let (decided, later) = newest.split_at(newest.partition_point(is_mine));
+            (rest, newest) = (behind, later);
+            let outcome = replay.resolve(mine, decided, |ptr| marks.is_stale(ptr));
+            judge_outcome(&outcome, table, root_is_leaf, findings)?;
+            hold(&outcome.index, marks, &mut held, findings)?;
+            all.overlay.extend(outcome.overlay);
+            all.conflicts.extend(outcome.conflicts);
+        }
+    }
+    judge_sums(&held, geometry, marks, findings)?;
+    Ok((all, held))
+}
+
+/// F40, and the sums of one leaf.
+fn hold(
+    index: &ExtentMap,
+    marks: &mut Marks,
+    held: &mut Held,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
+    let mut dirty = 0;
+    for e in index.iter() {
+        let Some(ptr) = e.ptr else { continue };
+        let bucket = marks.bucket(ptr);
+        let owner = marks.claim(bucket as u64, Owner::Data);
+        if owner != Owner::Nobody {
+            let text = format!("{e:?} lies in a bucket that belongs to {}", owner.name());
+            findings.report("F40", Severity::Fatal, "extent", byte_of(&e), text)?;
+        }
+        held.add(bucket, &e);
+        dirty += if e.dirty { e.sectors() } else { 0 };
+    }
+    held.leaves.push((index.len(), dirty));
+    Ok(())
+}
+
+/// F41 as far as sums show it.
+fn judge_sums(
+    held: &Held,
+    geometry: &CacheGeometry,
+    marks: &Marks,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
+    for (bucket, (live, _)) in held.buckets.iter().enumerate() {
+        if *live > geometry.bucket_sectors {
+            let text = format!(
+                "{live} sectors of data in a bucket of {}",
+                geometry.bucket_sectors
+            );
+            let offset = marks.bucket_offset(bucket);
+            findings.report("F41", Severity::Fatal, "bucket", offset, text)?;
+        }
+    }
+    Ok(())
+}
