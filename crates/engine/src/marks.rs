@@ -91,6 +91,8 @@ marks! {
     RouteBypassSequential: "a request bypasses the cache, as it continues a run",
     RouteNotDirty: "a write does not become dirty, as much of the cache is in use",
     StopRefusesLate: "a write comes after the stop began",
+    SlotRecycled: "the slot of a removed device is free again",
+    SlotSwept: "extents of a removed device leave the index",
     SlotClosedIdle: "an open bucket is closed, as nobody used it for a while",
     SlotsOfStreamCapped: "a stream loses a slot, as it has too many",
     SuperblockBecomesClean: "a backing device becomes clean",

@@ -14,7 +14,7 @@ use super::cache_set::{CacheSet, Running, uuid_text};
 use crate::alloc::{Allocator, Config, PRIO_EMPTY, Replacement};
 use crate::btree::{Change, Index, Layout, Nodes, Pages, PagesSetup, Tree};
 use crate::buckets::Buckets;
-use crate::data::{Inserter, Mover, MoverParts};
+use crate::data::{Inserter, Mover, MoverParts, Sweeper, SweeperParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
@@ -31,6 +31,7 @@ use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -111,7 +112,7 @@ impl<E: Env> Found<E> {
         &self,
         buckets: &Rc<Buckets>,
         entries: Vec<UuidEntry>,
-    ) -> UuidTable<E> {
+    ) -> Rc<UuidTable<E>> {
         let geometry = &self.geometry;
         let (disk, buckets) = (self.disk.clone(), buckets.clone());
         UuidTable::new(
@@ -355,7 +356,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
-        inodes_seen: loaded.inodes_seen,
+        inodes_seen: Rc::new(RefCell::new(loaded.inodes_seen)),
     }
 }
 
@@ -510,7 +511,7 @@ async fn start<E: Env>(
     let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
     if loaded.uuids_are_old_format {
         let entries = uuids.entries().clone();
-        uuids.write(&journal, entries).await?;
+        uuids.write(&uuids.turn().await, &journal, entries).await?;
     }
     let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
     journal_again(&journal, unwritten, &loaded.rejournal).await?;
@@ -538,6 +539,8 @@ async fn start<E: Env>(
         env.spawn(steps.timed(env, Task::Count, count));
     }
     let mover = start_moving(env, &cache, options);
+    let inodes_seen = Rc::new(RefCell::new(loaded.inodes_seen));
+    let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
         cache,
         superblock: found.superblock,
@@ -548,11 +551,12 @@ async fn start<E: Env>(
             tree,
             table,
             mover,
+            sweeper,
         }),
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
-        inodes_seen: loaded.inodes_seen,
+        inodes_seen,
     })
 }
 
@@ -576,6 +580,33 @@ pub(super) fn start_moving<E: Env>(
     });
     env.spawn(cache.steps.timed(env, Task::Moving, mover.clone().run()));
     Some(mover)
+}
+
+/// Starts the task that makes slots of removed devices free.
+pub(super) fn start_sweeping<E: Env>(
+    env: &E,
+    cache: &Rc<Cache<E>>,
+    tree: &Rc<Tree<E>>,
+    journal: &Rc<Journal<E>>,
+    uuids: &Rc<UuidTable<E>>,
+    inodes_seen: &Rc<RefCell<BTreeSet<u32>>>,
+) -> Rc<Sweeper<E>> {
+    let writer = cache.writer.as_ref().expect("a set that is written");
+    let sweeper = Sweeper::new(SweeperParts {
+        env: env.clone(),
+        poison: cache.poison.clone(),
+        index: cache.index.clone(),
+        pages: cache.pages.clone(),
+        inserter: writer.inserter.clone(),
+        tree: tree.clone(),
+        buckets: cache.buckets.clone(),
+        journal: journal.clone(),
+        uuids: uuids.clone(),
+        inodes_seen: inodes_seen.clone(),
+        clients: cache.clients.clone(),
+    });
+    env.spawn(cache.steps.timed(env, Task::Sweep, sweeper.clone().run()));
+    sweeper
 }
 
 /// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.

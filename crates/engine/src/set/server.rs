@@ -12,7 +12,7 @@ use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN};
-use crate::meta::{BackingSuper, write_superblock};
+use crate::meta::{BackingSuper, Turn, write_superblock};
 use crate::options::Options;
 use crate::recovery::{self, Finding};
 use crate::request::{Backing, Core};
@@ -109,12 +109,14 @@ impl<E: Env> Server<E> {
             return Ok(());
         };
         let set = &self.sets[at];
+        let uuids = set.uuids.clone();
+        let turn = uuids.turn().await;
         let plan = {
-            let entries = set.uuids.entries();
-            let (seen, now) = (&set.inodes_seen, self.env.unix_seconds());
+            let entries = uuids.entries();
+            let (seen, now) = (set.inodes_seen.borrow(), self.env.unix_seconds());
             attach::plan(
                 &entries,
-                seen,
+                &seen,
                 &found.superblock,
                 set.geometry.block_sectors,
                 now,
@@ -122,7 +124,7 @@ impl<E: Env> Server<E> {
         };
         match plan {
             Ok(plan) => {
-                let volume = self.attach(at, found, plan).await?;
+                let volume = self.attach(at, found, plan, &turn).await?;
                 self.add_volume(volume);
             }
             Err(Refusal::RunsAlone(why)) => {
@@ -147,6 +149,7 @@ impl<E: Env> Server<E> {
         at: usize,
         found: FoundBacking<E>,
         plan: Attach,
+        turn: &Turn<'_>,
     ) -> Result<Volume<E>, Error> {
         let set = &self.sets[at];
         let name = found.disk.name().to_string();
@@ -164,9 +167,10 @@ impl<E: Env> Server<E> {
             // Its state is relied on from now on, and may have been under way when a process was killed.
             found.disk.flush().await.map_err(io)?;
             set.uuids
-                .write(&running.journal, plan.entries)
+                .write(turn, &running.journal, plan.entries)
                 .await
                 .map_err(io)?;
+            running.sweeper.look();
             let mut next = superblock.clone();
             if plan.is_new {
                 next.set_uuid = set.superblock.set_uuid;
