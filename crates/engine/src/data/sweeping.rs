@@ -325,7 +325,7 @@ impl<E: Env> Sweeper<E> {
         parts.uuids.write(&turn, &parts.journal, entries).await?;
         marks::hit(Mark::SlotRecycled);
         let mut seen = parts.inodes_seen.borrow_mut();
-        removed.iter().for_each(|slot| drop(seen.remove(slot)));
+        seen.retain(|inode| !removed.contains(inode));
         self.reclaimed_slots.add(removed.len() as u64);
         Ok(())
     }
