@@ -121,9 +121,23 @@ impl Rig {
     }
 
     fn runs_alone(&self) {
+        self.sets_state(BackingState::Stale);
+    }
+
+    fn sets_state(&self, state: BackingState) {
         let mut superblock = self.superblock(&self.first);
-        superblock.set_state(BackingState::Stale);
+        superblock.set_state(state);
         self.first.borrow_mut().poke(4096, &superblock.encode());
+    }
+
+    /// Writes another UUID table at rest.
+    fn changes_slots(&self, how: impl FnOnce(&mut Vec<UuidEntry>)) {
+        let (loaded, _) = load(&self.cache, self.chance.clone());
+        let mut entries = loaded.uuids.clone();
+        how(&mut entries);
+        let place = loaded.newest.uuid_bucket.ptr(0).expect("a place").sector();
+        let bytes = uuid_table::encode(&entries);
+        self.cache.borrow_mut().poke(place * SECTOR, &bytes);
     }
 
     fn opening(
@@ -502,7 +516,12 @@ fn slots_that_became_free_too_early_would_be_seen() {
         choose(Some(mutation));
         let seen = catch_unwind(AssertUnwindSafe(|| killed_when_free(6)));
         choose(None);
-        assert!(seen.is_err(), "nobody sees {mutation:?}");
+        let told = seen.expect_err("nobody sees it");
+        let told = told.downcast_ref::<String>().expect("words");
+        assert!(
+            told.ends_with("is free and has keys"),
+            "{mutation:?}: {told}"
+        );
     }
 }
 
@@ -513,13 +532,11 @@ fn a_slot_that_is_free_and_has_keys_all_the_same_is_left_alone() {
     let before = extents_of(&loaded, 0);
     assert!(before as u64 > DIRTY);
     // The table is damaged: the first device's slot is lost. Another one was given up in order.
-    let mut entries = loaded.uuids.clone();
-    entries[0] = UuidEntry::EMPTY;
-    entries[5] = UuidEntry::cached([5; 16], [0; 32], 1);
-    entries[5].invalidate(2);
-    let place = loaded.newest.uuid_bucket.ptr(0).expect("a place").sector();
-    let bytes = uuid_table::encode(&entries);
-    rig.cache.borrow_mut().poke(place * SECTOR, &bytes);
+    rig.changes_slots(|entries| {
+        entries[0] = UuidEntry::EMPTY;
+        entries[5] = UuidEntry::cached([5; 16], [0; 32], 1);
+        entries[5].invalidate(2);
+    });
     marks::take();
     let served = rig.serve_only(&[&rig.other], options(false));
     assert_eq!(marks::hits(Mark::OpenCountsLater), 1, "nobody noticed");
@@ -535,6 +552,55 @@ fn a_slot_that_is_free_and_has_keys_all_the_same_is_left_alone() {
         finding.id == "F51" && finding.message.contains("never given out")
     };
     assert!(after.findings.iter().any(is_told), "{:?}", after.findings);
+}
+
+/// All slots but those of the two devices were given up.
+fn with_a_full_table(seed: u64) -> Rig {
+    let rig = Rig::left(seed, true);
+    rig.changes_slots(|entries| {
+        for (slot, entry) in entries.iter_mut().enumerate().skip(2) {
+            *entry = UuidEntry::cached([slot as u8 + 100; 16], [0; 32], 1);
+            entry.invalidate(2);
+        }
+    });
+    rig
+}
+
+#[test]
+fn a_device_that_needs_a_slot_where_all_are_taken_waits_for_one_that_was_given_up() {
+    for state in [BackingState::Stale, BackingState::Clean] {
+        let rig = with_a_full_table(10);
+        if state == BackingState::Clean {
+            // Then its own slot is not there any more.
+            rig.changes_slots(|entries| entries[0].invalidate(2));
+            rig.sets_state(state);
+        }
+        let served = rig.serve(options(false));
+        let (first, other) = (served.volume(0), served.volume(1));
+        assert_eq!(first.state(), "clean");
+        served.does(async move {
+            is_empty(&first).await;
+            is_kept(&other, 0, 1).await;
+        });
+        served.waits_until_swept();
+        served.stop();
+        assert_eq!(rig.free_slots_have_no_keys(), [0; 0]);
+    }
+}
+
+#[test]
+fn a_table_that_is_full_of_devices_refuses_as_ever() {
+    let rig = with_a_full_table(11);
+    rig.changes_slots(|entries| entries[2..].iter_mut().enumerate().for_each(in_use));
+    let served = rig.serve(options(false));
+    let warnings = served.server.warnings().join("\n");
+    assert!(warnings.contains("no free slot"), "{warnings}");
+    assert_eq!(served.volume(0).state(), "inconsistent");
+    served.stop();
+}
+
+fn in_use((at, entry): (usize, &mut UuidEntry)) {
+    *entry = UuidEntry::cached([at as u8 + 100; 16], [0; 32], 1);
 }
 
 #[test]

@@ -22,7 +22,9 @@ use crate::buckets::Buckets;
 use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{HOLE_SECTORS_MAX, MOVING_IDLE, SLICE_KEYS, SWEEP_EXTENTS, SWEEP_LOOK};
+use crate::limits::{
+    HOLE_SECTORS_MAX, MOVING_IDLE, SLICE_KEYS, SWEEP_EXTENTS, SWEEP_LOOK, SWEEP_PATIENCE,
+};
 use crate::marks::{self, Mark};
 use crate::meta::UuidTable;
 use crate::mutations::{self, Mutation};
@@ -142,6 +144,14 @@ impl<E: Env> Sweeper<E> {
             .filter(|(_, entry)| entry.is_invalidated())
             .map(|(slot, _)| slot as u32)
             .collect()
+    }
+
+    /// Waits until all of them are free, but not for ever: buckets may be short, or leaves not be read.
+    pub async fn swept(&self) {
+        let until = self.parts.env.now() + SWEEP_PATIENCE;
+        while !self.removed().is_empty() && !self.is_over() && self.parts.env.now() < until {
+            self.parts.env.sleep(SWEEP_LOOK).await;
+        }
     }
 
     fn is_over(&self) -> bool {

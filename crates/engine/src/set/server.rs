@@ -108,20 +108,17 @@ impl<E: Env> Server<E> {
             self.add_alone(found, position);
             return Ok(());
         };
-        let set = &self.sets[at];
-        let uuids = set.uuids.clone();
-        let turn = uuids.turn().await;
-        let plan = {
-            let entries = uuids.entries();
-            let (seen, now) = (set.inodes_seen.borrow(), self.env.unix_seconds());
-            attach::plan(
-                &entries,
-                &seen,
-                &found.superblock,
-                set.geometry.block_sectors,
-                now,
-            )
-        };
+        let uuids = self.sets[at].uuids.clone();
+        let mut turn = uuids.turn().await;
+        let mut plan = self.plan(at, &found.superblock, true);
+        if plan == Err(Refusal::UntilSwept) {
+            drop(turn);
+            if let Some(running) = &self.sets[at].running {
+                running.sweeper.swept().await;
+            }
+            turn = uuids.turn().await;
+            plan = self.plan(at, &found.superblock, false);
+        }
         match plan {
             Ok(plan) => {
                 let volume = self.attach(at, found, plan, &turn).await?;
@@ -140,8 +137,18 @@ impl<E: Env> Server<E> {
                     format!("backing superblock: {why}"),
                 ));
             }
+            Err(Refusal::UntilSwept) => unreachable!("that was waited for"),
         }
         Ok(())
+    }
+
+    /// What attaching a device to a set that is open means.
+    fn plan(&self, at: usize, backing: &Superblock, may_wait: bool) -> Result<Attach, Refusal> {
+        let set = &self.sets[at];
+        let (entries, seen) = (set.uuids.entries(), set.inodes_seen.borrow());
+        let (block, now) = (set.geometry.block_sectors, self.env.unix_seconds());
+        let may_sweep = may_wait && set.running.is_some();
+        attach::plan(&entries, &seen, backing, block, now, may_sweep)
     }
 
     async fn attach(
@@ -669,10 +676,11 @@ async fn check_attach<E: Env>(
         &backing.superblock,
         set.found.geometry.block_sectors,
         0,
+        !set.is_read_only(options),
     );
     let plan = match plan {
         Ok(plan) => plan,
-        Err(Refusal::RunsAlone(_)) => return Ok(()),
+        Err(Refusal::RunsAlone(_) | Refusal::UntilSwept) => return Ok(()),
         Err(Refusal::Waits(why)) => {
             return Err(Error::refused(name, format!("backing superblock: {why}")));
         }
