@@ -26,6 +26,7 @@ marks! {
     AllocPolicyRandom: "victims by chance",
     AttachKnownSlot: "a backing device keeps its slot",
     AttachNewSlot: "a backing device gets a slot",
+    AttachSlotHasKeys: "a free slot is not given out, as there are keys of it",
     AttachSlotGivenUp: "a slot is given up, as its device was run without the set",
     BackingFlushFailed: "a backing device that failed a flush takes no more writes",
     BtreeAppend: "a leaf is appended to",

@@ -554,6 +554,34 @@ fn a_slot_that_is_free_and_has_keys_all_the_same_is_left_alone() {
     assert!(after.findings.iter().any(is_told), "{:?}", after.findings);
 }
 
+#[test]
+fn a_free_slot_with_keys_that_nobody_looked_at_yet_is_not_given_out() {
+    let rig = Rig::used(12, true);
+    rig.changes_slots(|entries| {
+        // The device that stays comes as one that was attached to nothing, and the other one's slot is lost.
+        entries[0] = UuidEntry::EMPTY;
+        entries[1] = UuidEntry::EMPTY;
+    });
+    let mut superblock = rig.superblock(&rig.other);
+    superblock.set_state(BackingState::None);
+    rig.other.borrow_mut().poke(4096, &superblock.encode());
+    marks::take();
+    set_count_pause(Duration::from_secs(100));
+    let served = rig.serve_only(&[&rig.other], options(false));
+    assert_eq!(marks::hits(Mark::OpenCountsLater), 1);
+    assert_eq!(marks::hits(Mark::AttachSlotHasKeys), 2);
+    let other = served.volume(0);
+    assert!(other.names.contains(&"volume2".into()), "{:?}", other.names);
+    served.does(async move { is_empty(&other).await });
+    set_count_pause(Duration::ZERO);
+    served.stop();
+    // This stop makes no promise, so that the next opening looks at everything, and finds it.
+    let world = rig.world();
+    let opened = world.run(rig.opening(&world, &[&rig.other], options(false)), || false);
+    let refusal = opened.expect("it ends").err().expect("refused");
+    assert!(refusal.to_string().contains("F51"), "{refusal}");
+}
+
 /// All slots but those of the two devices were given up.
 fn with_a_full_table(seed: u64) -> Rig {
     let rig = Rig::left(seed, true);

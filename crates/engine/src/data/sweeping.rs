@@ -154,6 +154,11 @@ impl<E: Env> Sweeper<E> {
         }
     }
 
+    /// Whether no leaf says anything of an inode. Reads those leaves of it that nobody looked at yet.
+    pub async fn is_unused(&self, inode: u32) -> io::Result<bool> {
+        self.is_gone(&Removed::from([inode])).await
+    }
+
     fn is_over(&self) -> bool {
         self.is_closing.get() || self.parts.poison.is_thrown()
     }

@@ -7,7 +7,8 @@
 //! Cut off anywhere before the last step, it is still blank.
 
 use super::cache_set::{CacheSet, Running};
-use super::open::{self, Found, assemble, begin_record, start_moving, start_sweeping};
+use super::open::{self, Found, assemble, begin_record};
+use super::tasks::{start_moving, start_sweeping};
 use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;

@@ -8,4 +8,5 @@ pub mod cache_set;
 mod open;
 pub mod server;
 mod settle;
+mod tasks;
 pub mod volume;

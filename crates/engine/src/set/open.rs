@@ -11,10 +11,11 @@
 
 use super::blank;
 use super::cache_set::{CacheSet, Running, uuid_text};
+use super::tasks::{start_moving, start_sweeping};
 use crate::alloc::{Allocator, Config, PRIO_EMPTY, Replacement};
 use crate::btree::{Change, Index, Layout, Nodes, Pages, PagesSetup, Tree};
 use crate::buckets::Buckets;
-use crate::data::{Inserter, Mover, MoverParts, Sweeper, SweeperParts};
+use crate::data::Inserter;
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
@@ -31,7 +32,6 @@ use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -558,55 +558,6 @@ async fn start<E: Env>(
         opened: env.now(),
         inodes_seen,
     })
-}
-
-/// Starts the task that empties buckets, unless that is switched off.
-pub(super) fn start_moving<E: Env>(
-    env: &E,
-    cache: &Rc<Cache<E>>,
-    options: &Options,
-) -> Option<Rc<Mover<E>>> {
-    let writer = cache.writer.as_ref().filter(|_| options.moving_gc)?;
-    let mover = Mover::new(MoverParts {
-        env: env.clone(),
-        cache: cache.disk.clone(),
-        poison: cache.poison.clone(),
-        index: cache.index.clone(),
-        pages: cache.pages.clone(),
-        inserter: writer.inserter.clone(),
-        buckets: cache.buckets.clone(),
-        clients: cache.clients.clone(),
-        block_sectors: cache.block_sectors,
-    });
-    env.spawn(cache.steps.timed(env, Task::Moving, mover.clone().run()));
-    Some(mover)
-}
-
-/// Starts the task that makes slots of removed devices free.
-pub(super) fn start_sweeping<E: Env>(
-    env: &E,
-    cache: &Rc<Cache<E>>,
-    tree: &Rc<Tree<E>>,
-    journal: &Rc<Journal<E>>,
-    uuids: &Rc<UuidTable<E>>,
-    inodes_seen: &Rc<RefCell<BTreeSet<u32>>>,
-) -> Rc<Sweeper<E>> {
-    let writer = cache.writer.as_ref().expect("a set that is written");
-    let sweeper = Sweeper::new(SweeperParts {
-        env: env.clone(),
-        poison: cache.poison.clone(),
-        index: cache.index.clone(),
-        pages: cache.pages.clone(),
-        inserter: writer.inserter.clone(),
-        tree: tree.clone(),
-        buckets: cache.buckets.clone(),
-        journal: journal.clone(),
-        uuids: uuids.clone(),
-        inodes_seen: inodes_seen.clone(),
-        clients: cache.clients.clone(),
-    });
-    env.spawn(cache.steps.timed(env, Task::Sweep, sweeper.clone().run()));
-    sweeper
 }
 
 /// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.

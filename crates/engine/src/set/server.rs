@@ -12,6 +12,7 @@ use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN};
+use crate::marks::{self, Mark};
 use crate::meta::{BackingSuper, Turn, write_superblock};
 use crate::options::Options;
 use crate::recovery::{self, Finding};
@@ -110,14 +111,14 @@ impl<E: Env> Server<E> {
         };
         let uuids = self.sets[at].uuids.clone();
         let mut turn = uuids.turn().await;
-        let mut plan = self.plan(at, &found.superblock, true);
+        let mut plan = self.plan(at, &found, true).await?;
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
             if let Some(running) = &self.sets[at].running {
                 running.sweeper.swept().await;
             }
             turn = uuids.turn().await;
-            plan = self.plan(at, &found.superblock, false);
+            plan = self.plan(at, &found, false).await?;
         }
         match plan {
             Ok(plan) => {
@@ -142,13 +143,33 @@ impl<E: Env> Server<E> {
         Ok(())
     }
 
-    /// What attaching a device to a set that is open means.
-    fn plan(&self, at: usize, backing: &Superblock, may_wait: bool) -> Result<Attach, Refusal> {
+    /// What attaching a device to a set that is open means. The table may say that a slot is free although there are keys of it, which
+    /// nobody knows before all leaves are counted: such a slot is not given out.
+    async fn plan(
+        &self,
+        at: usize,
+        found: &FoundBacking<E>,
+        may_wait: bool,
+    ) -> Result<Result<Attach, Refusal>, Error> {
         let set = &self.sets[at];
-        let (entries, seen) = (set.uuids.entries(), set.inodes_seen.borrow());
-        let (block, now) = (set.geometry.block_sectors, self.env.unix_seconds());
-        let may_sweep = may_wait && set.running.is_some();
-        attach::plan(&entries, &seen, backing, block, now, may_sweep)
+        let io = |error: std::io::Error| Error::io(set.disk().name(), "attach", &error);
+        loop {
+            let plan = {
+                let (entries, seen) = (set.uuids.entries(), set.inodes_seen.borrow());
+                let (block, now) = (set.geometry.block_sectors, self.env.unix_seconds());
+                let may_sweep = may_wait && set.running.is_some();
+                attach::plan(&entries, &seen, &found.superblock, block, now, may_sweep)
+            };
+            let (Ok(attach), Some(running)) = (&plan, &set.running) else {
+                return Ok(plan);
+            };
+            let is_unknown = attach.is_new && set.cache.buckets.get().is_counting();
+            if !is_unknown || running.sweeper.is_unused(attach.slot).await.map_err(io)? {
+                return Ok(plan);
+            }
+            marks::hit(Mark::AttachSlotHasKeys);
+            set.inodes_seen.borrow_mut().insert(attach.slot);
+        }
     }
 
     async fn attach(
