@@ -350,7 +350,6 @@ fn it_goes_as_well_where_leaves_are_counted_after_the_start() {
     assert_eq!(marks::hits(Mark::SlotSwept), 0, "nothing is known yet");
     set_count_pause(Duration::ZERO);
     rig.end(served, End::Kill);
-    // By now the slot is given up; as the device is clean and has another one, nobody gives it up again.
     let rig = Rig::left(2, true);
     marks::take();
     goes_and_the_slot_is_given_out_again(&rig, &options(false));

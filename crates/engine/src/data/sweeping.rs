@@ -29,6 +29,7 @@ use crate::marks::{self, Mark};
 use crate::meta::UuidTable;
 use crate::mutations::{self, Mutation};
 use crate::stats::Counter;
+use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_env::sync::{Notify, yield_now};
 use brigade_format::Pos;
@@ -53,6 +54,8 @@ pub struct SweeperParts<E: Env> {
     pub env: E,
     /// Thrown when durability failed.
     pub poison: Rc<Poison>,
+    /// Where steps are timed.
+    pub steps: Rc<Steps>,
     /// The index.
     pub index: Rc<RefCell<Index>>,
     /// Brings parts of it into memory.
@@ -110,14 +113,21 @@ impl<E: Env> Sweeper<E> {
         })
     }
 
-    /// The background task.
-    pub async fn run(self: Rc<Self>) {
-        self.running.set(true);
+    /// A slot may have been given up: begins to sweep, unless that is under way. There is no task while there is nothing to do.
+    pub fn look(self: &Rc<Self>) {
+        if !self.removed().is_empty() && !self.running.replace(true) {
+            let parts = &self.parts;
+            let run = self.clone().run();
+            let timed = parts.steps.timed(&parts.env, Task::Sweep, run);
+            parts.env.spawn(timed);
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
         while !self.is_over() {
-            let changed = self.changed.wait();
             let removed = self.removed();
             if removed.is_empty() {
-                changed.await;
+                break;
             } else if self.parts.buckets.get().is_counting() {
                 self.pause(SWEEP_LOOK).await;
             } else if let Err(error) = self.sweep(&removed).await
@@ -128,11 +138,6 @@ impl<E: Env> Sweeper<E> {
             }
         }
         self.running.set(false);
-        self.changed.notify_all();
-    }
-
-    /// A slot may have been given up.
-    pub fn look(&self) {
         self.changed.notify_all();
     }
 

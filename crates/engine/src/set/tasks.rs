@@ -47,6 +47,7 @@ pub(super) fn start_sweeping<E: Env>(
     let sweeper = Sweeper::new(SweeperParts {
         env: env.clone(),
         poison: cache.poison.clone(),
+        steps: cache.steps.clone(),
         index: cache.index.clone(),
         pages: cache.pages.clone(),
         inserter: writer.inserter.clone(),
@@ -57,6 +58,6 @@ pub(super) fn start_sweeping<E: Env>(
         inodes_seen: inodes_seen.clone(),
         clients: cache.clients.clone(),
     });
-    env.spawn(cache.steps.timed(env, Task::Sweep, sweeper.clone().run()));
+    sweeper.look();
     sweeper
 }
