@@ -87,6 +87,14 @@ pub const MOVING_PIECE_SECTORS: u64 = 512;
 pub const MOVING_CHOICE_BUCKETS: u64 = 1 << 13;
 /// Time between looks whether there is something to move, or may be moved yet.
 pub const MOVING_LOOK: Duration = Duration::from_millis(250);
+/// Extents of a removed device that leave the index in one step.
+pub const SWEEP_EXTENTS: usize = 256;
+/// Leaves that are rewritten at the same time, so that nothing of a removed device is in them.
+pub const SWEEP_LEAVES: usize = 4;
+/// Longest time an opening waits for a slot to become free, if a device needs one and all are taken.
+pub const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
+/// Time between looks of the sweeper whether it may go on.
+pub const SWEEP_LOOK: Duration = Duration::from_millis(250);
 /// Clean data of a kernel's session that is compared with the backing device at open; of more than this none is.
 pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 

@@ -112,6 +112,8 @@ mutations! {
     MoveWithoutLock: "what is moved does not hold its range",
     NodeFreedEarly: "a replaced node is reused while the durable root leads to it",
     RootForgotten: "the journal goes on naming the old root",
+    SlotRecycledEarly (story): "the slot of a removed device is free while its keys may be replayed",
+    SlotSweptInMemory: "leaves that may hide keys of a removed device are left as they are",
     StopCallsAllEmpty: "the gen table of a clean stop says of every bucket of data that nothing names it",
     PinLost: "a bucket is let go before the keys of its new data are in the index",
     PoisonForgotten: "a failed metadata write is not remembered",

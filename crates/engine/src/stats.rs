@@ -238,6 +238,12 @@ pub struct GcStatus {
     pub moved_bytes: u64,
     /// Buckets emptied in this way.
     pub moved_buckets: u64,
+    /// Slots of removed devices and volumes in the UUID table; each is free again once nothing names it any more.
+    pub removed_slots: u64,
+    /// Those that became free since the server started.
+    pub reclaimed_slots: u64,
+    /// Bytes of removed devices and volumes that left the cache since then.
+    pub reclaimed_bytes: u64,
 }
 
 /// A volume.

@@ -32,10 +32,12 @@ pub enum Task {
     Count,
     /// Data moves out of buckets that are mostly dead.
     Moving,
+    /// What removed devices and volumes left goes.
+    Sweep,
 }
 
 /// Names of [`Task`], in order.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "index",
     "journal",
     "allocator",
@@ -44,6 +46,7 @@ const NAMES: [&str; 8] = [
     "leaf",
     "count",
     "moving",
+    "sweep",
 ];
 
 /// Times of one task's steps.

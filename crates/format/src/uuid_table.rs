@@ -1,8 +1,8 @@
 //! The UUID table: which inode is which backing device or flash-only volume (`docs/format.md` 7).
 //!
 //! The table has no checksum and no magic, so parsing it cannot fail and proves nothing. [`check`] says how
-//! plausible it is; garbage shows there. A slot is never used twice, because the index may still hold keys
-//! of whoever had it.
+//! plausible it is; garbage shows there. A slot that was given up is not used again while the index may hold keys
+//! of whoever had it; a kernel never uses it again.
 
 use crate::bytes::{array, is_zero, put, u32_at, u64_at};
 use std::collections::BTreeMap;
@@ -82,7 +82,7 @@ impl UuidEntry {
         self.uuid == [0; 16]
     }
 
-    /// Whether the slot was given up; it is never free again.
+    /// Whether the slot was given up; it is not free before all keys of it are gone.
     pub fn is_invalidated(&self) -> bool {
         self.uuid == INVALIDATED
     }

@@ -383,6 +383,14 @@ impl Set {
                 self.seed
             );
         }
+        for inode in &loaded.inodes_seen {
+            let is_free = loaded.uuids[*inode as usize].is_empty();
+            assert!(
+                !is_free,
+                "seed {}: SWEEP-2: slot {inode} is free and has keys",
+                self.seed
+            );
+        }
         for (nr, (now, oldest)) in loaded.gens.iter().zip(&loaded.oldest_gens).enumerate() {
             let behind = now.after(*oldest);
             // A10.

@@ -276,6 +276,17 @@ impl Nodes {
         (*id, *high, is_wanted)
     }
 
+    /// The leaf that owns what ends behind a position and those that follow it, a few at most, and none that begins at `end` or
+    /// behind.
+    pub fn leaves_behind(&self, pos: Pos, end: Pos, most: usize) -> Vec<NodeId> {
+        let behind = (Bound::Excluded(pos), Bound::Unbounded);
+        let leaves = self.leaves.range(behind).map(|(_, id)| *id);
+        leaves
+            .take_while(|id| self.get(*id).low < end)
+            .take(most)
+            .collect()
+    }
+
     /// What a leaf says between two positions, if it is still in the search order with this position, and here.
     pub fn content_between(
         &self,

@@ -1,11 +1,12 @@
 //! Bytes in and out of buckets: one way into the index for everybody, what keeps overlapping work apart, and the
-//! background writing back and moving.
+//! background writing back, moving and sweeping.
 
 mod candidates;
 mod clients;
 mod insert;
 mod locks;
 mod moving;
+mod sweeping;
 mod writeback;
 
 pub use candidates::{Candidate, Candidates};
@@ -13,4 +14,5 @@ pub use clients::Clients;
 pub use insert::Inserter;
 pub use locks::RangeLocks;
 pub use moving::{Mover, MoverParts};
+pub use sweeping::{Sweeper, SweeperParts};
 pub use writeback::{Writeback, WritebackParts, same};

@@ -6,4 +6,4 @@ mod uuids;
 
 pub use superblocks::{BackingSuper, write_superblock};
 pub use table::{GenTable, TableSetup};
-pub use uuids::UuidTable;
+pub use uuids::{Turn, UuidTable};

@@ -1,11 +1,12 @@
 //! The UUID table: which inode is which volume.
 //!
 //! Written whole into a new bucket; it counts once a journal entry names it, and only then is a new slot used
-//! (docs/format.md 7, 10.8).
+//! (docs/format.md 7, 10.8). Who reads it to write it has his turn over both.
 
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::journal::Journal;
+use brigade_env::sync::{Lock, Permits};
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{Key, Pos, Ptr};
@@ -20,6 +21,12 @@ pub struct UuidTable<E: Env> {
     bucket_sectors: u32,
     meta_sectors: u32,
     entries: RefCell<Vec<UuidEntry>>,
+    turns: Lock,
+}
+
+/// Nobody else changes the table meanwhile.
+pub struct Turn<'a> {
+    _held: Permits<'a>,
 }
 
 impl<E: Env> UuidTable<E> {
@@ -30,14 +37,21 @@ impl<E: Env> UuidTable<E> {
         bucket_sectors: u32,
         meta_sectors: u32,
         entries: Vec<UuidEntry>,
-    ) -> Self {
-        UuidTable {
+    ) -> Rc<Self> {
+        Rc::new(UuidTable {
             disk,
             buckets,
             bucket_sectors,
             meta_sectors,
             entries: RefCell::new(entries),
-        }
+            turns: Lock::default(),
+        })
+    }
+
+    /// Waits until nobody else changes the table.
+    pub async fn turn(&self) -> Turn<'_> {
+        let _held = self.turns.lock().await;
+        Turn { _held }
     }
 
     /// All slots.
@@ -62,7 +76,12 @@ impl<E: Env> UuidTable<E> {
     }
 
     /// Replaces the table, durably.
-    pub async fn write(&self, journal: &Journal<E>, entries: Vec<UuidEntry>) -> io::Result<()> {
+    pub async fn write(
+        &self,
+        _turn: &Turn<'_>,
+        journal: &Journal<E>,
+        entries: Vec<UuidEntry>,
+    ) -> io::Result<()> {
         let key = self.write_bucket(entries).await?;
         let mut old = key;
         journal.set_roots(|roots| old = std::mem::replace(&mut roots.uuid_bucket, key));

@@ -23,15 +23,18 @@ pub enum Refusal {
     RunsAlone(String),
     /// Part of its data may be in a cache: it must not be served.
     Waits(String),
+    /// There is no slot yet, but one that was given up will be free.
+    UntilSwept,
 }
 
-/// Decides for a device whose superblock names this set.
+/// Decides for a device whose superblock names this set. `may_sweep`: slots that were given up become free if that is waited for.
 pub fn plan(
     entries: &[UuidEntry],
     inodes_seen: &BTreeSet<u32>,
     backing: &Superblock,
     cache_block_sectors: u32,
     now: u32,
+    may_sweep: bool,
 ) -> Result<Attach, Refusal> {
     let state = backing.state();
     let refuse = |what: String| match state {
@@ -45,6 +48,7 @@ pub fn plan(
         );
         return Err(refuse(what));
     }
+    let may_wait = may_sweep && entries.iter().any(UuidEntry::is_invalidated);
     let mut entries = entries.to_vec();
     let is_mine =
         |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only() && entry.uuid == backing.uuid;
@@ -69,7 +73,12 @@ pub fn plan(
         entry.is_empty() && !inodes_seen.contains(&(*slot as u32))
     };
     let Some((slot, _)) = entries.iter().enumerate().find(is_free) else {
-        return Err(refuse("the set's UUID table has no free slot".into()));
+        let full = || refuse("the set's UUID table has no free slot".into());
+        return Err(if may_wait {
+            Refusal::UntilSwept
+        } else {
+            full()
+        });
     };
     marks::hit(Mark::AttachNewSlot);
     entries[slot] = UuidEntry::cached(backing.uuid, backing.label, now);
@@ -115,7 +124,7 @@ mod tests {
     }
 
     fn run(entries: &[UuidEntry], state: BackingState) -> Result<Attach, Refusal> {
-        plan(entries, &BTreeSet::new(), &backing(state), 8, 100)
+        plan(entries, &BTreeSet::new(), &backing(state), 8, 100, false)
     }
 
     #[test]
@@ -165,9 +174,31 @@ mod tests {
             &backing(BackingState::None),
             8,
             1,
+            false,
         )
         .expect("attached");
         assert_eq!(attach.slot, 2);
+    }
+
+    #[test]
+    fn a_full_table_with_a_slot_given_up_is_worth_waiting_for_unless_it_is_only_read() {
+        let mut full = table_with_slot();
+        full[0].invalidate(8);
+        full.truncate(2);
+        let run = |state, may_sweep| {
+            let none_seen = BTreeSet::new();
+            plan(&full, &none_seen, &backing(state), 8, 100, may_sweep)
+        };
+        assert_eq!(run(BackingState::Stale, true), Err(Refusal::UntilSwept));
+        let alone = run(BackingState::Stale, false);
+        assert!(matches!(alone, Err(Refusal::RunsAlone(_))));
+        assert!(run(BackingState::Clean, true).is_ok_and(|attach| attach.slot == 1));
+        // Its own slot, which it would only give up now, is no reason: what is refused changes nothing.
+        let mut used = full.clone();
+        used[0] = UuidEntry::cached([1; 16], [0; 32], 7);
+        let stale = backing(BackingState::Stale);
+        let refused = plan(&used, &BTreeSet::new(), &stale, 8, 100, true);
+        assert!(matches!(refused, Err(Refusal::RunsAlone(_))));
     }
 
     #[test]
@@ -187,6 +218,7 @@ mod tests {
             &backing(BackingState::None),
             16,
             1,
+            false,
         );
         assert!(matches!(small, Err(Refusal::RunsAlone(_))));
     }

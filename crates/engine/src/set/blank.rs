@@ -8,7 +8,8 @@
 
 use super::assemble::{self, assemble};
 use super::cache_set::{CacheSet, Running};
-use super::open::{Found, begin_record, start_moving};
+use super::open::{Found, begin_record};
+use super::tasks::{start_moving, start_sweeping};
 use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
@@ -21,7 +22,6 @@ use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BucketNr, Gen, Key, Pos, Ptr, node};
-use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -43,7 +43,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
         findings: Vec::new(),
         loaded: LoadStats::default(),
         opened: env.now(),
-        inodes_seen: BTreeSet::new(),
+        inodes_seen: Rc::default(),
     }
 }
 
@@ -134,6 +134,8 @@ async fn write<E: Env>(
     env.spawn(steps.timed(env, Task::Allocator, run));
     env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
     let mover = start_moving(env, &cache, options);
+    let inodes_seen = Rc::default();
+    let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
         cache,
         superblock: found.superblock,
@@ -144,11 +146,12 @@ async fn write<E: Env>(
             tree,
             table,
             mover,
+            sweeper,
         }),
         findings: Vec::new(),
         loaded: LoadStats::default(),
         opened: env.now(),
-        inodes_seen: BTreeSet::new(),
+        inodes_seen,
     })
 }
 

@@ -1,7 +1,7 @@
 //! A cache set that is open.
 
 use crate::btree::Tree;
-use crate::data::Mover;
+use crate::data::{Mover, Sweeper};
 use crate::device::Disk;
 use crate::error::Error;
 use crate::journal::Journal;
@@ -13,6 +13,7 @@ use crate::stats::{
 };
 use brigade_env::Env;
 use brigade_format::{BucketNr, CacheGeometry, Gen, Superblock};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub struct CacheSet<E: Env> {
     /// Its sizes.
     pub geometry: CacheGeometry,
     /// Which inode is what.
-    pub uuids: UuidTable<E>,
+    pub uuids: Rc<UuidTable<E>>,
     /// What writing needs; absent when the set is open read-only.
     pub running: Option<Running<E>>,
     /// What was noticed at open.
@@ -36,7 +37,7 @@ pub struct CacheSet<E: Env> {
     /// When it was opened.
     pub opened: Duration,
     /// Inodes with keys in tree or journal: their slots must not be given out.
-    pub inodes_seen: BTreeSet<u32>,
+    pub inodes_seen: Rc<RefCell<BTreeSet<u32>>>,
 }
 
 /// The parts and tasks of a set that may be written.
@@ -49,6 +50,8 @@ pub struct Running<E: Env> {
     pub table: Rc<GenTable<E>>,
     /// Empties buckets that are mostly dead; absent if that is switched off.
     pub mover: Option<Rc<Mover<E>>>,
+    /// Makes slots of removed devices free.
+    pub sweeper: Rc<Sweeper<E>>,
 }
 
 impl<E: Env> CacheSet<E> {
@@ -89,6 +92,7 @@ impl<E: Env> CacheSet<E> {
         if let Some(mover) = &running.mover {
             mover.stop().await;
         }
+        running.sweeper.stop().await;
         self.cache.buckets.end_fills().await;
         running.tree.stop().await;
         // Writing leaves may need buckets, so whoever recycles them goes last.
@@ -129,6 +133,7 @@ impl<E: Env> CacheSet<E> {
         };
         let (uncounted, leaves) = self.cache.pages.uncounted();
         let mover = self.running.as_ref().and_then(|it| it.mover.as_ref());
+        let sweeper = self.running.as_ref().map(|it| &it.sweeper);
         let now = self.cache.pages.now();
         let (is_running, reason, done, total, began) = match uncounted > 0 {
             true => (true, "first count", leaves - uncounted, leaves, self.opened),
@@ -153,7 +158,15 @@ impl<E: Env> CacheSet<E> {
             generations_behind: u64::from(self.cache.buckets.get().need_gc()),
             moved_bytes: mover.map_or(0, |mover| mover.moved_bytes.get()),
             moved_buckets: mover.map_or(0, |mover| mover.moved_buckets.get()),
+            removed_slots: self.removed_slots(),
+            reclaimed_slots: sweeper.map_or(0, |sweeper| sweeper.reclaimed_slots.get()),
+            reclaimed_bytes: sweeper.map_or(0, |sweeper| sweeper.reclaimed_bytes.get()),
         }
+    }
+
+    fn removed_slots(&self) -> u64 {
+        let entries = self.uuids.entries();
+        entries.iter().filter(|it| it.is_invalidated()).count() as u64
     }
 
     /// Whether no key is of an inode whose slot in the UUID table is empty, as far as is known from the opening.
@@ -163,7 +176,7 @@ impl<E: Env> CacheSet<E> {
             let entry = entries.get(*inode as usize);
             entry.is_some_and(|entry| !entry.is_empty())
         };
-        self.inodes_seen.iter().all(is_named)
+        self.inodes_seen.borrow().iter().all(is_named)
     }
 
     /// For `status`.

@@ -177,10 +177,11 @@ pub(super) async fn check_attach<E: Env>(
         &backing.superblock,
         set.found.geometry.block_sectors,
         0,
+        !set.is_read_only(options),
     );
     let plan = match plan {
         Ok(plan) => plan,
-        Err(Refusal::RunsAlone(_)) => return Ok(()),
+        Err(Refusal::RunsAlone(_) | Refusal::UntilSwept) => return Ok(()),
         Err(Refusal::Waits(why)) => {
             return Err(Error::refused(name, format!("backing superblock: {why}")));
         }

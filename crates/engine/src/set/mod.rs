@@ -10,4 +10,5 @@ mod examine;
 mod open;
 pub mod server;
 mod settle;
+mod tasks;
 pub mod volume;

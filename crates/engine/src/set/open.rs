@@ -12,10 +12,10 @@
 use super::assemble::{assemble, load_buckets, load_nodes, view};
 use super::blank;
 use super::cache_set::{CacheSet, Running, uuid_text};
+use super::tasks::{start_moving, start_sweeping};
 use crate::alloc::{Allocator, Config, Replacement};
 use crate::btree::{Change, Index, Layout, Tree};
 use crate::buckets::Buckets;
-use crate::data::{Mover, MoverParts};
 use crate::device::Disk;
 use crate::error::{Error, Poison};
 use crate::extents::Extent;
@@ -30,6 +30,7 @@ use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
@@ -113,7 +114,7 @@ impl<E: Env> Found<E> {
         &self,
         buckets: &Rc<Buckets>,
         entries: Vec<UuidEntry>,
-    ) -> UuidTable<E> {
+    ) -> Rc<UuidTable<E>> {
         let geometry = &self.geometry;
         let (disk, buckets) = (self.disk.clone(), buckets.clone());
         UuidTable::new(
@@ -285,7 +286,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
-        inodes_seen: loaded.inodes_seen,
+        inodes_seen: Rc::new(RefCell::new(loaded.inodes_seen)),
     }
 }
 
@@ -338,7 +339,7 @@ async fn start<E: Env>(
     let uuids = found.uuid_table(&buckets, std::mem::take(&mut loaded.uuids));
     if loaded.uuids_are_old_format {
         let entries = uuids.entries().clone();
-        uuids.write(&journal, entries).await?;
+        uuids.write(&uuids.turn().await, &journal, entries).await?;
     }
     let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
     journal_again(&journal, unwritten, &loaded.rejournal).await?;
@@ -371,6 +372,8 @@ async fn start<E: Env>(
         env.spawn(steps.timed(env, Task::Count, count));
     }
     let mover = start_moving(env, &cache, options);
+    let inodes_seen = Rc::new(RefCell::new(loaded.inodes_seen));
+    let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
         cache,
         superblock: found.superblock,
@@ -381,34 +384,13 @@ async fn start<E: Env>(
             tree,
             table,
             mover,
+            sweeper,
         }),
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
-        inodes_seen: loaded.inodes_seen,
+        inodes_seen,
     })
-}
-
-/// Starts the task that empties buckets, unless that is switched off.
-pub(super) fn start_moving<E: Env>(
-    env: &E,
-    cache: &Rc<Cache<E>>,
-    options: &Options,
-) -> Option<Rc<Mover<E>>> {
-    let writer = cache.writer.as_ref().filter(|_| options.moving_gc)?;
-    let mover = Mover::new(MoverParts {
-        env: env.clone(),
-        cache: cache.disk.clone(),
-        poison: cache.poison.clone(),
-        index: cache.index.clone(),
-        pages: cache.pages.clone(),
-        inserter: writer.inserter.clone(),
-        buckets: cache.buckets.clone(),
-        clients: cache.clients.clone(),
-        block_sectors: cache.block_sectors,
-    });
-    env.spawn(cache.steps.timed(env, Task::Moving, mover.clone().run()));
-    Some(mover)
 }
 
 /// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.

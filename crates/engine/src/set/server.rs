@@ -14,7 +14,8 @@ use super::settle::settle;
 use super::volume::Volume;
 use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::error::Error;
-use crate::meta::{BackingSuper, write_superblock};
+use crate::marks::{self, Mark};
+use crate::meta::{BackingSuper, Turn, write_superblock};
 use crate::options::Options;
 use crate::recovery::Finding;
 use crate::request::{Backing, Core};
@@ -102,21 +103,20 @@ impl<E: Env> Server<E> {
             self.add_alone(found, position);
             return Ok(());
         };
-        let set = &self.sets[at];
-        let plan = {
-            let entries = set.uuids.entries();
-            let (seen, now) = (&set.inodes_seen, self.env.unix_seconds());
-            attach::plan(
-                &entries,
-                seen,
-                &found.superblock,
-                set.geometry.block_sectors,
-                now,
-            )
-        };
+        let uuids = self.sets[at].uuids.clone();
+        let mut turn = uuids.turn().await;
+        let mut plan = self.plan(at, &found, true).await?;
+        if plan == Err(Refusal::UntilSwept) {
+            drop(turn);
+            if let Some(running) = &self.sets[at].running {
+                running.sweeper.swept().await;
+            }
+            turn = uuids.turn().await;
+            plan = self.plan(at, &found, false).await?;
+        }
         match plan {
             Ok(plan) => {
-                let volume = self.attach(at, found, plan).await?;
+                let volume = self.attach(at, found, plan, &turn).await?;
                 self.add_volume(volume);
             }
             Err(Refusal::RunsAlone(why)) => {
@@ -132,8 +132,38 @@ impl<E: Env> Server<E> {
                     format!("backing superblock: {why}"),
                 ));
             }
+            Err(Refusal::UntilSwept) => unreachable!("that was waited for"),
         }
         Ok(())
+    }
+
+    /// What attaching a device to a set that is open means. The table may say that a slot is free although there are keys of it, which
+    /// nobody knows before all leaves are counted: such a slot is not given out.
+    async fn plan(
+        &self,
+        at: usize,
+        found: &FoundBacking<E>,
+        may_wait: bool,
+    ) -> Result<Result<Attach, Refusal>, Error> {
+        let set = &self.sets[at];
+        let io = |error: std::io::Error| Error::io(set.disk().name(), "attach", &error);
+        loop {
+            let plan = {
+                let (entries, seen) = (set.uuids.entries(), set.inodes_seen.borrow());
+                let (block, now) = (set.geometry.block_sectors, self.env.unix_seconds());
+                let may_sweep = may_wait && set.running.is_some();
+                attach::plan(&entries, &seen, &found.superblock, block, now, may_sweep)
+            };
+            let (Ok(attach), Some(running)) = (&plan, &set.running) else {
+                return Ok(plan);
+            };
+            let is_unknown = attach.is_new && set.cache.buckets.get().is_counting();
+            if !is_unknown || running.sweeper.is_unused(attach.slot).await.map_err(io)? {
+                return Ok(plan);
+            }
+            marks::hit(Mark::AttachSlotHasKeys);
+            set.inodes_seen.borrow_mut().insert(attach.slot);
+        }
     }
 
     async fn attach(
@@ -141,6 +171,7 @@ impl<E: Env> Server<E> {
         at: usize,
         found: FoundBacking<E>,
         plan: Attach,
+        turn: &Turn<'_>,
     ) -> Result<Volume<E>, Error> {
         let set = &self.sets[at];
         let name = found.disk.name().to_string();
@@ -158,9 +189,10 @@ impl<E: Env> Server<E> {
             // Its state is relied on from now on, and may have been under way when a process was killed.
             found.disk.flush().await.map_err(io)?;
             set.uuids
-                .write(&running.journal, plan.entries)
+                .write(turn, &running.journal, plan.entries)
                 .await
                 .map_err(io)?;
+            running.sweeper.look();
             let mut next = superblock.clone();
             if plan.is_new {
                 next.set_uuid = set.superblock.set_uuid;

@@ -40,7 +40,8 @@ pub async fn settle<E: Env>(
         return Ok(None);
     };
     let block_sectors = prepared.found.geometry.block_sectors;
-    let plan = attach::plan(&uuids, &loaded.inodes_seen, superblock, block_sectors, 0);
+    let seen = &loaded.inodes_seen;
+    let plan = attach::plan(&uuids, seen, superblock, block_sectors, 0, false);
     let Some(plan) = plan.ok().filter(|plan| !plan.is_new) else {
         return Ok(None);
     };

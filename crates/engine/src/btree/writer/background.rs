@@ -3,10 +3,11 @@
 use super::{Aim, KEY_WORDS, Pass, Tree};
 use crate::alloc::{GEN_AGE_WANTS_GC, GcBase};
 use crate::btree::nodes::NodeId;
-use crate::limits::{LEAF_DELAY, collections_held, leaf_batch};
+use crate::limits::{LEAF_DELAY, SWEEP_LEAVES, collections_held, leaf_batch};
 use crate::marks::{self, Mark};
 use brigade_env::Env;
 use brigade_env::sync::yield_now;
+use brigade_format::Pos;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -247,11 +248,41 @@ impl<E: Env> Tree<E> {
             let nodes = &self.index.borrow().nodes;
             nodes.is_live(**id) && nodes.is_old(**id)
         };
-        let there = self.buckets.get().metadata_available();
-        leaves.iter().find(is_old).is_none_or(|id| {
-            let most = self.new_leaves_most(*id);
-            self.buckets_needed(&[*id], &[most]) <= there
-        })
+        let first = leaves.iter().find(is_old);
+        first.is_none_or(|id| self.has_buckets_for(&[*id]))
+    }
+
+    /// Rewrites the leaf that owns what ends behind a position and some that follow, none of which begins at `end` or behind; those
+    /// that are mostly empty become one. Gives where the last of them ends, or `None` if there are no buckets for that now.
+    pub async fn rewrite_behind(&self, pos: Pos, end: Pos) -> io::Result<Option<Pos>> {
+        let _turn = self.structure.lock().await;
+        self.poison.check()?;
+        let mut leaves = {
+            let nodes = &self.index.borrow().nodes;
+            nodes.leaves_behind(pos, end, SWEEP_LEAVES.min(leaf_batch()))
+        };
+        while !leaves.is_empty() && !self.has_buckets_for(&leaves) {
+            leaves.pop();
+        }
+        let Some(last) = leaves.last() else {
+            return Ok(None);
+        };
+        let high = self.index.borrow().nodes.get(*last).key.pos();
+        self.rewrite_leaves(&leaves, Aim::New).await?;
+        self.pages.shrink_all().await;
+        Ok(Some(high))
+    }
+
+    /// Whether there are buckets for rewriting these leaves, all together.
+    fn has_buckets_for(&self, leaves: &[NodeId]) -> bool {
+        let most: Vec<_> = leaves.iter().map(|id| self.new_leaves_most(*id)).collect();
+        self.buckets_needed(leaves, &most) <= self.buckets.get().metadata_available()
+    }
+
+    /// Whether no crash can bring back a node that was replaced, nor a key of entry `seq` or before.
+    pub fn is_outlived(&self, seq: u64) -> bool {
+        let has_root = self.journal.durable_seq() >= self.root_seq.get();
+        has_root && self.journal.durable_last_seq() > seq
     }
 
     /// Waits until no crash can bring back a node that was replaced before, nor a key from before entry `began`. The task that
