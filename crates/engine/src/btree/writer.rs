@@ -272,18 +272,12 @@ impl<E: Env> Tree<E> {
             return Ok(());
         }
         let unit = self.layout.unit_bytes;
-        let tail = |write: &Write| {
-            (write.bytes.len() > unit).then(|| (write.sector, write.bytes[unit..].to_vec()))
-        };
-        let tails: Vec<_> = writes.iter().filter_map(tail).collect();
+        let is_long = |write: &&Write| write.bytes.len() > unit;
+        let tails: Vec<_> = writes.iter().filter(is_long).collect();
         if !tails.is_empty() {
-            let write = |(sector, bytes): (u64, Vec<u8>)| async move {
-                self.disk
-                    .write_metadata(sector + unit as u64 / SECTOR, &bytes, Durability::Volatile)
-                    .await
-            };
             marks::hit(Mark::BtreeFirstUnitApart);
-            all_ok(join_by(APPENDS_AT_ONCE, tails.into_iter().map(write)).await)?;
+            let tails = tails.into_iter().map(|write| self.write_tail(write));
+            all_ok(join_by(APPENDS_AT_ONCE, tails).await)?;
             if !mutations::is(Mutation::AppendTailVolatile) {
                 self.disk.flush().await?;
             }
@@ -295,6 +289,15 @@ impl<E: Env> Tree<E> {
                 .await
         };
         all_ok(join_by(APPENDS_AT_ONCE, writes.into_iter().map(head)).await)
+    }
+
+    /// What is behind the first unit of a set.
+    async fn write_tail(&self, write: &Write) -> io::Result<()> {
+        let unit = self.layout.unit_bytes;
+        let (sector, bytes) = (write.sector + unit as u64 / SECTOR, &write.bytes[unit..]);
+        self.disk
+            .write_metadata(sector, bytes, Durability::Volatile)
+            .await
     }
 
     /// Writes new nodes, which nothing names yet.
