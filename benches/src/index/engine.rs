@@ -73,6 +73,16 @@ impl Engine {
         }
     }
 
+    /// Extents in all leaves.
+    pub fn extents(&self) -> usize {
+        self.index.extents()
+    }
+
+    /// Leaves.
+    pub fn leaves(&self) -> usize {
+        self.index.nodes.leaf_count()
+    }
+
     /// Panics with what does not hold.
     pub fn audit(&self) {
         self.index.audit(&self.world.alloc);
