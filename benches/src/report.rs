@@ -62,6 +62,21 @@ impl Report {
         println!("\n{text}");
     }
 
+    /// The head of a table of figures side by side, for information.
+    pub fn table(&self, name: &str, columns: &[&str]) {
+        let columns: String = columns.iter().map(|name| format!(" {name:>12}")).collect();
+        println!("\n{name:40}{columns}");
+    }
+
+    /// A line of it.
+    pub fn figures(&mut self, name: &str, values: &[f64]) {
+        let values = values
+            .iter()
+            .map(|value| format!(" {:>12}", number(*value)));
+        println!("{name:40}{}", values.collect::<String>());
+        self.rows += 1;
+    }
+
     /// How many rows were printed.
     pub fn rows(&self) -> usize {
         self.rows

@@ -12,5 +12,5 @@ fn every_part_of_the_quick_benchmark_prints_figures() {
 
 #[test]
 fn all_maps_of_the_index_benchmark_give_the_same_answers() {
-    assert_eq!(index::run(&[100, 5000]).rows(), 24);
+    assert_eq!(index::run(&[100, 5000]).rows(), 28);
 }

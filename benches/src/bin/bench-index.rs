@@ -1,4 +1,4 @@
-//! `bench-index [--quick] [EXTENTS]...`: the index's map beside other ordered maps.
+//! `bench-index [--quick] [EXTENTS]...`: the engine's index beside other ordered maps.
 
 #![forbid(unsafe_code)]
 
@@ -14,8 +14,11 @@ fn main() -> ExitCode {
         (false, []) => index::run(&[10_000, 1_000_000, 10_000_000]),
         (false, sizes) => index::run(sizes),
     };
-    match report.rows() {
-        0 => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+    match report.missed() {
+        [] => ExitCode::SUCCESS,
+        missed => {
+            println!("\nmissed: {}", missed.join("; "));
+            ExitCode::FAILURE
+        }
     }
 }

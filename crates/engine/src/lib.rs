@@ -38,6 +38,9 @@ mod stats;
 mod steps;
 mod wait;
 
+/// The index in memory, for benchmarks.
+#[doc(hidden)]
+pub use btree::{Change, Index, Nodes};
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
 pub use limits::{
