@@ -26,7 +26,7 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
-use crate::limits::{LEAF_PENDING_WORDS, SECTOR, leaf_batch};
+use crate::limits::{LEAF_PENDING_WORDS, SECTOR, children_most, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
@@ -243,6 +243,20 @@ impl<E: Env> Tree<E> {
     /// Words of keys that fit an empty node in one set.
     fn node_words(&self) -> usize {
         (self.layout.node_sectors * SECTOR) as usize / 8 - node::HEADER_BYTES / 8
+    }
+
+    /// The same of a node of this level.
+    fn words_of(&self, level: u16) -> usize {
+        match level {
+            0 => self.node_words(),
+            _ => children_most(self.node_words() / KEY_WORDS) * KEY_WORDS,
+        }
+    }
+
+    /// Whether so many words fill so little of a node that several nodes are better one. It then takes as much again before
+    /// the one splits.
+    fn is_little(&self, words: usize, level: u16) -> bool {
+        words <= self.words_of(level) * 2 / 5
     }
 
     fn encode(&self, keys: &[Key], seq: u64, node: Key) -> Vec<u8> {
