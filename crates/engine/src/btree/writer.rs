@@ -26,7 +26,7 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
-use crate::limits::{LEAF_PENDING_WORDS, SECTOR, children_most, leaf_batch};
+use crate::limits::{LEAF_PENDING_WORDS, SECTOR, keys_most, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_all, yield_now};
@@ -210,6 +210,10 @@ impl<E: Env> Tree<E> {
         if node.pending.is_empty() {
             return Plan::Nothing;
         }
+        // It is more than one node by now.
+        if node.extents * KEY_WORDS > self.words_of(0) {
+            return Plan::Rewrite;
+        }
         let words = node
             .pending
             .iter()
@@ -245,12 +249,9 @@ impl<E: Env> Tree<E> {
         (self.layout.node_sectors * SECTOR) as usize / 8 - node::HEADER_BYTES / 8
     }
 
-    /// The same of a node of this level.
+    /// The same of a node of this level, in whole keys.
     fn words_of(&self, level: u16) -> usize {
-        match level {
-            0 => self.node_words(),
-            _ => children_most(self.node_words() / KEY_WORDS) * KEY_WORDS,
-        }
+        keys_most(level, self.node_words() / KEY_WORDS) * KEY_WORDS
     }
 
     /// Whether so many words fill so little of a node that several nodes are better one. It then takes as much again before

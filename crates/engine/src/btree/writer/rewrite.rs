@@ -86,7 +86,7 @@ impl<E: Env> Tree<E> {
             }
             yield_now().await;
         }
-        let sizes = groups(keys.iter().map(Key::words), self.node_words());
+        let sizes = groups(keys.iter().map(Key::words), self.words_of(0));
         Ok(Copy {
             leaves: vec![leaf],
             keys,
@@ -211,9 +211,9 @@ impl<E: Env> Tree<E> {
     /// The most leaves that can take the place of this one, as it is.
     pub(super) fn new_leaves_most(&self, leaf: NodeId) -> usize {
         let words = self.index.borrow().nodes.get(leaf).extents * KEY_WORDS;
-        match words <= self.node_words() * 4 / 5 {
+        match words <= self.words_of(0) * 4 / 5 {
             true => 1,
-            false => words.div_ceil(self.node_words() * 3 / 5) + 1,
+            false => words.div_ceil(self.words_of(0) * 3 / 5) + 1,
         }
     }
 
