@@ -150,7 +150,11 @@ pub fn keys_most(level: u16, fit: usize) -> usize {
     #[cfg(feature = "instrumented")]
     {
         let children = CHILDREN_MOST_NOW.with(std::cell::Cell::get);
-        let keys = if level == 0 { children.saturating_mul(6) } else { children };
+        let keys = if level == 0 {
+            children.saturating_mul(6)
+        } else {
+            children
+        };
         keys.min(fit)
     }
     #[cfg(not(feature = "instrumented"))]
@@ -165,6 +169,18 @@ pub fn keys_most(level: u16, fit: usize) -> usize {
 #[cfg(feature = "instrumented")]
 pub fn set_children_most(children: Option<usize>) {
     CHILDREN_MOST_NOW.with(|now| now.set(children.unwrap_or(usize::MAX)));
+}
+
+/// Buckets that rewriting a leaf and everything above it takes at most, of a tree as deep as they get. Those of simulation are deeper.
+#[inline(always)]
+pub fn nodes_at_once(most: usize) -> usize {
+    #[cfg(feature = "instrumented")]
+    {
+        let is_deep = CHILDREN_MOST_NOW.with(std::cell::Cell::get) < usize::MAX;
+        if is_deep { 3 * most } else { most }
+    }
+    #[cfg(not(feature = "instrumented"))]
+    most
 }
 
 /// Of so many leaves those that are rewritten together. Only simulation makes it fewer, as if there were few buckets.

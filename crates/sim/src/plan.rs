@@ -198,7 +198,11 @@ impl Plan {
             collects: true,
             wipes: true,
             // No root is above level 4.
-            requests_max: if narrow < 8 { 240 } else { shape.pick(&[240, 400, 800]) },
+            requests_max: if narrow < 8 {
+                240
+            } else {
+                shape.pick(&[240, 400, 800])
+            },
             aim: shape.percent(50).then_some(Mark::BtreeInteriorsJoin),
             ..self
         }

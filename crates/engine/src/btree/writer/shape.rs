@@ -156,7 +156,8 @@ impl<E: Env> Tree<E> {
         let (key, level) = {
             let mut index = self.index.borrow_mut();
             index.nodes.set_root(root);
-            olds.into_iter().for_each(|old| drop(index.nodes.remove(old)));
+            olds.into_iter()
+                .for_each(|old| drop(index.nodes.remove(old)));
             (index.nodes.get(root).key, index.nodes.get(root).level)
         };
         if !mutations::is(Mutation::RootForgotten) {
