@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Sectors that hold something in the end.
-const LEFT: u64 = 40;
+const LEFT: u64 = 20;
 /// Passes after which nothing changes any more.
 const PASSES: u64 = 8;
 
@@ -193,14 +193,16 @@ fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
 #[test]
 fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all() {
     let _narrow = Narrow::new();
-    let (rest, _) = Rest::after_loss(1200, 2500);
+    let (rest, _) = Rest::after_loss(1200, 1300);
     let cut = |at: Option<u64>| {
         let fork = rest.fork();
         let (world, server) = fork.serve();
         let (s, w) = (server.clone(), world.clone());
-        let done = async move { collect(&s, &w, 2).await };
+        let done = async move { collect(&s, &w, PASSES).await };
         let at = at.map(|at| world.device_operations() + at);
-        world.run(done, || at.is_some_and(|at| world.device_operations() >= at));
+        world.run(done, || {
+            at.is_some_and(|at| world.device_operations() >= at)
+        });
         let operations = world.device_operations();
         world.kill();
         (fork, operations)
@@ -210,6 +212,7 @@ fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all()
     let all = cut(None).1 - before;
     assert_reached(Mark::BtreeInteriorsJoin);
     assert_reached(Mark::BtreeLevelGoes);
+    eprintln!("ALL {all}");
     for at in 0..all {
         for end in [End::Kill, End::PowerLoss] {
             let (fork, _) = cut(Some(at));
