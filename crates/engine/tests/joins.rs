@@ -4,7 +4,7 @@
 use brigade_engine::marks::{self, Mark};
 use brigade_engine::{BtreeStatus, Server};
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_sim::disk::{DiskState, End};
+use brigade_sim::disk::DiskState;
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, load, open, options};
 use std::cell::RefCell;
@@ -69,6 +69,7 @@ impl Rest {
         (world, server)
     }
 
+    #[cfg(feature = "instrumented")]
     fn fork(&self) -> Rest {
         Rest {
             cache: self.cache.borrow().fork(),
@@ -78,7 +79,8 @@ impl Rest {
         }
     }
 
-    fn end(&self, end: End) {
+    #[cfg(feature = "instrumented")]
+    fn end(&self, end: brigade_sim::disk::End) {
         for disk in [&self.cache, &self.backing] {
             disk.borrow_mut().end(end, &self.chance);
         }
@@ -192,6 +194,7 @@ fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
 #[cfg(feature = "instrumented")]
 #[test]
 fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all() {
+    use brigade_sim::disk::End;
     let _narrow = Narrow::new();
     let (rest, _) = Rest::after_loss(1200, 1300);
     let cut = |at: Option<u64>| {

@@ -8,6 +8,9 @@
 //! new root: node (durable) ─► journal entry naming it ─► free the old bucket
 //! ```
 //!
+//! In a collection neighbours under one parent that fill little of a node together become one, leaves and interior nodes alike:
+//! several old nodes then have one new one. A root with one interior child gives way to that, which is a new root without a write.
+//!
 //! While the content of a leaf is copied, what is inserted goes to its pending set as well, and from there to those of the new
 //! leaves. So nothing is lost whether the copy has it or not.
 //!
