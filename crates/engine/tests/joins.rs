@@ -167,8 +167,8 @@ struct Narrow;
 
 #[cfg(feature = "instrumented")]
 impl Narrow {
-    fn new() -> Narrow {
-        brigade_engine::set_children_most(Some(8));
+    fn new(children: usize) -> Narrow {
+        brigade_engine::set_children_most(Some(children));
         Narrow
     }
 }
@@ -177,13 +177,15 @@ impl Narrow {
 impl Drop for Narrow {
     fn drop(&mut self) {
         brigade_engine::set_children_most(None);
+        brigade_engine::set_rewritten_together(None);
+        brigade_engine::mutations::choose(None);
     }
 }
 
 #[cfg(feature = "instrumented")]
 #[test]
 fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
-    let _narrow = Narrow::new();
+    let _narrow = Narrow::new(8);
     let (rest, grown) = Rest::after_loss(1200, 2500);
     assert!(grown.depth >= 3 && grown.nodes > 80, "{grown:?}");
     rest.check(PASSES);
@@ -195,7 +197,7 @@ fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
 #[test]
 fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all() {
     use brigade_sim::disk::End;
-    let _narrow = Narrow::new();
+    let _narrow = Narrow::new(8);
     let (rest, _) = Rest::after_loss(1200, 1300);
     let cut = |at: Option<u64>| {
         let fork = rest.fork();
@@ -224,4 +226,49 @@ fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all()
             fork.check(0);
         }
     }
+}
+
+/// Leaves are rewritten one by one, while what surrounds them is discarded and filled again; parents split on the way.
+#[cfg(feature = "instrumented")]
+fn rewritten_one_by_one(seed: u64) {
+    const SECTORS: u64 = 2000;
+    const ROUNDS: u64 = 20;
+    let chance = Chance::new(seed);
+    let (cache, backing) = disks(1200, 8, 1, SECTORS);
+    let world = World::new(chance.clone(), Duration::from_secs(1));
+    let server = open(&world, &cache, &backing, &Store::default(), options(false));
+    let (s, w, v) = (server.clone(), world.clone(), server.volumes()[0].clone());
+    let story = async move {
+        for round in 0..ROUNDS {
+            for _ in 0..60 {
+                let at = chance.below(SECTORS);
+                v.read(StreamId(1), at * 512, 512).await.unwrap();
+            }
+            let dense = chance.below(SECTORS - 100);
+            for at in 0..50 {
+                let at = dense + 2 * at;
+                v.read(StreamId(2), at * 512, 512).await.unwrap();
+            }
+            let (at, count) = (chance.below(SECTORS - 300), chance.between(20, 300));
+            v.discard(at * 512, count * 512, false).await.unwrap();
+            collect(&s, &w, round + 1).await;
+            s.audit();
+        }
+        s.stop().await.unwrap();
+    };
+    world.run(story, || false).expect("ends");
+    world.kill();
+    load(&cache, Chance::new(seed));
+}
+
+#[cfg(feature = "instrumented")]
+#[test]
+fn neighbours_are_joined_only_as_long_as_they_have_one_parent() {
+    use brigade_engine::mutations::{Mutation, choose};
+    let _narrow = Narrow::new(6);
+    brigade_engine::set_rewritten_together(Some(1));
+    (0..10).for_each(rewritten_one_by_one);
+    choose(Some(Mutation::LeavesJoinEarly));
+    let is_sound = |seed| std::panic::catch_unwind(|| rewritten_one_by_one(seed)).is_ok();
+    assert!(!(0..10).all(is_sound), "joined too early, nothing happens");
 }
