@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Sectors that hold something in the end.
 const LEFT: u64 = 20;
+/// Buckets that are filled with something else meanwhile, where nodes are to be reused soon.
+const READS: u64 = 800;
 /// Passes after which nothing changes any more.
 const PASSES: u64 = 8;
 
@@ -28,7 +30,7 @@ struct Rest {
 impl Rest {
     /// Many sectors were cached, none beside another, then all were discarded, and a few written all over the volume.
     fn after_loss(buckets: u64, sectors: u64) -> (Rest, BtreeStatus) {
-        let (cache, backing) = disks(buckets, 8, 1, 2 * sectors + 1000);
+        let (cache, backing) = disks(buckets, 8, 1, 2 * sectors + 8 * READS);
         let rest = Rest {
             cache,
             backing,
@@ -198,11 +200,20 @@ fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
 fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all() {
     use brigade_sim::disk::End;
     let _narrow = Narrow::new(8);
-    let (rest, _) = Rest::after_loss(1200, 1300);
+    let (rest, _) = Rest::after_loss(540, 1300);
+    let sectors = rest.sectors;
     let cut = |at: Option<u64>| {
         let fork = rest.fork();
         let (world, server) = fork.serve();
         let (s, w) = (server.clone(), world.clone());
+        let v = server.volumes()[0].clone();
+        world.spawn(async move {
+            for bucket in 0..READS {
+                let at = 2 * sectors + 8 * bucket;
+                drop(v.read(StreamId(3), at * 512, 4096).await);
+                drop(v.discard(at * 512, 4096, false).await);
+            }
+        });
         let done = async move { collect(&s, &w, PASSES).await };
         let at = at.map(|at| world.device_operations() + at);
         world.run(done, || {
@@ -217,7 +228,6 @@ fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all()
     let all = cut(None).1 - before;
     assert_reached(Mark::BtreeInteriorsJoin);
     assert_reached(Mark::BtreeLevelGoes);
-    eprintln!("ALL {all}");
     for at in 0..all {
         for end in [End::Kill, End::PowerLoss] {
             let (fork, _) = cut(Some(at));

@@ -400,10 +400,6 @@ impl Life {
                 self.pause(&session);
             }
         }
-        if std::env::var("DBG").is_ok() && self.plan.wipes {
-            let b = session.server.status().cache_sets[0].clone();
-            eprintln!("DBG {} {:?} passes {}", self.set.seed, b.btree, b.gc.passes);
-        }
         session.server.audit();
         if is_whole && (stops_early || self.set.chance.percent(50)) {
             if !stops_early {
