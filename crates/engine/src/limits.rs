@@ -101,6 +101,8 @@ pub const SETTLE_BYTES_MAX: u64 = 1 << 30;
 #[cfg(feature = "instrumented")]
 thread_local! {
     static LEAF_BATCH_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAF_BATCH) };
+    static CHILDREN_MOST_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
+    static REWRITTEN_MOST_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
     static COUNT_PAUSE: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
     static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
     static MOVING_IS_EAGER: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
@@ -148,6 +150,60 @@ pub fn leaf_batch() -> usize {
 #[cfg(feature = "instrumented")]
 pub fn set_leaf_batch(leaves: Option<usize>) {
     LEAF_BATCH_NOW.with(|now| now.set(leaves.unwrap_or(LEAF_BATCH).max(1)));
+}
+
+/// Keys that a node of this level has room for, of as many as fit. Only simulation makes it fewer, so that small trees are deep.
+#[inline(always)]
+pub fn keys_most(level: u16, fit: usize) -> usize {
+    #[cfg(feature = "instrumented")]
+    {
+        let children = CHILDREN_MOST_NOW.with(std::cell::Cell::get);
+        let keys = if level == 0 {
+            children.saturating_mul(6)
+        } else {
+            children
+        };
+        keys.min(fit)
+    }
+    #[cfg(not(feature = "instrumented"))]
+    {
+        let _ = level;
+        fit
+    }
+}
+
+/// From now on interior nodes that this thread writes have room for so many children, and leaves for six times as many keys;
+/// for as many as ever if `None`.
+#[cfg(feature = "instrumented")]
+pub fn set_children_most(children: Option<usize>) {
+    CHILDREN_MOST_NOW.with(|now| now.set(children.unwrap_or(usize::MAX)));
+}
+
+/// Buckets that rewriting a leaf and everything above it takes at most, of a tree as deep as they get. Those of simulation are deeper.
+#[inline(always)]
+pub fn nodes_at_once(most: usize) -> usize {
+    #[cfg(feature = "instrumented")]
+    {
+        let is_deep = CHILDREN_MOST_NOW.with(std::cell::Cell::get) < usize::MAX;
+        if is_deep { 3 * most } else { most }
+    }
+    #[cfg(not(feature = "instrumented"))]
+    most
+}
+
+/// Of so many leaves those that are rewritten together. Only simulation makes it fewer, as if there were few buckets.
+#[inline(always)]
+pub fn rewritten_together(leaves: usize) -> usize {
+    #[cfg(feature = "instrumented")]
+    return REWRITTEN_MOST_NOW.with(std::cell::Cell::get).min(leaves);
+    #[cfg(not(feature = "instrumented"))]
+    leaves
+}
+
+/// From now on this thread rewrites so many leaves together at most; as many as ever if `None`.
+#[cfg(feature = "instrumented")]
+pub fn set_rewritten_together(leaves: Option<usize>) {
+    REWRITTEN_MOST_NOW.with(|now| now.set(leaves.unwrap_or(usize::MAX).max(1)));
 }
 
 /// Leaves that stay in memory however short that is. Only simulation makes it smaller, so that those of small trees go too.

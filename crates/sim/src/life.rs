@@ -20,6 +20,9 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Collections asked for in a round, if any are.
+const COLLECTIONS: usize = 12;
+
 /// Which requests of a life are made; the rest is left out.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
@@ -175,6 +178,7 @@ impl Life {
             } else {
                 (hot / chance.pick(&[1, 4, 16, 64])).max(64)
             },
+            wipes: self.plan.wipes,
             align: chance.pick(&[1, least, 8]),
             modes: self.plan.modes && chance.percent(50),
             pause_percent: chance.pick(&[0, 0, 5, 30]),
@@ -442,6 +446,7 @@ impl Life {
             .ledger
             .faulty
             .set(session.ledger.faulty.get() || stops_early);
+        self.have_collected(number, session);
         let (server, world) = (session.server.clone(), session.world.clone());
         let stop = async move {
             if stops_early {
@@ -458,6 +463,23 @@ impl Life {
             *most = (*most).max(disk.borrow().ios - before);
         }
         done
+    }
+
+    /// Collections are asked for now and then while a round goes on.
+    fn have_collected(&self, number: u64, session: &Session) {
+        if !self.plan.collects {
+            return;
+        }
+        let chance = Chance::new(self.set.seed ^ 0x5eed_0c01_1ec7 ^ number << 56);
+        let (server, world) = (session.server.clone(), session.world.clone());
+        session.world.spawn(async move {
+            for _ in 0..COLLECTIONS {
+                world
+                    .sleep(Duration::from_millis(chance.between(1, 400)))
+                    .await;
+                server.collect();
+            }
+        });
     }
 
     /// Nothing fails any more: dirty data drains, and there are buckets again.

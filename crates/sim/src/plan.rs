@@ -51,6 +51,14 @@ pub struct Plan {
     pub aim: Option<Mark>,
     /// Leaves that are written in one round, so that a small tree takes several. Only where marks are compiled in.
     pub leaf_batch: Option<usize>,
+    /// Interior nodes have room for so few children, and leaves for few keys, so that a small tree is deep. Only where marks are compiled in.
+    pub narrow: Option<usize>,
+    /// Leaves that are rewritten together, as if there were few buckets. Only where marks are compiled in.
+    pub together: Option<usize>,
+    /// Collections are asked for.
+    pub collects: bool,
+    /// Now and then much of a volume is discarded.
+    pub wipes: bool,
     /// Small buckets and many short writes all over: many keys for a small set.
     pub deep: bool,
     /// Many clients write the same few sectors, in every way.
@@ -69,6 +77,7 @@ impl Plan {
         let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
         // Dice of its own: the seeds from before there was moving gc do what they did.
         let moving = Chance::new(seed ^ 0x5eed_0aa0_71c6_33b7);
+        let shape = Chance::new(seed ^ 0x5eed_0b17_3c9e_6a55);
         let plan = Plan {
             power_loss: chance.percent(70),
             faults: chance.percent(25),
@@ -87,6 +96,10 @@ impl Plan {
             requests_max: chance.pick(&[100, 140, 180, 240]),
             aim: chance.percent(25).then(|| chance.pick(&AIMS)),
             leaf_batch: chance.percent(35).then(|| chance.pick(&[1, 1, 2, 4])),
+            narrow: shape.percent(40).then(|| shape.pick(&[8, 8, 12, 16])),
+            together: shape.percent(30).then(|| shape.pick(&[1, 1, 2])),
+            collects: shape.percent(30),
+            wipes: false,
             deep: false,
             crowded: false,
             slow_count: chance.percent(20),
@@ -95,6 +108,8 @@ impl Plan {
         };
         if chance.percent(8) {
             plan.crowded()
+        } else if shape.percent(12) {
+            plan.losing_much(&shape)
         } else if chance.percent(15) {
             let is_of_opening = chance.percent(50);
             plan.aimed(&chance, is_of_opening)
@@ -119,6 +134,11 @@ impl Plan {
             power_loss: false,
             ..Plan::swarm(seed).crowded()
         }
+    }
+
+    /// The same, of a tree that shrinks.
+    pub fn shrinking(seed: u64) -> Plan {
+        Plan::swarm(seed).losing_much(&Chance::new(seed ^ 0x0b17_3c9e_5eed_51a2))
     }
 
     fn crowded(self) -> Plan {
@@ -159,6 +179,31 @@ impl Plan {
                 Mark::BtreeRetired
             }),
             leaf_batch: chance.percent(80).then(|| chance.pick(&[1, 1, 2])),
+            ..self
+        }
+    }
+
+    /// The tree is deep and loses much of what it holds, again and again.
+    fn losing_much(self, shape: &Chance) -> Plan {
+        let narrow = shape.pick(&[6, 6, 8, 12]);
+        Plan {
+            lies: false,
+            little_memory: false,
+            clear: true,
+            crowded: false,
+            deep: true,
+            narrow: Some(narrow),
+            together: shape.percent(60).then_some(1),
+            leaf_batch: shape.percent(20).then_some(2),
+            collects: true,
+            wipes: true,
+            // No root is above level 4.
+            requests_max: if narrow < 8 {
+                240
+            } else {
+                shape.pick(&[240, 400, 800])
+            },
+            aim: shape.percent(50).then_some(Mark::BtreeInteriorsJoin),
             ..self
         }
     }

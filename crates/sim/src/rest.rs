@@ -208,6 +208,7 @@ fn run_alone(set: &mut Set) {
         is_long: false,
         hot: 512,
         align: 1,
+        wipes: false,
         modes: false,
         pause_percent: 0,
     };

@@ -26,16 +26,19 @@ pub enum Kind {
     CutOpenings,
     /// A life in which many requests overtake each other.
     Overtaking,
+    /// A life whose tree is deep and loses much of what it holds.
+    Shrinking,
     /// A short workload, crashed after every device operation.
     Prefixes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 5] = [
+    const ALL: [(&'static str, Kind); 6] = [
         ("swarm", Kind::Swarm),
         ("half-done", Kind::HalfDone),
         ("cut-openings", Kind::CutOpenings),
         ("overtaking", Kind::Overtaking),
+        ("shrinking", Kind::Shrinking),
         ("prefixes", Kind::Prefixes),
     ];
 
@@ -59,6 +62,7 @@ impl Kind {
             1 | 5 => Kind::HalfDone,
             2 | 3 => Kind::CutOpenings,
             4 => Kind::Overtaking,
+            6 => Kind::Shrinking,
             _ => Kind::Swarm,
         }
     }
@@ -122,6 +126,7 @@ impl Spec {
             Kind::HalfDone => Plan::half_done(seed),
             Kind::CutOpenings => Plan::cut_openings(seed),
             Kind::Overtaking => Plan::overtaking(seed),
+            Kind::Shrinking => Plan::shrinking(seed),
             Kind::Prefixes => {
                 return sweep::prefixes_of(seed, choice, trace, scripts);
             }

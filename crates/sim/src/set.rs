@@ -82,6 +82,10 @@ impl Set {
         #[cfg(feature = "instrumented")]
         brigade_engine::set_leaf_batch(plan.leaf_batch);
         #[cfg(feature = "instrumented")]
+        brigade_engine::set_children_most(plan.narrow);
+        #[cfg(feature = "instrumented")]
+        brigade_engine::set_rewritten_together(plan.together);
+        #[cfg(feature = "instrumented")]
         brigade_engine::set_leaves_here_min(plan.little_memory.then_some(1));
         #[cfg(feature = "instrumented")]
         brigade_engine::set_count_pause(Duration::from_millis(if plan.slow_count {

@@ -43,6 +43,8 @@ pub struct Mix {
     pub align: u64,
     /// Cache modes change.
     pub modes: bool,
+    /// One request in a hundred discards much of its volume.
+    pub wipes: bool,
     /// How often a client rests.
     pub pause_percent: u64,
 }
@@ -145,7 +147,11 @@ impl Mix {
         (0..self.requests)
             .map(|number| {
                 let (volume, size) = chance.pick(volumes);
-                let (first, count) = self.range(chance, size);
+                let is_wipe = self.wipes && chance.percent(1);
+                let (first, count) = match is_wipe {
+                    true => self.wiped(chance, size),
+                    false => self.range(chance, size),
+                };
                 let pause = if chance.percent(self.pause_percent) {
                     chance.pick(&[1, 10, 100, 1000]) * chance.between(1, 10)
                 } else {
@@ -153,7 +159,10 @@ impl Mix {
                 };
                 Request {
                     number,
-                    verb: self.verb(chance),
+                    verb: match is_wipe {
+                        true => Verb::Discard,
+                        false => self.verb(chance),
+                    },
                     volume,
                     first,
                     count,
@@ -162,6 +171,16 @@ impl Mix {
                 }
             })
             .collect()
+    }
+
+    /// Much of a volume, or all of it.
+    fn wiped(&self, chance: &Chance, size: u64) -> (u64, u64) {
+        let whole = size / self.align * self.align;
+        let first = chance.below(whole / 2) / self.align * self.align;
+        match chance.percent(50) {
+            true => (0, whole),
+            false => (first, whole / 2 / self.align * self.align),
+        }
     }
 
     fn verb(&self, chance: &Chance) -> Verb {

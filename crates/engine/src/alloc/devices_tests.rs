@@ -1,6 +1,6 @@
 //! Sets of buckets on several devices; sets that need no table; discards; checks of what is handed out.
 
-use brigade_format::{BucketNr, Ptr};
+use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::super::bucket::Place;
 use super::super::tokens::Unused;
@@ -224,6 +224,26 @@ fn expensive_checks_find_nothing_wrong_in_ordinary_use() {
     alloc.batch_durable(batch);
     assert!(alloc.take_metadata(Reserve::Btree).is_some());
     assert!(alloc.take_whole(Reserve::MovingGc).is_some());
+}
+
+#[test]
+fn a_collection_that_begins_before_all_leaves_are_counted_finds_none() {
+    let mut alloc = Allocator::new(CONFIG);
+    let bucket = BucketNr(9);
+    alloc.set_gen(bucket, Gen(0), 1);
+    alloc.mark_referenced(bucket);
+    alloc.start_counting(vec![false; CONFIG.nbuckets as usize]);
+    let mut base = alloc.gc_base();
+    // A leaf comes, is written again as it is, and then told that it holds nothing there.
+    let ptr = Ptr::new(9 * 8, Gen(0));
+    alloc.count_pointer(ptr).expect("not called empty");
+    alloc.count_live(ptr, 8, false).expect("room");
+    alloc.sub_live(ptr, 8, false);
+    assert!(alloc.finish_counting(usize::MAX));
+    alloc.gc_finished(&mut base);
+    assert!(alloc.gc_release_empty(&mut base, 10));
+    alloc.audit();
+    assert_eq!(alloc.bucket(bucket).place(), Place::Idle);
 }
 
 #[test]

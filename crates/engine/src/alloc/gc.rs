@@ -30,7 +30,8 @@ impl Allocator {
         let to = (from + count).min(self.buckets.len());
         for (nr, bucket) in (from as u32..).zip(&self.buckets[from..to]) {
             base.gens.push(bucket.r#gen);
-            if is_empty(bucket) && base.empty.len() < EMPTY_MAX {
+            // Before all leaves are counted nobody knows what is empty.
+            if is_empty(bucket) && !self.is_counting() && base.empty.len() < EMPTY_MAX {
                 base.empty.push((nr, bucket.r#gen));
             }
         }

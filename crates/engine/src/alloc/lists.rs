@@ -3,6 +3,7 @@
 use brigade_format::BucketNr;
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::limits::nodes_at_once;
 use crate::mutations::{self, Mutation};
 
 use super::Config;
@@ -71,7 +72,9 @@ impl Sizes {
         Sizes {
             // Enough to rewrite a leaf and everything above it without a table write: that one may be waiting for room in
             // the journal, which only writing leaves makes.
-            btree: journal.max(BTREE_LEAST).min((nbuckets / 8).max(8)),
+            btree: journal
+                .max(nodes_at_once(BTREE_LEAST))
+                .min((nbuckets / 8).max(8)),
             prio: 2 * config.table_buckets as usize,
             moving_gc: normal,
             low_water: normal.div_ceil(2).max(batch / 4),

@@ -233,6 +233,11 @@ impl Nodes {
         self.is_passing = false;
     }
 
+    /// Whether a collection is under way.
+    pub fn is_passing(&self) -> bool {
+        self.is_passing
+    }
+
     /// Whether the collection that is under way has yet to rewrite a node.
     pub fn is_old(&self, id: NodeId) -> bool {
         self.is_passing && self.get(id).made_in < self.pass
@@ -534,12 +539,25 @@ impl Nodes {
         assert_eq!(low, Pos::MAX, "TREE-1: the last leaf ends everything");
         let pending = self.slots.iter().flatten().map(|node| node.pending.len());
         assert_eq!(pending.sum::<usize>(), self.pending_keys, "pending keys");
-        for node in self.slots.iter().flatten() {
-            for (pos, child) in &node.children {
-                assert_eq!(self.get(*child).key.pos(), *pos, "TREE-1: children");
-                assert_eq!(self.get(*child).level + 1, node.level, "TREE-1: levels");
+        for (slot, node) in self.slots.iter().enumerate() {
+            if let Some(node) = node {
+                self.audit_children(NodeId(slot), node);
             }
         }
+    }
+
+    /// Children tile their parent; one that is being replaced has none.
+    fn audit_children(&self, id: NodeId, node: &Node) {
+        let mut low = node.low;
+        for (pos, child) in &node.children {
+            let child = self.get(*child);
+            assert_eq!((child.low, child.key.pos()), (low, *pos), "TREE-1: ranges");
+            assert_eq!(child.level + 1, node.level, "TREE-1: levels");
+            assert_eq!(child.parent, Some(id), "TREE-1: parents");
+            low = *pos;
+        }
+        let is_whole = node.children.is_empty() || low == node.key.pos();
+        assert!(is_whole, "TREE-1: the last child ends where its node does");
     }
 
     /// Entries that leaves hold (TREE-3).

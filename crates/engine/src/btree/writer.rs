@@ -8,6 +8,9 @@
 //! new root: node (durable) ─► journal entry naming it ─► free the old bucket
 //! ```
 //!
+//! In a collection neighbours under one parent that fill little of a node together become one, leaves and interior nodes alike:
+//! several old nodes then have one new one. A root with one interior child gives way to that, which is a new root without a write.
+//!
 //! While the content of a leaf is copied, what is inserted goes to its pending set as well, and from there to those of the new
 //! leaves. So nothing is lost whether the copy has it or not.
 //!
@@ -26,7 +29,11 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
+<<<<<<< HEAD
 use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, leaf_batch};
+=======
+use crate::limits::{LEAF_PENDING_WORDS, SECTOR, keys_most, leaf_batch};
+>>>>>>> join
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_by, yield_now};
@@ -220,6 +227,10 @@ impl<E: Env> Tree<E> {
         if node.pending.is_empty() {
             return Plan::Nothing;
         }
+        // It is more than one node by now.
+        if node.extents * KEY_WORDS > self.words_of(0) {
+            return Plan::Rewrite;
+        }
         let words = node
             .pending
             .iter()
@@ -253,6 +264,17 @@ impl<E: Env> Tree<E> {
     /// Words of keys that fit an empty node in one set.
     fn node_words(&self) -> usize {
         (self.layout.node_sectors * SECTOR) as usize / 8 - node::HEADER_BYTES / 8
+    }
+
+    /// The same of a node of this level, in whole keys.
+    fn words_of(&self, level: u16) -> usize {
+        keys_most(level, self.node_words() / KEY_WORDS) * KEY_WORDS
+    }
+
+    /// Whether so many words fill so little of a node that several nodes are better one. It then takes as much again before
+    /// the one splits.
+    fn is_little(&self, words: usize, level: u16) -> bool {
+        words <= self.words_of(level) * 2 / 5
     }
 
     fn encode(&self, keys: &[Key], seq: u64, node: Key) -> Vec<u8> {

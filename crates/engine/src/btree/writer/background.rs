@@ -132,7 +132,7 @@ impl<E: Env> Tree<E> {
         let (extents, leaves) = (index.extents(), index.nodes.leaf_count());
         let most = self.extents_most.get().max(extents);
         self.extents_most.set(most);
-        let needed = (extents * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+        let needed = (extents * KEY_WORDS).div_ceil(self.words_of(0) * 3 / 5);
         let is_counted = index.nodes.uncounted() == 0;
         is_counted && leaves >= SPARSE_LEAVES && leaves > SPARSE * needed && extents < most / 2
     }

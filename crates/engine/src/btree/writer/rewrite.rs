@@ -5,7 +5,7 @@ use super::{Aim, KEY_WORDS, NewNode, Tree};
 use crate::alloc::MetadataBucket;
 use crate::btree::nodes::NodeId;
 use crate::extents::Extent;
-use crate::limits::SLICE_KEYS;
+use crate::limits::{SLICE_KEYS, rewritten_together};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::Env;
@@ -86,8 +86,12 @@ impl<E: Env> Tree<E> {
                 _ => break,
             }
         }
+<<<<<<< HEAD
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
         yield_now().await;
+=======
+        let sizes = groups(keys.iter().map(Key::words), self.words_of(0));
+>>>>>>> join
         Ok(Copy {
             leaves: vec![leaf],
             keys,
@@ -112,7 +116,7 @@ impl<E: Env> Tree<E> {
             return copies.push(copy);
         };
         let words = |copy: &Copy| copy.keys.iter().map(Key::words).sum::<usize>();
-        let is_little = words(last) + words(&copy) <= self.node_words() * 2 / 5;
+        let is_little = self.is_little(words(last) + words(&copy), 0);
         let are_neighbours = {
             let nodes = &self.index.borrow().nodes;
             let left = nodes.get(*last.leaves.last().expect("one at least"));
@@ -131,11 +135,15 @@ impl<E: Env> Tree<E> {
 
     async fn write_copies(&self, copies: Vec<Copy>, aim: Aim) -> io::Result<()> {
         let mut rest = copies;
+        let is_early = mutations::is(Mutation::LeavesJoinEarly);
+        if is_early && aim == Aim::New {
+            rest = self.joined(rest);
+        }
         while !rest.is_empty() {
             let (mut spare, count) = self.reserve_for(&rest).await?;
             let later = rest.split_off(count);
             // Not before: writing those in front may have split their parent.
-            if aim == Aim::New {
+            if !is_early && aim == Aim::New {
                 rest = self.joined(rest);
             }
             let (mut new_nodes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
@@ -192,7 +200,7 @@ impl<E: Env> Tree<E> {
         let leaves: Vec<_> = copies.iter().map(|copy| copy.leaves[0]).collect();
         let sizes: Vec<_> = copies.iter().map(|copy| copy.sizes.len()).collect();
         let there = self.buckets.get().metadata_available();
-        let mut count = copies.len();
+        let mut count = rewritten_together(copies.len());
         while count > 1 && self.buckets_needed(&leaves[..count], &sizes[..count]) > there {
             marks::hit(Mark::BtreeFewerAtOnce);
             count = count.div_ceil(2);
@@ -208,15 +216,15 @@ impl<E: Env> Tree<E> {
     /// The most leaves that can take the place of this one, as it is.
     pub(super) fn new_leaves_most(&self, leaf: NodeId) -> usize {
         let words = self.index.borrow().nodes.get(leaf).extents * KEY_WORDS;
-        match words <= self.node_words() * 4 / 5 {
+        match words <= self.words_of(0) * 4 / 5 {
             true => 1,
-            false => words.div_ceil(self.node_words() * 3 / 5) + 1,
+            false => words.div_ceil(self.words_of(0) * 3 / 5) + 1,
         }
     }
 
     /// The most buckets that rewriting these leaves, which become so many each, and everything above them can take.
     pub(super) fn buckets_needed(&self, leaves: &[NodeId], new_leaves: &[usize]) -> usize {
-        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.node_words() * 3 / 5);
+        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.words_of(1) * 3 / 5);
         let mut news: usize = new_leaves.iter().sum();
         let mut needed = news;
         let index = self.index.borrow();
@@ -231,7 +239,7 @@ impl<E: Env> Tree<E> {
         }
         // New levels above what is the root now.
         while news > 1 {
-            news = if news * KEY_WORDS <= self.node_words() * 4 / 5 {
+            news = if news * KEY_WORDS <= self.words_of(1) * 4 / 5 {
                 1
             } else {
                 above(news).max(2)

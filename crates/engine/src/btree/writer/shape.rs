@@ -1,15 +1,17 @@
 //! What changes in the shape of the tree: content is cut into nodes, and these take the place of others, up to the root.
 
-use super::{NewNode, Tree, Write};
+use super::{KEY_WORDS, NewNode, Tree, Write};
 use crate::alloc::MetadataBucket;
 use crate::btree::index::Index;
-use crate::btree::nodes::NodeId;
+use crate::btree::nodes::{NodeId, Nodes};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::Env;
+use brigade_env::sync::yield_now;
 use brigade_format::{BucketNr, Key, Pos, Ptr, node};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 
 impl<E: Env> Tree<E> {
     /// Cuts keys into nodes of one level and adds these to the tree.
@@ -27,7 +29,12 @@ impl<E: Env> Tree<E> {
         parent: Option<NodeId>,
         spare: &mut Vec<MetadataBucket>,
     ) -> Vec<NewNode> {
+<<<<<<< HEAD
         let sizes = groups(keys.iter().map(Key::words), self.node_words());
+=======
+        let sizes = groups(keys.iter().map(Key::words), self.words_of(level));
+        let mut rest = &keys[..];
+>>>>>>> join
         let mut low = low;
         let mut nodes = Vec::new();
         let mut parts = split(keys, &sizes).into_iter().peekable();
@@ -82,8 +89,7 @@ impl<E: Env> Tree<E> {
         if is_root {
             assert_eq!(replaced.len(), 1, "a tree has one root");
             for (olds, news) in replaced {
-                self.replace_root(olds[0], news, spare, pins.clone())
-                    .await?;
+                self.replace_root(olds, news, spare, pins.clone()).await?;
             }
         } else {
             Box::pin(self.replace_children(replaced, spare, pins)).await?;
@@ -136,7 +142,7 @@ impl<E: Env> Tree<E> {
 
     async fn replace_root(
         &self,
-        old: NodeId,
+        olds: Vec<NodeId>,
         news: Vec<NodeId>,
         spare: &mut Vec<MetadataBucket>,
         pins: Vec<u64>,
@@ -152,7 +158,8 @@ impl<E: Env> Tree<E> {
         let (key, level) = {
             let mut index = self.index.borrow_mut();
             index.nodes.set_root(root);
-            index.nodes.remove(old);
+            olds.into_iter()
+                .for_each(|old| drop(index.nodes.remove(old)));
             (index.nodes.get(root).key, index.nodes.get(root).level)
         };
         if !mutations::is(Mutation::RootForgotten) {
@@ -184,8 +191,18 @@ impl<E: Env> Tree<E> {
         pins: Vec<u64>,
     ) -> io::Result<()> {
         let (mut appends, mut new_nodes, mut above) = (Vec::new(), Vec::new(), Vec::new());
-        for (parent, keys) in self.move_in(replaced) {
-            match self.plan_interior(&mut self.index.borrow_mut(), parent, &keys, spare) {
+        let (mut touched, mut planned) = (self.move_in(replaced), BTreeSet::new());
+        while let Some((parent, keys)) = touched.pop_first() {
+            if let Some((roots, root)) = lonely(&self.index.borrow().nodes, parent) {
+                marks::hit(Mark::BtreeLevelGoes);
+                above.push((roots, vec![root]));
+                break;
+            }
+            let run = self.sparse_run(&self.index.borrow().nodes, parent, &planned);
+            touched.retain(|id, _| !run.contains(id));
+            planned.extend(run.iter().copied());
+            let plan = self.plan_interior(&mut self.index.borrow_mut(), &run, &keys, spare);
+            match plan {
                 InteriorPlan::Append(write) => {
                     marks::hit(Mark::BtreeInteriorAppend);
                     appends.push(write);
@@ -195,10 +212,14 @@ impl<E: Env> Tree<E> {
                     if nodes.len() > 1 {
                         marks::hit(Mark::BtreeInteriorSplit);
                     }
-                    above.push((vec![parent], ids(&nodes)));
+                    if run.len() > 1 {
+                        marks::hit(Mark::BtreeInteriorsJoin);
+                    }
+                    above.push((run, ids(&nodes)));
                     new_nodes.extend(nodes);
                 }
             }
+            yield_now().await;
         }
         self.append(appends).await?;
         self.write_new(new_nodes).await?;
@@ -239,31 +260,69 @@ impl<E: Env> Tree<E> {
             .collect()
     }
 
+    /// An interior node, and in a collection those beside it under the same parent that fill little of a node together with it,
+    /// in order. Those that are planned already stay what they will be.
+    fn sparse_run(&self, nodes: &Nodes, id: NodeId, planned: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let node = nodes.get(id);
+        let Some(parent) = node.parent.filter(|_| nodes.is_passing()) else {
+            return vec![id];
+        };
+        let mut children = node.children.len();
+        let mut fits = |beside: &NodeId| {
+            let more = children + nodes.get(*beside).children.len();
+            let is_joined =
+                !planned.contains(beside) && self.is_little(more * KEY_WORDS, node.level);
+            if is_joined {
+                children = more;
+            }
+            is_joined
+        };
+        let (siblings, pos) = (&nodes.get(parent).children, node.key.pos());
+        let behind = siblings.range((Bound::Excluded(pos), Bound::Unbounded));
+        let behind: Vec<_> = behind.map(|(_, id)| *id).take_while(&mut fits).collect();
+        let before = siblings.range(..pos).rev().map(|(_, id)| *id);
+        let mut run: Vec<_> = before.take_while(&mut fits).collect();
+        run.reverse();
+        run.push(id);
+        run.extend(behind);
+        run
+    }
+
+    /// What is to become of nodes side by side whose children changed: the keys that say so are appended, or one or more new
+    /// nodes take their place.
     fn plan_interior(
         &self,
         index: &mut Index,
-        id: NodeId,
+        run: &[NodeId],
         keys: &[Key],
         spare: &mut Vec<MetadataBucket>,
     ) -> InteriorPlan {
+        let (id, last) = (run[0], run[run.len() - 1]);
         let node = index.nodes.get(id);
         let words = keys.iter().map(Key::words).sum();
         let place = self.append_at(node.key, node.blocks_used, words);
         let is_old = index.nodes.is_old(id) && !mutations::is(Mutation::GcLeavesOnly);
-        let is_kept = !node.rewrite_wanted && !is_old;
+        let is_wide = node.children.len() * KEY_WORDS > self.words_of(node.level);
+        let is_kept = run.len() == 1 && !node.rewrite_wanted && !is_old && !is_wide;
         if let Some(sector) = place.filter(|_| is_kept) {
             let bytes = self.encode(keys, node.seq, node.key);
             index.nodes.get_mut(id).blocks_used += bytes.len() as u64 / self.block_bytes();
             return InteriorPlan::Append(Write { sector, bytes });
         }
-        let (level, low, high, parent) = (node.level, node.low, node.key.pos(), node.parent);
-        let children: Vec<_> = node.children.values().copied().collect();
+        let (level, low, parent) = (node.level, node.low, node.parent);
+        let high = index.nodes.get(last).key.pos();
+        let children: Vec<_> = run
+            .iter()
+            .flat_map(|id| index.nodes.get(*id).children.values().copied())
+            .collect();
         let keys = children
             .iter()
             .map(|child| index.nodes.get(*child).key)
             .collect();
         let nodes = self.cut(index, level, keys, low, high, parent, spare);
-        index.nodes.get_mut(id).children.clear();
+        for id in run {
+            index.nodes.get_mut(*id).children.clear();
+        }
         adopt_in_order(index, &ids(&nodes), &children);
         InteriorPlan::Rewrite(nodes)
     }
@@ -281,6 +340,21 @@ fn ids(nodes: &[NewNode]) -> Vec<NodeId> {
     nodes.iter().map(|node| node.id).collect()
 }
 
+/// The root and those below it that a collection finds with one interior child each, if there are any, and the child that can be
+/// the root instead. A leaf stays below a root: a kernel does not collect one that is alone (docs/format.md, K22).
+fn lonely(nodes: &Nodes, root: NodeId) -> Option<(Vec<NodeId>, NodeId)> {
+    if !nodes.is_passing() || nodes.get(root).parent.is_some() {
+        return None;
+    }
+    let (mut roots, mut top) = (Vec::new(), root);
+    while nodes.get(top).level > 1 && nodes.get(top).children.len() == 1 {
+        let (_, child) = nodes.get(top).children.first_key_value()?;
+        roots.push(top);
+        top = *child;
+    }
+    (!roots.is_empty()).then_some((roots, top))
+}
+
 /// How many keys go into each node: one node if they fill at most 4/5 of it, else runs of about 3/5 (docs/format.md 4.7).
 pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> Vec<usize> {
     let words: Vec<usize> = words.collect();
@@ -289,18 +363,17 @@ pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> V
         return vec![words.len()];
     }
     let nodes = total.div_ceil(node_words * 3 / 5).max(2);
-    let target = total.div_ceil(nodes);
     let mut counts = Vec::new();
-    let (mut count, mut filled) = (0, 0);
+    let (mut count, mut done) = (0, 0);
     for size in words {
-        if filled + size > target && count > 0 {
-            counts.push(count);
-            (count, filled) = (0, 0);
-        }
         count += 1;
-        filled += size;
+        done += size;
+        // As close to its share of everything so far as whole keys allow, so that no rest remains.
+        if done * nodes >= total * (counts.len() + 1) {
+            counts.push(count);
+            count = 0;
+        }
     }
-    counts.push(count);
     counts
 }
 
@@ -341,6 +414,8 @@ mod tests {
         assert_eq!(groups([3; 26].into_iter(), 100), [26]);
         let counts = groups([3; 30].into_iter(), 100);
         assert_eq!(counts, [15, 15]);
+        let uneven = groups([3; 137].into_iter(), 508);
+        assert_eq!(uneven, [69, 68], "no third one of one key");
         let many = groups([3; 1000].into_iter(), 100);
         assert_eq!(many.iter().sum::<usize>(), 1000);
         assert!(many.iter().all(|count| count * 3 <= 80), "{many:?}");
