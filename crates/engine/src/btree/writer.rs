@@ -29,11 +29,7 @@ use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
 use crate::journal::Journal;
-<<<<<<< HEAD
-use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, leaf_batch};
-=======
-use crate::limits::{LEAF_PENDING_WORDS, SECTOR, keys_most, leaf_batch};
->>>>>>> join
+use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, keys_most, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_env::sync::{Lock, Notify, join_by, yield_now};

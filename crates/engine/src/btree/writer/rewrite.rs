@@ -86,12 +86,8 @@ impl<E: Env> Tree<E> {
                 _ => break,
             }
         }
-<<<<<<< HEAD
-        let sizes = groups(keys.iter().map(Key::words), self.node_words());
-        yield_now().await;
-=======
         let sizes = groups(keys.iter().map(Key::words), self.words_of(0));
->>>>>>> join
+        yield_now().await;
         Ok(Copy {
             leaves: vec![leaf],
             keys,

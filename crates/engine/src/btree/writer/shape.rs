@@ -29,12 +29,7 @@ impl<E: Env> Tree<E> {
         parent: Option<NodeId>,
         spare: &mut Vec<MetadataBucket>,
     ) -> Vec<NewNode> {
-<<<<<<< HEAD
-        let sizes = groups(keys.iter().map(Key::words), self.node_words());
-=======
         let sizes = groups(keys.iter().map(Key::words), self.words_of(level));
-        let mut rest = &keys[..];
->>>>>>> join
         let mut low = low;
         let mut nodes = Vec::new();
         let mut parts = split(keys, &sizes).into_iter().peekable();
