@@ -405,7 +405,7 @@ impl Index {
 
     /// Memory it takes, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        let nodes = self.nodes.len() * size_of::<super::nodes::Node>();
+        let nodes = self.nodes.count() * size_of::<super::nodes::Node>();
         let extents = self.here + self.nodes.pending_keys();
         (extents * EXTENT_BYTES + nodes) as u64
     }

@@ -208,7 +208,7 @@ impl Nodes {
     }
 
     /// Number of nodes.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 

@@ -217,7 +217,7 @@ impl<E: Env> CacheSet<E> {
             }],
             btree: BtreeStatus {
                 keys: index.extents() as u64,
-                nodes: index.nodes.len() as u64,
+                nodes: index.nodes.count() as u64,
                 depth: u64::from(index.nodes.get(root).level),
                 memory_bytes: index.memory_bytes(),
                 read_bytes: self.loaded.bytes_read,
