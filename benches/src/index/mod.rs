@@ -95,7 +95,7 @@ fn measure(report: &mut Report, size: u64) {
     let mut subjects: [Box<dyn Subject>; 3] = [
         Box::new(Engine::new(size, size * 2 * SECTORS, plan.place_max())),
         Box::new(Standard::default()),
-        Box::new(Redb::new()),
+        Box::new(Redb::in_memory()),
     ];
     let (filling, heaps) = fill(&plan, &mut subjects);
     let mut chance = Chance::new(size);

@@ -57,7 +57,7 @@ fn key(end: u64) -> u128 {
 
 impl Redb {
     /// An empty one.
-    pub fn new() -> Redb {
+    pub fn in_memory() -> Redb {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let made = builder.create_with_backend(InMemoryBackend::new());
