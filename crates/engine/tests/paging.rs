@@ -250,7 +250,7 @@ fn recycled_while_uncounted(newer: u64) -> (Rig, usize) {
     let rig = Rig::stopped(3, true);
     let before = gens_in_use(&rig.load().0);
     marks::take();
-    set_count_pause(Duration::from_secs(100));
+    set_count_pause(Duration::from_secs(1000));
     let served = rig.serve(options(false));
     assert!(marks::hits(Mark::OpenCountsLater) == 1 && !served.is_counted());
     let volume = served.volume.clone();
