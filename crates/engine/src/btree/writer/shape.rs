@@ -29,7 +29,10 @@ impl<E: Env> Tree<E> {
         parent: Option<NodeId>,
         spare: &mut Vec<MetadataBucket>,
     ) -> Vec<NewNode> {
-        let sizes = groups(keys.iter().map(Key::words), self.words_of(level));
+        let sizes = match level {
+            0 => groups(keys.iter().map(Key::words), self.words_of(0)),
+            _ => even_groups(keys.len(), self.words_of(level) / KEY_WORDS),
+        };
         let mut rest = &keys[..];
         let mut low = low;
         let mut nodes = Vec::new();
@@ -376,6 +379,16 @@ pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> V
     counts
 }
 
+/// The same of children, of which so many fit, without a rest of a few.
+fn even_groups(children: usize, room: usize) -> Vec<usize> {
+    if children <= room * 4 / 5 {
+        return vec![children];
+    }
+    let nodes = children.div_ceil((room * 3 / 5).max(1)).max(2);
+    let end = |node: usize| children * node / nodes;
+    (0..nodes).map(|node| end(node + 1) - end(node)).collect()
+}
+
 /// Gives each child to the parent whose range it is in; both come in order.
 fn adopt_in_order(index: &mut Index, parents: &[NodeId], children: &[NodeId]) {
     let mut rest = children;
@@ -402,6 +415,7 @@ mod tests {
         assert_eq!(groups([3; 26].into_iter(), 100), [26]);
         let counts = groups([3; 30].into_iter(), 100);
         assert_eq!(counts, [15, 15]);
+        assert_eq!(even_groups(137, 169), [68, 69]);
         let many = groups([3; 1000].into_iter(), 100);
         assert_eq!(many.iter().sum::<usize>(), 1000);
         assert!(many.iter().all(|count| count * 3 <= 80), "{many:?}");
