@@ -55,7 +55,11 @@ struct Times {
     count: Cell<u64>,
     total: Cell<Duration>,
     longest: Cell<Duration>,
+    long: Cell<u64>,
 }
+
+/// No step should take longer. (One that does may have waited for memory, or for a host that had something else to do.)
+const LONG: Duration = Duration::from_micros(500);
 
 /// The steps of all background tasks.
 #[derive(Default)]
@@ -72,6 +76,8 @@ pub struct StepStatus {
     pub total_ms: u64,
     /// The longest one.
     pub longest_us: u64,
+    /// Those of more than 500 us.
+    pub over_500_us: u64,
 }
 
 impl Steps {
@@ -103,6 +109,7 @@ impl Steps {
         times.count.set(times.count.get() + 1);
         times.total.set(times.total.get() + time);
         times.longest.set(times.longest.get().max(time));
+        times.long.set(times.long.get() + u64::from(time > LONG));
     }
 
     /// The longest step of any task.
@@ -118,6 +125,7 @@ impl Steps {
             steps: times.count.get(),
             total_ms: times.total.get().as_millis() as u64,
             longest_us: times.longest.get().as_micros() as u64,
+            over_500_us: times.long.get(),
         };
         NAMES.into_iter().zip(&self.0).map(status).collect()
     }
@@ -136,8 +144,8 @@ mod tests {
         let status = steps.status();
         let index = &status[0];
         assert_eq!(
-            (index.task, index.steps, index.longest_us),
-            ("index", 3, 700)
+            (index.task, index.steps, index.longest_us, index.over_500_us),
+            ("index", 3, 700, 1)
         );
         assert!(status[1..].iter().all(|task| task.steps == 0));
     }

@@ -244,15 +244,21 @@ pub async fn load<E: Env>(
         },
     )
     .await?;
-    let again = |how| load(env, device, superblock, geometry.clone(), survivors, how);
     if counts_later && marks.is_ahead {
         // The table is not what a clean stop leaves.
-        let may_count_later = false;
-        return Box::pin(again(How {
-            may_count_later,
+        let at_once = How {
+            may_count_later: false,
             ..how
-        }))
-        .await;
+        };
+        let again = load(
+            env,
+            device,
+            superblock,
+            geometry.clone(),
+            survivors,
+            at_once,
+        );
+        return Box::pin(again).await;
     }
     let replayed = raise_by_journal(&journal, &mut marks, &mut inodes);
     if let Some(ptr) = newest.uuid_bucket.ptr(0) {
@@ -282,14 +288,6 @@ pub async fn load<E: Env>(
             &mut findings,
         );
         let (outcome, held) = passed.await?;
-        if newest.mark.is_none() && held.may_be_compared() {
-            let memory_bytes = None;
-            return Box::pin(again(How {
-                memory_bytes,
-                ..how
-            }))
-            .await;
-        }
         (outcome, Some(held))
     } else {
         let is_stale = |ptr| marks.is_stale(ptr);

@@ -72,8 +72,8 @@ impl Held {
         uses.map(|(nr, inode)| (*nr, of(inode))).collect()
     }
 
-    /// Whether some clean data is little enough to be compared with its backing device, one by one.
-    pub(super) fn may_be_compared(&self) -> bool {
+    /// Whether some clean data is little enough to be compared with its backing device, extent by extent.
+    pub fn may_be_compared(&self) -> bool {
         let few = 1..=SETTLE_BYTES_MAX / SECTOR_BYTES;
         let mut inodes = self.inodes.values();
         inodes.any(|inode| few.contains(&inode.clean_sectors))
