@@ -135,7 +135,10 @@ impl Handle {
             let running = status.cache_sets.iter().filter(|set| set.state == RUNNING);
             let asked: Vec<Value> = running
                 .clone()
-                .map(|set| json!({ "uuid": set.uuid, "passes": set.gc.passes }))
+                .map(|set| {
+                    let (passes, failed) = (set.gc.passes, set.gc.failed_passes);
+                    json!({ "uuid": set.uuid, "passes": passes, "failed_passes": failed })
+                })
                 .collect();
             let passes: u64 = running.map(|set| set.gc.passes).sum();
             Ok(json!({ "started": true, "passes": passes, "sets": asked }))

@@ -143,7 +143,7 @@ pub struct ServeFlags {
     /// Write nothing, anywhere
     #[arg(long)]
     pub read_only: bool,
-    /// Memory for the index and its buffers
+    /// Memory of the server, about; what does not fit of the index is read when it is wanted [default: 4G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
     /// When a write is acknowledged: once it survives this process (memory), or once it is journalled

@@ -20,7 +20,9 @@ pub struct Options {
     pub read_only: bool,
     /// Cache mode of all cached volumes, instead of what their superblocks say; stored there.
     pub mode: Option<CacheMode>,
-    /// Bound on the memory of a set's index; beyond it nothing new is cached.
+    /// Bound on the memory of the process: index, buckets, fills and buffers. What does not fit of the index is read when it is wanted;
+    /// an opening that has to read all of it keeps no more than this either. The tables of buckets (32 bytes each) and the keys of the
+    /// replay range are not cut down to it.
     pub memory_bytes: u64,
     /// When a plain write is acknowledged.
     pub ack: AckPolicy,

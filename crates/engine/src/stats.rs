@@ -231,6 +231,10 @@ pub struct GcStatus {
     pub longest_step_us: u64,
     /// Passes since the server started.
     pub passes: u64,
+    /// Those that failed, since a leaf could not be read; not among `passes`.
+    pub failed_passes: u64,
+    /// Why the last of them did.
+    pub last_failure: String,
     /// Largest distance of a bucket's generation from the oldest pointer to it.
     pub generations_behind: u64,
     /// Written to the cache since the server started to move data out of buckets that are mostly dead; a part of the device's

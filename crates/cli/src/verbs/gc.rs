@@ -111,6 +111,13 @@ fn how_far(asked: &Value, status: &Value) -> Step {
             number(&gc["eta_seconds"])
         ));
     }
+    if number(&gc["failed_passes"]) > number(&asked["failed_passes"]) {
+        return Step::Failed(format!(
+            "the garbage collection of cache set {} failed: {}",
+            word(&set["uuid"]),
+            word(&gc["last_failure"])
+        ));
+    }
     match number(&gc["passes"]) > number(&asked["passes"]) {
         true => Step::Done,
         // There may be no buckets for it at the moment; the server tries again.

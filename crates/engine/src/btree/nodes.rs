@@ -468,7 +468,7 @@ impl Nodes {
         seq: Option<u64>,
         now: Duration,
     ) -> bool {
-        self.dirty.remove(&self.dirty_key(id));
+        let key_before = self.dirty_key(id);
         let node = self.get_mut(id);
         let before = node.pending.len();
         node.pending
@@ -481,7 +481,10 @@ impl Nodes {
         }
         self.pending_keys = self.pending_keys + after - before;
         let key = self.dirty_key(id);
-        self.dirty.insert(key);
+        if before == 0 || key != key_before {
+            self.dirty.remove(&key_before);
+            self.dirty.insert(key);
+        }
         pins
     }
 
@@ -665,5 +668,23 @@ mod tests {
         let (pending, pin) = nodes.take_pending(second);
         assert_eq!((pending.len(), pin), (2, Some(5)));
         assert_eq!(nodes.dirty().collect::<Vec<_>>(), [first]);
+    }
+    #[test]
+    fn a_leaf_with_a_fill_comes_earlier_once_it_pins_an_entry() {
+        let mut nodes = Nodes::default();
+        let middle = Pos {
+            inode: 1,
+            offset: 100,
+        };
+        let first = leaf(&mut nodes, Pos::ZERO, middle);
+        let second = leaf(&mut nodes, middle, Pos::MAX);
+        let hole = |start| Extent::hole(1, start, start + 8);
+        nodes.add_pending(first, hole(0), 128, Some(7), Duration::ZERO);
+        nodes.add_pending(second, hole(200), 128, None, Duration::ZERO);
+        assert_eq!(nodes.dirty().collect::<Vec<_>>(), [first, second]);
+        assert!(nodes.add_pending(second, hole(300), 128, Some(6), Duration::ZERO));
+        assert!(!nodes.add_pending(second, hole(300), 128, Some(8), Duration::ZERO));
+        assert_eq!(nodes.dirty().collect::<Vec<_>>(), [second, first]);
+        assert_eq!(nodes.dirty_count(), 2);
     }
 }

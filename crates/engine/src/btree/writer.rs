@@ -76,8 +76,9 @@ pub struct Tree<E: Env> {
     pub demand: Notify,
     gc_passes: Cell<u64>,
     gc_asked: Cell<bool>,
-    /// A pass failed, and no other begins until then.
+    /// A pass failed, and no other begins by itself until then.
     gc_not_before: Cell<Duration>,
+    failures: RefCell<Failures>,
     /// Most extents there were since the last pass.
     extents_most: Cell<usize>,
     pass: RefCell<Pass>,
@@ -131,6 +132,7 @@ impl<E: Env> Tree<E> {
             gc_passes: Cell::new(0),
             gc_asked: Cell::new(false),
             gc_not_before: Cell::default(),
+            failures: RefCell::default(),
             extents_most: Cell::new(0),
             pass: RefCell::default(),
             is_closing: Cell::new(false),
@@ -368,6 +370,14 @@ pub struct Pass {
     pub done: usize,
     /// Leaves there were.
     pub total: usize,
+}
+
+/// Passes that failed.
+#[derive(Default)]
+struct Failures {
+    count: u64,
+    in_a_row: u32,
+    last: String,
 }
 
 /// Why leaves are written.

@@ -193,7 +193,7 @@ impl<E: Env> Mover<E> {
 
     async fn walk(&self, chosen: &Chosen) -> io::Result<()> {
         let mut pos = Pos::ZERO;
-        while pos < Pos::MAX {
+        while pos < Pos::MAX && !self.is_over() {
             let (extents, next) = self.scan(chosen, pos).await?;
             pos = next;
             if !extents.is_empty() {

@@ -329,13 +329,18 @@ impl<E: Env> Sweeper<E> {
     /// Makes slots free.
     async fn recycle(&self, removed: &Removed) -> io::Result<()> {
         let parts = &self.parts;
-        while parts.buckets.get().metadata_available() == 0 && !self.is_over() {
+        // Who waits for a bucket for long poisons the set; this can wait.
+        let turn = loop {
+            let turn = parts.uuids.turn().await;
+            if self.is_over() {
+                return Ok(());
+            }
+            if parts.buckets.get().metadata_available() > 0 {
+                break turn;
+            }
+            drop(turn);
             self.pause(SWEEP_LOOK).await;
-        }
-        if self.is_over() {
-            return Ok(());
-        }
-        let turn = parts.uuids.turn().await;
+        };
         let mut entries = parts.uuids.entries().clone();
         for slot in removed {
             let entry = &mut entries[*slot as usize];

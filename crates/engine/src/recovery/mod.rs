@@ -14,7 +14,8 @@
 //! - `outside`: what may not be dirty.
 //! - `passing`: leaves that are too many to be kept.
 //!
-//! Memory: one read window, the extents, a few bytes per bucket and the keys of the replay range.
+//! Memory: one read window, the extents (or, where these are too many, a few bytes per leaf), a few bytes per bucket and the keys of
+//! the replay range.
 
 mod findings;
 mod journal;
@@ -267,6 +268,7 @@ pub async fn load<E: Env>(
     tree::check_nodes_are_live(&tree, &marks)?;
     let mut reported = BTreeSet::new();
     for extents in [&tree.extents, &replayed] {
+        tree::check_gens(extents, &marks, &mut findings)?;
         tree::check_staleness(extents, &marks, &mut reported, &mut findings)?;
     }
     let boundaries: Vec<Pos> = tree.nodes[tree.leaves.clone()]
@@ -284,6 +286,7 @@ pub async fn load<E: Env>(
             &replay,
             &mut marks,
             &table,
+            newest.mark.is_none(),
             &mut reported,
             &mut findings,
         );

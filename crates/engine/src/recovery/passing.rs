@@ -9,8 +9,8 @@ use super::marks::{Marks, Owner};
 use super::replay::{Outcome, Replay};
 use super::tree::{self, Tree};
 use super::uuids::{Use, Uuids};
-use super::{byte_of, judge_outcome};
-use crate::extents::{Extent, ExtentMap};
+use super::{Loaded, LoadedNode, byte_of, judge_outcome};
+use crate::extents::{Extent, ExtentMap, Merge};
 use crate::limits::SETTLE_BYTES_MAX;
 use brigade_env::{Env, SECTOR_BYTES};
 use brigade_format::superblock::CacheGeometry;
@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Leaves that are here at once.
 const LEAVES_AT_ONCE: usize = 16;
+/// Clean extents that are kept to be compared.
+const CLEAN_EXTENTS_MAX: usize = 1 << 17;
 /// Memory that a byte of a leaf takes in the index, in bytes, while all leaves are read.
 const MEMORY_FACTOR: u64 = 4;
 
@@ -30,6 +32,8 @@ pub struct Held {
     pub leaves: Vec<(usize, u64)>,
     /// Per inode.
     pub inodes: BTreeMap<u32, HeldInode>,
+    /// Clean extents of inodes that have few, if somebody may have to compare them with the backing device; ascending.
+    pub clean: Vec<Extent>,
 }
 
 /// What there is of one inode.
@@ -43,6 +47,8 @@ pub struct HeldInode {
     pub dirty: Option<(u64, u64)>,
     /// Where the last extent ends.
     pub end: u64,
+    /// There was too much clean data to be kept in [`Held::clean`].
+    pub is_much_clean: bool,
 }
 
 impl Held {
@@ -52,14 +58,35 @@ impl Held {
         inode.end = e.end;
         let of_bucket = &mut self.buckets[bucket];
         of_bucket.0 = of_bucket.0.saturating_add(sectors as u32);
-        if !e.dirty {
+        if e.dirty {
+            of_bucket.1 = of_bucket.1.saturating_add(sectors as u32);
+            inode.add_dirty(e);
+        } else {
             inode.clean_sectors += sectors;
+        }
+    }
+
+    /// Keeps a clean extent to be compared, as long as its inode has few.
+    fn keep_clean(&mut self, e: &Extent) {
+        let inode = self.inodes.entry(e.inode).or_default();
+        if e.dirty || inode.is_much_clean {
             return;
         }
-        of_bucket.1 = of_bucket.1.saturating_add(sectors as u32);
-        inode.dirty_sectors += sectors;
-        let first = inode.dirty.map_or(e.start, |(first, _)| first);
-        inode.dirty = Some((first, e.end));
+        let is_much = inode.clean_sectors > SETTLE_BYTES_MAX / SECTOR_BYTES;
+        if is_much || self.clean.len() >= CLEAN_EXTENTS_MAX {
+            inode.is_much_clean = true;
+            self.clean.retain(|kept| kept.inode != e.inode);
+        } else {
+            self.clean.push(*e);
+        }
+    }
+
+    /// Clean extents of a range, ascending; `None` if there were too many to be kept.
+    pub fn clean_of(&self, inode: u32, start: u64, end: u64) -> Option<Vec<Extent>> {
+        let of = self.inodes.get(&inode).copied().unwrap_or_default();
+        let overlaps = |e: &&Extent| e.inode == inode && e.start < end && e.end > start;
+        let kept = self.clean.iter().filter(overlaps);
+        (!of.is_much_clean).then(|| kept.map(|e| e.slice(start, end)).collect())
     }
 
     pub(super) fn uses(&self) -> BTreeMap<u32, Use> {
@@ -71,12 +98,43 @@ impl Held {
         let uses = self.inodes.iter();
         uses.map(|(nr, inode)| (*nr, of(inode))).collect()
     }
+}
 
-    /// Whether some clean data is little enough to be compared with its backing device, extent by extent.
-    pub fn may_be_compared(&self) -> bool {
-        let few = 1..=SETTLE_BYTES_MAX / SECTOR_BYTES;
-        let mut inodes = self.inodes.values();
-        inodes.any(|inode| few.contains(&inode.clean_sectors))
+impl HeldInode {
+    fn add_dirty(&mut self, e: &Extent) {
+        self.dirty_sectors += e.sectors();
+        let (first, last) = self.dirty.unwrap_or((e.start, e.end));
+        self.dirty = Some((first.min(e.start), last.max(e.end)));
+    }
+}
+
+impl Loaded {
+    /// Makes clean data dirty, as far as it is counted; a leaf has yet to be told.
+    pub fn make_dirty(&mut self, extent: Extent, bucket_sectors: u32) {
+        let Some(held) = &mut self.held else {
+            self.index
+                .insert(extent, Merge::NONE, bucket_sectors, |_| ());
+            return;
+        };
+        let (sectors, is_leaf) = (extent.sectors(), |node: &&LoadedNode| node.level == 0);
+        let bucket = extent.ptr.map(|ptr| ptr.bucket(bucket_sectors).0 as usize);
+        if let Some((_, dirty)) = bucket.and_then(|bucket| held.buckets.get_mut(bucket)) {
+            *dirty = dirty.saturating_add(sectors as u32);
+        }
+        let inode = held.inodes.entry(extent.inode).or_default();
+        inode.clean_sectors = inode.clean_sectors.saturating_sub(sectors);
+        inode.add_dirty(&extent);
+        let mut leaves = self.nodes.iter().filter(is_leaf);
+        let ends_there = |leaf: &LoadedNode| {
+            let high = leaf.key.pos();
+            (extent.inode, extent.end) <= (high.inode, high.offset)
+        };
+        if let Some((_, dirty)) = leaves
+            .position(ends_there)
+            .and_then(|leaf| held.leaves.get_mut(leaf))
+        {
+            *dirty += sectors;
+        }
     }
 }
 
@@ -95,6 +153,7 @@ pub(super) async fn resolve<E: Env>(
     replay: &Replay<'_>,
     marks: &mut Marks,
     table: &Uuids,
+    keeps_clean: bool,
     reported: &mut BTreeSet<usize>,
     findings: &mut Findings,
 ) -> Result<(Outcome, Held), LoadError> {
@@ -109,6 +168,7 @@ pub(super) async fn resolve<E: Env>(
     for first in leaves.clone().step_by(LEAVES_AT_ONCE) {
         let some = first..leaves.end.min(first + LEAVES_AT_ONCE);
         let extents = tree::read_again(env, device, geometry, tree, marks, some.clone()).await?;
+        tree::check_gens(&extents, marks, findings)?;
         tree::check_staleness(&extents, marks, reported, findings)?;
         let mut rest = &extents[..];
         for leaf in some {
@@ -119,7 +179,7 @@ pub(super) async fn resolve<E: Env>(
             (rest, newest) = (behind, later);
             let outcome = replay.resolve(mine, decided, |ptr| marks.is_stale(ptr));
             judge_outcome(&outcome, table, root_is_leaf, findings)?;
-            hold(&outcome.index, marks, &mut held, findings)?;
+            hold(&outcome.index, marks, &mut held, keeps_clean, findings)?;
             all.overlay.extend(outcome.overlay);
             all.conflicts.extend(outcome.conflicts);
         }
@@ -133,6 +193,7 @@ fn hold(
     index: &ExtentMap,
     marks: &mut Marks,
     held: &mut Held,
+    keeps_clean: bool,
     findings: &mut Findings,
 ) -> Result<(), LoadError> {
     let mut dirty = 0;
@@ -145,6 +206,9 @@ fn hold(
             findings.report("F40", Severity::Fatal, "extent", byte_of(&e), text)?;
         }
         held.add(bucket, &e);
+        if keeps_clean {
+            held.keep_clean(&e);
+        }
         dirty += if e.dirty { e.sectors() } else { 0 };
     }
     held.leaves.push((index.len(), dirty));

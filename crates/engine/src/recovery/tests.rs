@@ -560,3 +560,14 @@ fn more_data_in_a_bucket_than_fits_is_found_in_the_sums_too() {
     let passed = disk.load_with(&[], NO_MEMORY).err().expect("a refusal");
     assert_eq!(passed.id, Some("F41"));
 }
+
+#[test]
+fn gens_that_chase_each_other_round_the_circle_are_refused() {
+    // 85 is ahead of 0, 171 of 85, and 0 of 171.
+    let keys = [
+        extent(0, 4, 100, 85, false),
+        extent(8, 12, 100, 171, false),
+        extent(16, 20, 100, 0, false),
+    ];
+    assert_eq!(refusal(disk(&[&keys], &[])).id, Some("F42"));
+}

@@ -39,6 +39,8 @@ struct Walk<'a> {
     marks: &'a mut Marks,
     inodes: &'a mut BTreeSet<u32>,
     findings: &'a mut Findings,
+    /// Gens are final.
+    is_again: bool,
     tree: Tree,
 }
 
@@ -77,6 +79,7 @@ pub(super) async fn read<E: Env>(
         marks,
         inodes,
         findings,
+        is_again: false,
         tree,
     };
     walk.root(newest)?;
@@ -117,6 +120,7 @@ pub(super) async fn read_again<E: Env>(
         marks,
         inodes: &mut inodes,
         findings: &mut findings,
+        is_again: true,
         tree: std::mem::take(tree),
     };
     walk.tree.is_passed = false;
@@ -382,9 +386,11 @@ impl Walk<'_> {
             {
                 return Err(place.error("F32", format_args!("{extent:?} does not follow {last:?}")));
             }
-            key.ptrs()
-                .filter(|ptr| ptr.is_available())
-                .for_each(|ptr| self.marks.see_data(ptr));
+            if !self.is_again {
+                key.ptrs()
+                    .filter(|ptr| ptr.is_available())
+                    .for_each(|ptr| self.marks.see_data(ptr));
+            }
             run.push(extent);
         }
         Ok(run)
@@ -480,6 +486,22 @@ pub(super) fn check_nodes_are_live(tree: &Tree, marks: &Marks) -> Result<(), Loa
                 ptr.sector() * SECTOR_BYTES,
                 text,
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Pointers that were seen in another order than they are worth: some gen is over half the circle away (F42).
+pub(super) fn check_gens(
+    extents: &[Extent],
+    marks: &Marks,
+    findings: &mut Findings,
+) -> Result<(), LoadError> {
+    for e in extents {
+        let Some(ptr) = e.ptr else { continue };
+        if !marks.is_stale(ptr) && marks.gens[marks.bucket(ptr)] != ptr.r#gen() {
+            let text = format!("{e:?} is newer than its bucket");
+            findings.report("F42", Severity::Fatal, "extent", super::byte_of(e), text)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Which slot a backing device gets, and what is written where for it (docs/format.md 9.3). The deciding part is pure.
 
 use crate::marks::{self, Mark};
-use brigade_format::uuid_table::UuidEntry;
+use brigade_format::uuid_table::{INVALIDATED, UuidEntry};
 use brigade_format::{BackingState, Superblock};
 use std::collections::BTreeSet;
 
@@ -41,6 +41,10 @@ pub fn plan(
         BackingState::None | BackingState::Stale => Refusal::RunsAlone(what),
         BackingState::Clean | BackingState::Dirty => Refusal::Waits(what),
     };
+    if backing.uuid == INVALIDATED {
+        let what = "its uuid is the one that stands for slots of removed devices";
+        return Err(refuse(what.into()));
+    }
     if u32::from(backing.block_size) < cache_block_sectors {
         let what = format!(
             "block size {} sectors is smaller than the cache's {cache_block_sectors}",

@@ -44,6 +44,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
         loaded: LoadStats::default(),
         opened: env.now(),
         inodes_seen: Rc::default(),
+        was_counted_later: false,
     }
 }
 
@@ -152,6 +153,7 @@ async fn write<E: Env>(
         loaded: LoadStats::default(),
         opened: env.now(),
         inodes_seen,
+        was_counted_later: false,
     })
 }
 

@@ -36,6 +36,8 @@ pub struct CacheSet<E: Env> {
     pub loaded: LoadStats,
     /// When it was opened.
     pub opened: Duration,
+    /// Leaves were not read when it was opened, so the next line does not know of all.
+    pub was_counted_later: bool,
     /// Inodes with keys in tree or journal: their slots must not be given out.
     pub inodes_seen: Rc<RefCell<BTreeSet<u32>>>,
 }
@@ -131,6 +133,10 @@ impl<E: Env> CacheSet<E> {
             Some(running) => running.tree.gc(),
             None => Default::default(),
         };
+        let (failed_passes, last_failure) = match &self.running {
+            Some(running) => running.tree.gc_failures(),
+            None => Default::default(),
+        };
         let (uncounted, leaves) = self.cache.pages.uncounted();
         let mover = self.running.as_ref().and_then(|it| it.mover.as_ref());
         let sweeper = self.running.as_ref().map(|it| &it.sweeper);
@@ -155,6 +161,8 @@ impl<E: Env> CacheSet<E> {
             eta_seconds: if is_running { eta.as_secs() } else { 0 },
             longest_step_us: self.cache.steps.longest().as_micros() as u64,
             passes,
+            failed_passes,
+            last_failure,
             generations_behind: u64::from(self.cache.buckets.get().need_gc()),
             moved_bytes: mover.map_or(0, |mover| mover.moved_bytes.get()),
             moved_buckets: mover.map_or(0, |mover| mover.moved_buckets.get()),

@@ -24,7 +24,7 @@ use crate::marks::{self, Mark};
 use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
 use crate::mutations::{self, Mutation};
 use crate::options::{AckPolicy, Options};
-use crate::recovery::{self, Held, How, Loaded, SurvivorEntry};
+use crate::recovery::{self, How, Loaded, SurvivorEntry};
 use crate::request::Cache;
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
@@ -204,28 +204,11 @@ pub async fn prepare<E: Env>(
         // What replay decides can leave memory only once the leaves have been told.
         memory_bytes: (!read_only).then_some(options.memory_bytes),
     };
-    let load = |how| {
-        let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
-        recovery::load(
-            env,
-            found.disk.device(),
-            superblock,
-            geometry,
-            &survivors,
-            how,
-        )
-    };
-    let wrong = |error| Error::format(found.disk.name(), error);
-    let mut loaded = load(how).await.map_err(wrong)?;
-    let is_compared = |held: &Held| loaded.newest.mark.is_none() && held.may_be_compared();
-    if loaded.held.as_ref().is_some_and(is_compared) {
-        let memory_bytes = None;
-        let whole = How {
-            memory_bytes,
-            ..how
-        };
-        loaded = load(whole).await.map_err(wrong)?;
-    }
+    let (superblock, geometry) = (found.superblock.clone(), found.geometry.clone());
+    let device = found.disk.device();
+    let loaded = recovery::load(env, device, superblock, geometry, &survivors, how)
+        .await
+        .map_err(|error| Error::format(found.disk.name(), error))?;
     Ok(Prepared {
         found,
         loaded: Some(loaded),
@@ -299,6 +282,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         loaded: loaded.stats,
         opened: env.now(),
         inodes_seen: Rc::new(RefCell::new(loaded.inodes_seen)),
+        was_counted_later: false,
     }
 }
 
@@ -402,6 +386,7 @@ async fn start<E: Env>(
         loaded: loaded.stats,
         opened: env.now(),
         inodes_seen,
+        was_counted_later: !loaded.is_counted,
     })
 }
 

@@ -23,7 +23,7 @@ use crate::stats::Status;
 use crate::steps::Task;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BackingState, CacheMode, Gen};
+use brigade_format::{BackingState, CacheMode, Gen, Superblock};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -116,6 +116,8 @@ impl<E: Env> Server<E> {
         }
         match plan {
             Ok(plan) => {
+                let lost = self.dirty_given_up(at, &found.superblock, &plan);
+                self.warnings.extend(lost);
                 let volume = self.attach(at, found, plan, &turn).await?;
                 self.add_volume(volume);
             }
@@ -135,6 +137,24 @@ impl<E: Env> Server<E> {
             Err(Refusal::UntilSwept) => unreachable!("that was waited for"),
         }
         Ok(())
+    }
+
+    /// What is lost as a device begins anew that had dirty data in the set (docs/format.md 9.3), in words.
+    fn dirty_given_up(&self, at: usize, device: &Superblock, plan: &Attach) -> Option<String> {
+        let set = &self.sets[at];
+        let entries = set.uuids.entries();
+        let is_its = |entry: &UuidEntry| {
+            entry.is_used() && !entry.is_flash_only() && entry.uuid == device.uuid
+        };
+        let slot = entries.iter().position(is_its).filter(|_| plan.is_new)?;
+        let sectors = set.cache.index.borrow().dirty_sectors(slot as u32);
+        (sectors > 0).then(|| {
+            format!(
+                "device {}: its superblock says that it has nothing in the cache, so {} KiB of dirty data of it are given up",
+                uuid_text(&device.uuid),
+                sectors / 2
+            )
+        })
     }
 
     /// What attaching a device to a set that is open means. The table may say that a slot is free although there are keys of it, which
@@ -157,7 +177,7 @@ impl<E: Env> Server<E> {
             let (Ok(attach), Some(running)) = (&plan, &set.running) else {
                 return Ok(plan);
             };
-            let is_unknown = attach.is_new && set.cache.buckets.get().is_counting();
+            let is_unknown = attach.is_new && set.was_counted_later;
             if !is_unknown || running.sweeper.is_unused(attach.slot).await.map_err(io)? {
                 return Ok(plan);
             }

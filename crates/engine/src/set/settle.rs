@@ -10,9 +10,10 @@ use super::attach;
 use super::open::Prepared;
 use crate::device::Disk;
 use crate::error::Error;
-use crate::extents::{Extent, Merge};
+use crate::extents::Extent;
 use crate::limits::SETTLE_BYTES_MAX;
 use crate::meta::write_superblock;
+use crate::recovery::Held;
 use brigade_env::Env;
 use brigade_env::sync::join_all;
 use brigade_format::{BackingState, Superblock};
@@ -46,19 +47,21 @@ pub async fn settle<E: Env>(
         return Ok(None);
     };
     let is_clean = |extent: &Extent| extent.ptr.is_some() && !extent.dirty;
-    let clean: Vec<_> = loaded
-        .index
-        .range(plan.slot, data_offset, backing.sectors())
-        .filter(is_clean)
-        .collect();
-    // Where leaves were not kept there is none or too much.
-    let held = loaded
-        .held
-        .as_ref()
-        .and_then(|held| held.inodes.get(&plan.slot));
-    let of_held = held.map_or(0, |inode| inode.clean_sectors);
-    let bytes = (of_held + clean.iter().map(Extent::sectors).sum::<u64>()) * 512;
-    if bytes > SETTLE_BYTES_MAX {
+    let range = (data_offset, backing.sectors());
+    let clean = match &loaded.held {
+        Some(held) => held.clean_of(plan.slot, range.0, range.1),
+        None => {
+            let all = loaded.index.range(plan.slot, range.0, range.1);
+            Some(all.filter(is_clean).collect())
+        }
+    };
+    let of_held = |held: &Held| held.inodes.get(&plan.slot).map_or(0, |it| it.clean_sectors);
+    let sectors = match &clean {
+        Some(clean) => clean.iter().map(Extent::sectors).sum(),
+        None => loaded.held.as_ref().map_or(0, of_held),
+    };
+    let bytes = sectors * 512;
+    let Some(clean) = clean.filter(|_| bytes <= SETTLE_BYTES_MAX) else {
         let what = format!(
             "{}: {} MiB of clean data from a kernel's session were not compared with it; if that session crashed, sectors \
              written last may change when they leave the cache (F70)",
@@ -66,7 +69,7 @@ pub async fn settle<E: Env>(
             bytes >> 20
         );
         return Ok(Some(what));
-    }
+    };
     let io = |error: io::Error| Error::io(backing.name(), "comparison with the cache", &error);
     let unlike = unlike(&prepared.found.disk, backing, &clean)
         .await
@@ -81,9 +84,7 @@ pub async fn settle<E: Env>(
     let sectors: u64 = unlike.iter().map(Extent::sectors).sum();
     for extent in unlike {
         let bucket_sectors = prepared.found.geometry.bucket_sectors;
-        loaded
-            .index
-            .insert(extent, Merge::NONE, bucket_sectors, |_| ());
+        loaded.make_dirty(extent, bucket_sectors);
         loaded.overlay.push(extent);
         loaded.rejournal.push(extent);
     }

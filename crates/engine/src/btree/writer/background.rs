@@ -20,8 +20,9 @@ const SPARSE: usize = 4;
 /// Time left to clients after each of these turns, by the time it took, and at most.
 const GC_REST: u32 = 3;
 const GC_REST_MAX: Duration = Duration::from_millis(500);
-/// Time after a pass that could not read a leaf in which no other begins, unless generations are [`GC_LATE`].
+/// Time after a pass that could not read a leaf in which no other begins by itself; twice as long after each further one, up to this.
 const GC_AGAIN: Duration = Duration::from_secs(60);
+const GC_AGAIN_MAX: Duration = Duration::from_secs(3600);
 /// Generations behind from which on no time is left to anybody.
 const GC_LATE: u8 = 80;
 /// Empty buckets that are let go of in one step.
@@ -67,17 +68,16 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             return Ok(true);
         }
-        let behind = self.buckets.get().need_gc();
-        if self.env.now() < self.gc_not_before.get() && behind < GC_LATE {
-            return Ok(false);
-        }
         if self.gc_asked.get() {
             return self.pass("asked for").await;
+        }
+        if self.env.now() < self.gc_not_before.get() {
+            return Ok(false);
         }
         if self.is_sparse() {
             return self.pass("sparse leaves").await;
         }
-        if behind >= GEN_AGE_WANTS_GC && !collections_held() {
+        if self.buckets.get().need_gc() >= GEN_AGE_WANTS_GC && !collections_held() {
             return self.pass("generations").await;
         }
         Ok(false)
@@ -148,6 +148,12 @@ impl<E: Env> Tree<E> {
         (self.gc_passes.get(), self.pass.borrow().clone())
     }
 
+    /// Passes that failed since the start, and why the last one did.
+    pub fn gc_failures(&self) -> (u64, String) {
+        let failures = self.failures.borrow();
+        (failures.count, failures.last.clone())
+    }
+
     /// A pass, of which everybody may know.
     async fn pass(&self, reason: &'static str) -> io::Result<bool> {
         *self.pass.borrow_mut() = Pass {
@@ -159,16 +165,21 @@ impl<E: Env> Tree<E> {
         let result = self.rewrite_everything().await;
         self.pass.borrow_mut().is_running = false;
         match &result {
-            Ok(true) => {
-                self.gc_asked.set(false);
-                self.extents_most.set(self.index.borrow().extents());
-            }
-            Ok(false) => {}
+            Ok(true) => self.failures.borrow_mut().in_a_row = 0,
+            Ok(false) => return result,
             Err(error) => {
-                tracing::warn!(device = self.disk.name(), %error, "garbage collection gave up");
-                self.gc_not_before.set(self.env.now() + GC_AGAIN);
+                tracing::warn!(device = self.disk.name(), %error, "a garbage collection failed");
+                let mut failures = self.failures.borrow_mut();
+                let pause = GC_AGAIN * (1 << failures.in_a_row.min(6));
+                self.gc_not_before
+                    .set(self.env.now() + pause.min(GC_AGAIN_MAX));
+                failures.in_a_row += 1;
+                failures.count += 1;
+                failures.last = error.to_string();
             }
         }
+        self.gc_asked.set(false);
+        self.extents_most.set(self.index.borrow().extents());
         result
     }
 
@@ -180,8 +191,12 @@ impl<E: Env> Tree<E> {
         while !self.buckets.get().gc_note(&mut base, GC_BUCKETS) {
             yield_now().await;
         }
-        let began = self.journal.ask();
-        self.index.borrow_mut().nodes.begin_pass();
+        let began = {
+            // What another turn copied before the note above must not count as new.
+            let _turn = self.structure.lock().await;
+            self.index.borrow_mut().nodes.begin_pass();
+            self.journal.ask()
+        };
         let done = self.rewrite_leaves_of_pass().await;
         self.index.borrow_mut().nodes.end_pass();
         if !done? {
@@ -201,8 +216,7 @@ impl<E: Env> Tree<E> {
         Ok(true)
     }
 
-    /// Everything else that this task does goes on in between. A leaf that cannot be read fails the pass, but only in the end: the next
-    /// one has less to do.
+    /// Everything else that this task does goes on in between. A leaf that cannot be read fails the pass, but only in the end.
     async fn rewrite_leaves_of_pass(&self) -> io::Result<bool> {
         let leaves = self.index.borrow().nodes.leaves();
         self.pass.borrow_mut().total = leaves.len();
@@ -268,9 +282,10 @@ impl<E: Env> Tree<E> {
             return Ok(None);
         };
         let high = self.index.borrow().nodes.get(*last).key.pos();
-        self.rewrite_leaves(&leaves, Aim::New).await?;
+        let rewritten = self.rewrite_leaves(&leaves, Aim::New).await;
         self.pages.shrink_all().await;
-        Ok(Some(high))
+        self.pages.turn_ended();
+        rewritten.map(|()| Some(high))
     }
 
     /// Whether there are buckets for rewriting these leaves, all together.

@@ -230,7 +230,9 @@ impl<E: Env> Tree<E> {
                 .iter()
                 .filter_map(|id| index.nodes.get(*id).parent)
                 .collect();
-            news = level.len() * 3 + above(news);
+            // One that a kernel wrote may have more children than one of ours.
+            let parts = |id: &NodeId| above(index.nodes.get(*id).children.len()) + 1;
+            news = level.iter().map(|id| parts(id).max(3)).sum::<usize>() + above(news);
             needed += news;
         }
         // New levels above what is the root now.
