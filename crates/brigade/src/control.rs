@@ -123,6 +123,8 @@ fn router(handle: Handle) -> axum::Router {
         .route("/v1/status", get(status))
         .route("/v1/stop", post(stop))
         .route("/v1/gc", post(gc))
+        .route("/v1/gc/pause", post(pause_gc))
+        .route("/v1/gc/resume", post(resume_gc))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such resource") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
@@ -141,6 +143,14 @@ async fn stop(State(handle): State<Handle>) -> Response {
 /// What keeps it from starting is the state of the sets, not a fault of the server.
 async fn gc(State(handle): State<Handle>) -> Response {
     answer_or(StatusCode::CONFLICT, move || handle.gc()).await
+}
+
+async fn pause_gc(State(handle): State<Handle>) -> Response {
+    answer(move || handle.pause_gc(true)).await
+}
+
+async fn resume_gc(State(handle): State<Handle>) -> Response {
+    answer(move || handle.pause_gc(false)).await
 }
 
 async fn answer(work: impl FnOnce() -> Result<Value, Error> + Send + 'static) -> Response {

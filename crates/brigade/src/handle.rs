@@ -145,6 +145,14 @@ impl Handle {
         })?
     }
 
+    /// Has garbage collection rest, or go on. It goes on by itself where nothing could be written otherwise.
+    pub fn pause_gc(&self, is_paused: bool) -> Result<Value, Error> {
+        self.call(move |world| async move {
+            world.server.pause_gc(is_paused);
+            json!({ "paused": is_paused })
+        })
+    }
+
     /// Stops in order: no new requests, running ones end, everything written. Waits for it; all callers get the outcome.
     pub fn stop(&self) -> Result<(), Error> {
         ask_to_stop(&self.0.opened.remote);
@@ -244,6 +252,9 @@ const RUNNING: &str = "running";
 fn no_gc_because(status: &Status) -> Option<String> {
     if status.cache_sets.is_empty() {
         return Some("there is no cache set".into());
+    }
+    if status.cache_sets.iter().any(|set| set.gc.paused) {
+        return Some("it is paused; `brigade gc --resume` lets it go on".into());
     }
     if status.cache_sets.iter().any(|set| set.state == RUNNING) {
         return None;

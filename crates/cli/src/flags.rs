@@ -250,6 +250,12 @@ pub struct GcFlags {
     /// Ask for it and leave
     #[arg(long)]
     pub no_wait: bool,
+    /// Have it rest until it is resumed, moving of data too
+    #[arg(long, conflicts_with_all = ["no_wait", "resume"])]
+    pub pause: bool,
+    /// Let it go on
+    #[arg(long, conflicts_with = "no_wait")]
+    pub resume: bool,
     /// Print what it did as JSON
     #[arg(long)]
     pub json: bool,

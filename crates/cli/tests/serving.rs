@@ -160,6 +160,11 @@ fn a_collection_is_asked_for_waited_for_and_shown() {
         "{page}"
     );
     assert!(bench.fine(&["gc", "--no-wait"]).contains("brigade status"));
+    assert!(bench.fine(&["gc", "--pause"]).contains("rests"));
+    assert!(bench.refused(&["gc"]).contains("paused"));
+    assert!(bench.fine(&["status"]).contains("paused"));
+    assert_eq!(bench.json(&["gc", "--resume", "--json"])["paused"], false);
+    bench.fine(&["gc"]);
     for block in 0..50_u64 {
         assert!(
             client.read(block * 8192) == [block as u8 + 1; 4096],

@@ -221,6 +221,8 @@ pub struct GcStatus {
     pub marks_built: bool,
     /// A pass is under way.
     pub running: bool,
+    /// Passes and moving rest until they are let go on, or generations are so far behind that they cannot.
+    pub paused: bool,
     /// Why the last pass ran, or this one does.
     pub reason: String,
     /// Leaves of this pass, or of the first count, that are done.

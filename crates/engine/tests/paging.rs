@@ -679,6 +679,29 @@ fn a_pass_goes_on_behind_a_leaf_that_cannot_be_read_and_is_not_made_again_and_ag
 }
 
 #[test]
+fn while_collections_are_paused_none_is_made_and_writes_go_on() {
+    let rig = Rig::stopped(15, false);
+    let served = rig.serve(options(false));
+    served.waits_until_counted();
+    let (world, volume) = (served.world.clone(), served.volume.clone());
+    served.server.pause_gc(true);
+    served.server.collect();
+    served.does(async move {
+        write_again(&volume, 300).await;
+        volume.flush().await.unwrap();
+        world.sleep(Duration::from_secs(100)).await;
+    });
+    let gc = served.set().gc;
+    assert!(gc.paused && gc.passes == 0, "{gc:?}");
+    served.server.pause_gc(false);
+    let world = served.world.clone();
+    served.does(async move { world.sleep(Duration::from_secs(20)).await });
+    let gc = served.set().gc;
+    assert!(!gc.paused && gc.passes == 1, "{gc:?}");
+    served.stop();
+}
+
+#[test]
 fn the_table_of_any_clean_stop_has_all_gens() {
     let late: Vec<u64> = (0..10)
         .filter(|seed| {

@@ -24,6 +24,9 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
 /// Asks for a collection, shows how it goes, says what it did.
 pub fn gc(flags: &GcFlags) -> Outcome {
     let socket = client::find(flags.control.as_deref())?;
+    if flags.pause || flags.resume {
+        return pause(&socket, flags);
+    }
     let before = status(&socket)?;
     let asked = client::request(&socket, "POST", "/v1/gc", PATIENCE)?;
     if flags.no_wait {
@@ -45,6 +48,19 @@ pub fn gc(flags: &GcFlags) -> Outcome {
         say!("{}", text(report))?;
     }
     Ok(())
+}
+
+fn pause(socket: &Path, flags: &GcFlags) -> Outcome {
+    let path = match flags.pause {
+        true => "/v1/gc/pause",
+        false => "/v1/gc/resume",
+    };
+    let said = client::request(socket, "POST", path, PATIENCE)?;
+    match (flags.json, flags.pause) {
+        (true, _) => print_json(&said),
+        (false, true) => say!("garbage collection rests; `brigade gc --resume` lets it go on"),
+        (false, false) => say!("garbage collection goes on"),
+    }
 }
 
 fn status(socket: &Path) -> Outcome<Value> {

@@ -80,6 +80,13 @@ pub fn gc_text(gc: &Value) -> String {
     } else if passes > 0 {
         parts.push(format!("the last one: {reason}"));
     }
+    if gc["paused"] == true {
+        parts.push("paused".to_owned());
+    }
+    let failed = number(&gc["failed_passes"]);
+    if failed > 0 {
+        parts.push(format!("{failed} failed: {}", word(&gc["last_failure"])));
+    }
     if gc["marks_built"] == false {
         parts.push("not all buckets are counted yet".to_owned());
     }

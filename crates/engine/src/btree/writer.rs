@@ -76,6 +76,7 @@ pub struct Tree<E: Env> {
     pub demand: Notify,
     gc_passes: Cell<u64>,
     gc_asked: Cell<bool>,
+    gc_paused: Cell<bool>,
     /// A pass failed, and no other begins by itself until then.
     gc_not_before: Cell<Duration>,
     failures: RefCell<Failures>,
@@ -131,6 +132,7 @@ impl<E: Env> Tree<E> {
             demand: Notify::new(),
             gc_passes: Cell::new(0),
             gc_asked: Cell::new(false),
+            gc_paused: Cell::new(false),
             gc_not_before: Cell::default(),
             failures: RefCell::default(),
             extents_most: Cell::new(0),

@@ -78,6 +78,7 @@ pub struct Mover<E: Env> {
     /// Buckets that were emptied.
     pub moved_buckets: Counter,
     is_closing: Cell<bool>,
+    is_paused: Cell<bool>,
     running: Cell<bool>,
     changed: Notify,
 }
@@ -101,6 +102,7 @@ impl<E: Env> Mover<E> {
             moved_bytes: Counter::default(),
             moved_buckets: Counter::default(),
             is_closing: Cell::new(false),
+            is_paused: Cell::new(false),
             running: Cell::new(false),
             changed: Notify::new(),
         })
@@ -142,6 +144,9 @@ impl<E: Env> Mover<E> {
 
     /// Whether so many buckets hold what cannot be dropped that it is worth while.
     fn pays(&self) -> bool {
+        if self.is_paused.get() {
+            return false;
+        }
         let in_use = u64::from(self.parts.buckets.get().stats().in_use_percent);
         in_use > MOVING_IN_USE_PERCENT || moving_is_eager()
     }
@@ -415,6 +420,12 @@ impl<E: Env> Mover<E> {
         let most = MOVING_BURST_BYTES as i64;
         let credit = self.credit.get().saturating_add(credit as i64);
         self.credit.set(credit.min(most));
+    }
+
+    /// Has moving rest, or go on.
+    pub fn pause_moving(&self, is_paused: bool) {
+        self.is_paused.set(is_paused);
+        self.parts.inserter.dirtied.notify_all();
     }
 
     /// Stops the task and waits until nothing is being moved.

@@ -128,6 +128,16 @@ impl<E: Env> CacheSet<E> {
         }
     }
 
+    /// Has collections and moving rest, or go on.
+    pub fn pause_gc(&self, is_paused: bool) {
+        if let Some(running) = &self.running {
+            running.tree.pause_gc(is_paused);
+            if let Some(mover) = &running.mover {
+                mover.pause_moving(is_paused);
+            }
+        }
+    }
+
     fn gc_status(&self) -> GcStatus {
         let (passes, pass) = match &self.running {
             Some(running) => running.tree.gc(),
@@ -156,6 +166,7 @@ impl<E: Env> CacheSet<E> {
         GcStatus {
             marks_built: !self.cache.buckets.get().is_counting(),
             running: is_running,
+            paused: self.running.as_ref().is_some_and(|it| it.tree.gc_paused()),
             reason: reason.into(),
             progress_percent: (done * 100 / total.max(1)) as u64,
             eta_seconds: if is_running { eta.as_secs() } else { 0 },

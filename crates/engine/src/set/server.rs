@@ -518,6 +518,11 @@ impl<E: Env> Server<E> {
         self.sets.iter().for_each(CacheSet::ask_for_gc);
     }
 
+    /// Has garbage collection of all sets rest, or go on.
+    pub fn pause_gc(&self, is_paused: bool) {
+        self.sets.iter().for_each(|set| set.pause_gc(is_paused));
+    }
+
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
         self.sets.iter().for_each(CacheSet::audit);

@@ -68,6 +68,9 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             return Ok(true);
         }
+        if self.is_paused() {
+            return Ok(false);
+        }
         if self.gc_asked.get() {
             return self.pass("asked for").await;
         }
@@ -237,8 +240,41 @@ impl<E: Env> Tree<E> {
             self.write_leaves(&due).await?;
             self.pass.borrow_mut().done += some.len();
             self.make_way(began, looks).await;
+            self.rest_while_paused().await?;
         }
         result
+    }
+
+    /// What cannot wait goes on.
+    async fn rest_while_paused(&self) -> io::Result<()> {
+        while self.is_paused() && !self.is_closing.get() {
+            self.poison.check()?;
+            let demand = self.demand.wait();
+            let pressure = self.journal.pressure.wait();
+            let memory = self.pages.leaf_writes_wanted.wait();
+            let due = self.due();
+            self.write_leaves(&due).await?;
+            if !self.journal.is_pressed() || !self.relieve_journal().await? {
+                crate::wait::either(demand, crate::wait::either(memory, pressure)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether collections rest. They do not once generations are late.
+    fn is_paused(&self) -> bool {
+        self.gc_paused.get() && self.buckets.get().need_gc() < GC_LATE
+    }
+
+    /// Has passes rest, or go on.
+    pub fn pause_gc(&self, is_paused: bool) {
+        self.gc_paused.set(is_paused);
+        self.demand.notify_all();
+    }
+
+    /// Whether passes are to rest.
+    pub fn gc_paused(&self) -> bool {
+        self.gc_paused.get()
     }
 
     /// Leaves device and processor to clients for a while, if there are some: they get [`GC_REST`] times what the work took that
