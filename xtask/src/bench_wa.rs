@@ -53,6 +53,11 @@ struct Plan {
     writes: u64,
 }
 
+/// The largest bucket of which a cache has as many as it must (513).
+fn largest_bucket(cache_bytes: u64) -> u64 {
+    (cache_bytes / 513 + 1).next_power_of_two() / 2
+}
+
 impl Plan {
     fn of(options: &Options<'_>, cache_bytes: u64) -> Result<Plan> {
         let full = options.number("--full", 95)?.clamp(1, 200);
@@ -64,7 +69,9 @@ impl Plan {
         }
         Ok(Plan {
             cache_bytes,
-            bucket_bytes: options.number("--bucket", 64 << 10)?,
+            bucket_bytes: options
+                .number("--bucket", 64 << 10)?
+                .min(largest_bucket(cache_bytes)),
             blocks,
             live,
             writes: options.number("--times", 10)? * (cache_bytes / BLOCK),
