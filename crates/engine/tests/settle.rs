@@ -1,6 +1,7 @@
 //! After a kernel's session, clean data that is unlike the backing device: what is served stays, and becomes true there.
 
-use brigade_engine::Server;
+use brigade_engine::marks::{self, Mark};
+use brigade_engine::{Options, Server};
 use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{Probe, crc, jset};
 use brigade_sim::disk::{DiskState, End};
@@ -12,6 +13,15 @@ use std::time::Duration;
 
 const BUCKET: usize = 64 * 512;
 const MARK_AT: usize = 170;
+/// Enough, and so little that leaves are not kept while they are read.
+const MEMORIES: [u64; 2] = [1 << 30, 4 << 10];
+
+fn with(memory_bytes: u64) -> Options {
+    Options {
+        memory_bytes,
+        ..options(false)
+    }
+}
 
 /// Makes every journal entry look like a kernel's.
 fn unmark(cache: &Rc<RefCell<DiskState>>) {
@@ -56,15 +66,10 @@ fn differing(chance: &Chance) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>
 fn sector_3(
     chance: &Chance,
     disks: &(Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>),
+    memory: u64,
 ) -> (u8, u64, String) {
     let world = World::new(chance.clone(), Duration::from_secs(100));
-    let server = open(
-        &world,
-        &disks.0,
-        &disks.1,
-        &Store::default(),
-        options(false),
-    );
+    let server = open(&world, &disks.0, &disks.1, &Store::default(), with(memory));
     let volume = server.volumes()[0].clone();
     let status = server.status();
     let ended = server.clone();
@@ -84,19 +89,29 @@ fn sector_3(
 
 #[test]
 fn what_a_kernel_left_unlike_the_backing_device_counts_and_becomes_dirty() {
-    let chance = Chance::new(3);
-    let disks = differing(&chance);
-    unmark(&disks.0);
-    let (byte, dirty, warnings) = sector_3(&chance, &disks);
-    assert_eq!((byte, dirty), (0x11, 512), "{warnings}");
-    assert!(warnings.contains("F70"), "{warnings}");
-    let (byte, dirty, _) = sector_3(&chance, &disks);
-    assert_eq!((byte, dirty), (0x11, 512), "it stays so, after Brigade too");
+    for memory in MEMORIES {
+        let chance = Chance::new(3);
+        let disks = differing(&chance);
+        unmark(&disks.0);
+        marks::take();
+        let (byte, dirty, warnings) = sector_3(&chance, &disks, memory);
+        assert_eq!((byte, dirty), (0x11, 512), "{warnings}");
+        assert!(warnings.contains("F70"), "{warnings}");
+        if cfg!(feature = "instrumented") {
+            let is_little = memory == MEMORIES[1];
+            assert_eq!(marks::hits(Mark::OpenPassesLeaves) == 1, is_little);
+        }
+        let (byte, dirty, _) = sector_3(&chance, &disks, MEMORIES[0]);
+        assert_eq!((byte, dirty), (0x11, 512), "it stays so, after Brigade too");
+    }
 }
 
 #[test]
 fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
-    for steps in (5..400).step_by(5) {
+    for (steps, memory) in (5..400)
+        .step_by(5)
+        .flat_map(|steps| MEMORIES.map(|it| (steps, it)))
+    {
         let chance = Chance::new(steps);
         let disks = differing(&chance);
         unmark(&disks.0);
@@ -107,7 +122,7 @@ fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
             vec![cache],
             vec![backing],
             |_| Some(Store::default()),
-            options(false),
+            with(memory),
         );
         let limited = world.clone();
         let opened = world.run(opening, || limited.steps() > steps);
@@ -115,7 +130,7 @@ fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
         drop(opened);
         disks.0.borrow_mut().end(End::Kill, &chance);
         disks.1.borrow_mut().end(End::Kill, &chance);
-        let (byte, dirty, warnings) = sector_3(&chance, &disks);
+        let (byte, dirty, warnings) = sector_3(&chance, &disks, memory);
         assert_eq!(
             (byte, dirty),
             (0x11, 512),
@@ -128,6 +143,6 @@ fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
 fn after_a_session_of_brigade_nothing_is_compared() {
     let chance = Chance::new(3);
     let disks = differing(&chance);
-    let (byte, dirty, warnings) = sector_3(&chance, &disks);
+    let (byte, dirty, warnings) = sector_3(&chance, &disks, MEMORIES[0]);
     assert_eq!((byte, dirty, warnings.as_str()), (0x11, 0, ""));
 }
