@@ -448,6 +448,28 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_so_many_begin_in_one_step_and_all_end_in_order() {
+        let begun = std::cell::Cell::new(0);
+        let one = |number: usize| {
+            let begun = &begun;
+            async move {
+                begun.set(begun.get() + 1);
+                yield_now().await;
+                number
+            }
+        };
+        let mut all = std::pin::pin!(join_by(2, (0..5).map(one)));
+        for expected in [2, 4, 5] {
+            assert_eq!(begun.get(), expected - if expected == 5 { 1 } else { 2 });
+            assert!(poll_once(all.as_mut()).is_pending());
+            assert_eq!(begun.get(), expected);
+        }
+        assert_eq!(poll_once(all.as_mut()), Poll::Ready(vec![0, 1, 2, 3, 4]));
+        let mut none = std::pin::pin!(join_by(2, (0..0).map(one)));
+        assert_eq!(poll_once(none.as_mut()), Poll::Ready(vec![]));
+    }
+
+    #[test]
     fn a_notification_between_wait_and_poll_is_not_lost() {
         let notify = Notify::new();
         let wait = notify.wait();
