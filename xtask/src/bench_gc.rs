@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn slower_during_collections_is_a_miss() {
-        let (slow, fast) = (vec![160; 50_000], vec![100; 50_000]);
+        let (slow, fast) = (vec![160; 60_000], vec![100; 60_000]);
         assert!(!compare(&slow, &fast, &fast));
         assert!(compare(&fast, &slow, &fast));
         // Of so few the slowest say nothing, and the median has no target.
