@@ -8,6 +8,7 @@ use brigade_engine::Server;
 use brigade_env::Env;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Virtual time in which something must get done.
@@ -50,6 +51,15 @@ pub fn drive<T: 'static>(
     drive_until(set, world, what, future, &crash, ledger, server)
 }
 
+/// Steps of the engine between two recounts; 0: none.
+static RECOUNT_EVERY: AtomicU64 = AtomicU64::new(0);
+
+/// From now on everything that is counted as it changes is recounted and compared after every so many steps of the engine, and not only at
+/// the end of each of a life's parts.
+pub fn recount_every(steps: u64) {
+    RECOUNT_EVERY.store(steps, Ordering::Relaxed);
+}
+
 /// Runs something that must end; `None` if this crash came first.
 pub fn drive_until<T: 'static>(
     set: &mut Set,
@@ -64,6 +74,13 @@ pub fn drive_until<T: 'static>(
     let stuck = Cell::new(false);
     let limit = world.steps() + STEPS_MAX;
     let result = world.run(future, || {
+        let every = RECOUNT_EVERY.load(Ordering::Relaxed);
+        if let Some(server) = server
+            && every > 0
+            && world.steps().is_multiple_of(every)
+        {
+            server.audit();
+        }
         stuck.set(
             world.now().saturating_sub(ledger.last_done.get()) > PATIENCE || world.steps() > limit,
         );

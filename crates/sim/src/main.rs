@@ -1,6 +1,7 @@
 //! `cargo x sim`: runs the world on seeds.
 #![forbid(unsafe_code)]
 
+use brigade_sim::drive::recount_every;
 use brigade_sim::exec::Trace;
 use brigade_sim::life::Choice;
 #[cfg(feature = "instrumented")]
@@ -27,6 +28,7 @@ cargo x sim --mutations [--only NAME] [--minutes M]                         deli
 cargo x sim --mutant NAME                                                   one of them, until found
 
 Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|cut-openings|overtaking|shrinking|prefixes says what a seed does, --mutant NAME makes a mistake.
+With --recount N all counters are recounted and compared after every N steps of the engine.
 BRIGADE_VERBOSE=1 tells the story of a run.";
 
 struct Arguments(Vec<String>);
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<bool, String> {
+    recount_every(arguments.number("--recount")?.unwrap_or(0));
     if arguments.has("--trace") {
         return trace(arguments);
     }

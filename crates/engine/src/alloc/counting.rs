@@ -143,6 +143,7 @@ impl Allocator {
         counting.done = to;
         if to < self.buckets.len() {
             self.counting = Some(counting);
+            self.top_up();
             return false;
         }
         self.need_gc = counting.age_max.max(self.need_gc_since);

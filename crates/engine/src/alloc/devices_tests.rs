@@ -247,6 +247,23 @@ fn a_collection_that_begins_before_all_leaves_are_counted_finds_none() {
 }
 
 #[test]
+fn reserves_are_full_after_each_step_of_the_end_of_counting() {
+    let mut alloc = Allocator::new(CONFIG);
+    // Nothing is known to be empty, and in the end everything is.
+    let first = CONFIG.first_bucket;
+    for nr in (first..CONFIG.nbuckets).map(BucketNr) {
+        alloc.set_gen(nr, Gen(0), 1);
+        alloc.mark_referenced(nr);
+    }
+    alloc.start_counting(vec![false; CONFIG.nbuckets as usize]);
+    alloc.audit();
+    while !alloc.finish_counting(3) {
+        alloc.audit();
+    }
+    alloc.audit();
+}
+
+#[test]
 fn a_collection_finds_buckets_that_nothing_points_to_any_more() {
     let mut alloc = started();
     let placed: Vec<_> = (0..4)
