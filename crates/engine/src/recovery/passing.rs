@@ -75,7 +75,10 @@ impl Held {
         let is_much = inode.clean_sectors > SETTLE_BYTES_MAX / SECTOR_BYTES;
         if is_much || self.clean.len() >= CLEAN_EXTENTS_MAX {
             inode.is_much_clean = true;
-            self.clean.retain(|kept| kept.inode != e.inode);
+            // What is its own was kept last: any image may have a million inodes, and nobody looks at all that is kept for each.
+            while self.clean.last().is_some_and(|kept| kept.inode == e.inode) {
+                self.clean.pop();
+            }
         } else {
             self.clean.push(*e);
         }
@@ -233,4 +236,47 @@ fn judge_sums(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use brigade_format::{Gen, Ptr};
+
+    fn extent(inode: u32, number: u64, sectors: u64) -> Extent {
+        Extent {
+            inode,
+            start: number * 4096,
+            end: number * 4096 + sectors,
+            ptr: Some(Ptr::new(64, Gen(0))),
+            dirty: false,
+        }
+    }
+
+    #[test]
+    fn of_an_inode_with_too_much_clean_data_nothing_is_kept_and_of_others_all() {
+        let mut held = Held {
+            buckets: vec![(0, 0)],
+            ..Held::default()
+        };
+        let large = SETTLE_BYTES_MAX / SECTOR_BYTES / 4096 + 2;
+        let mut take = |e: Extent| {
+            held.add(0, &e);
+            held.keep_clean(&e);
+        };
+        take(extent(1, 0, 8));
+        (0..large).for_each(|number| take(extent(2, number, 4096)));
+        take(extent(3, 0, 8));
+        // As many as may be kept, and then each of very many inodes has one more.
+        (0..CLEAN_EXTENTS_MAX as u64).for_each(|number| take(extent(4, number, 1)));
+        (5..500_000).for_each(|inode| take(extent(inode, 0, 1)));
+        let kept = |inode| held.clean_of(inode, 2, u64::MAX).map(|of| of.len());
+        assert_eq!((kept(1), kept(2), kept(3)), (Some(1), None, Some(1)));
+        assert_eq!(
+            held.clean_of(1, 2, 5),
+            Some(vec![extent(1, 0, 8).slice(2, 5)])
+        );
+        assert_eq!((kept(4), kept(1_000_000)), (None, Some(0)));
+        assert!(held.clean.len() <= CLEAN_EXTENTS_MAX);
+    }
 }
