@@ -12,6 +12,7 @@ pub mod bench_fills;
 pub mod bench_gc;
 pub mod bench_open;
 pub mod bench_open_large;
+pub mod bench_steps;
 pub mod bench_wa;
 pub mod golden;
 pub mod golden_fsck;
