@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
         "marks",
         "mutations",
         "options",
+        "settings",
         "stats",
         "steps",
         "wait",

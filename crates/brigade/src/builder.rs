@@ -1,6 +1,6 @@
 //! Says what to open and how.
 
-use crate::face::{AckPolicy, Options};
+use crate::face::{AckPolicy, Knob, Options};
 use crate::handle::Handle;
 use crate::{Error, world};
 use brigade_format::superblock::CacheMode;
@@ -82,7 +82,9 @@ impl Builder {
 
     /// Look for every bucket that is handed out in all lists, which is slow.
     pub fn expensive_checks(mut self, on: bool) -> Builder {
-        self.options.expensive_checks = on;
+        self.options
+            .settings
+            .insert(Knob::ExpensiveDebugChecks, u64::from(on));
         self
     }
 

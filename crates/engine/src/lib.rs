@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `stats`, `steps`, `wait` |
+//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -34,6 +34,7 @@ mod options;
 pub mod recovery;
 mod request;
 mod set;
+pub mod settings;
 mod stats;
 mod steps;
 mod wait;
@@ -48,6 +49,7 @@ pub use limits::{
     set_moving_eager, set_rewritten_together,
 };
 pub use options::{AckPolicy, Options};
+pub use set::change::{Changed, SettingsOf, SettingsStatus};
 pub use set::server::Server;
 pub use set::volume::Volume;
 pub use stats::{

@@ -1,7 +1,7 @@
 //! What a server can be told.
 
+use crate::settings::{Initial, Knob};
 use brigade_format::superblock::CacheMode;
-use std::time::Duration;
 
 /// What must have happened before a plain write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,20 +26,8 @@ pub struct Options {
     pub memory_bytes: u64,
     /// When a plain write is acknowledged.
     pub ack: AckPolicy,
-    /// Longest time an acknowledged write waits for the journal.
-    pub journal_delay: Duration,
-    /// Requests that continue a run of this many bytes bypass the cache; 0 never.
-    pub sequential_cutoff: u64,
-    /// Share of the cache that may be dirty before background writeback runs at full speed, in percent.
-    pub writeback_percent: u64,
-    /// Dirty data is written back although there is little of it once a volume had no request for this long.
-    pub writeback_delay: Duration,
-    /// Background writeback runs at all.
-    pub writeback_running: bool,
-    /// Data moves out of buckets that are mostly dead, so that these can be recycled (the kernel's `copy_gc_enabled`, which is off).
-    pub moving_gc: bool,
-    /// Look for every bucket that is handed out in all lists, which is slow (the kernel's `expensive_debug_checks`).
-    pub expensive_checks: bool,
+    /// What is set, but for defaults, and can be changed later.
+    pub settings: Initial,
 }
 
 impl Default for Options {
@@ -49,13 +37,15 @@ impl Default for Options {
             mode: None,
             memory_bytes: 4 << 30,
             ack: AckPolicy::Memory,
-            journal_delay: crate::limits::JOURNAL_DELAY_MAX,
-            sequential_cutoff: 4 << 20,
-            writeback_percent: 10,
-            writeback_delay: Duration::from_secs(30),
-            writeback_running: true,
-            moving_gc: true,
-            expensive_checks: false,
+            settings: Initial::new(),
         }
+    }
+}
+
+impl Options {
+    /// With a setting, in what it is kept in.
+    pub fn with(mut self, knob: Knob, value: u64) -> Options {
+        self.settings.insert(knob, value);
+        self
     }
 }

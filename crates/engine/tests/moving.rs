@@ -1,6 +1,7 @@
 //! Moving gc: a cache whose buckets are mostly dead, though none can be recycled, and what becomes of it.
 
 use brigade_engine::marks::{self, Mark};
+use brigade_engine::settings::Knob;
 use brigade_engine::{Server, Volume};
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_sim::exec::{Chance, Store, World};
@@ -81,10 +82,7 @@ fn a_fragmented_cache_is_compacted_and_what_is_dirty_stays_dirty() {
     let store = Store::default();
     for moving_gc in [false, true] {
         let world = World::new(Chance::new(5), Duration::from_secs(1));
-        let how = brigade_engine::Options {
-            moving_gc,
-            ..options(false)
-        };
+        let how = options(false).with(Knob::CopyGcEnabled, u64::from(moving_gc));
         let server = open(&world, &c, &b, &store, how);
         let (s, v, w) = (server.clone(), server.volumes()[0].clone(), world.clone());
         let story = async move {
@@ -141,10 +139,7 @@ fn a_fragmented_cache_is_compacted_and_what_is_dirty_stays_dirty() {
 fn busy_clients_leave_a_fifth_of_what_they_write_for_moving() {
     let (c, b) = disks(BUCKETS, BUCKET_SECTORS, BLOCK_SECTORS, 80_000);
     let world = World::new(Chance::new(5), Duration::from_secs(1));
-    let how = brigade_engine::Options {
-        moving_gc: true,
-        ..options(false)
-    };
+    let how = options(false).with(Knob::CopyGcEnabled, 1);
     let server = open(&world, &c, &b, &Store::default(), how);
     let (s, v, w) = (server.clone(), server.volumes()[0].clone(), world.clone());
     let story = async move {

@@ -1,6 +1,7 @@
 //! Orders that were wrong once: each test is a story of acknowledged data that was lost, or of a stop that did not end.
 
 use brigade_engine::AckPolicy;
+use brigade_engine::settings::Knob;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_sim::disk::{End, Io};
 use brigade_sim::exec::{Chance, Store, World};
@@ -181,8 +182,7 @@ fn a_copy_that_was_overtaken_stays_out_although_what_overtook_it_is_gone() {
     }));
     c.borrow_mut().pace = Some(Rc::new(move |_: Io<'_>| Some(instant)));
     let world = World::new(chance.clone(), Duration::from_secs(1));
-    let mut running = options(true);
-    running.writeback_delay = Duration::from_millis(20);
+    let running = options(true).with(Knob::WritebackDelay, 20_000);
     let server = open(&world, &c, &b, &Store::default(), running);
     let (v, w) = (server.volumes()[0].clone(), world.clone());
     let story = async move {

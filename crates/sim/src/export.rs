@@ -19,6 +19,7 @@ use crate::set::{Backing, Set};
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger};
 use brigade_engine::recovery::Loaded;
+use brigade_engine::settings::Knob;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{BlockDevice, Geometry, StreamId};
 use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
@@ -206,14 +207,17 @@ fn cut_recoveries(set: &mut Set) -> u64 {
 }
 
 fn options(set: &Set) -> Options {
+    // Otherwise nothing is dirty any more once everything has been read.
+    let (ack, runs) = (
+        set.chance.pick(&[AckPolicy::Memory, AckPolicy::Journal]),
+        set.chance.percent(40),
+    );
     Options {
-        ack: set.chance.pick(&[AckPolicy::Memory, AckPolicy::Journal]),
-        writeback_delay: Duration::from_millis(10),
-        // Otherwise nothing is dirty any more once everything has been read.
-        writeback_running: set.chance.percent(40),
-        expensive_checks: false,
+        ack,
         ..Options::default()
     }
+    .with(Knob::WritebackDelay, 10_000)
+    .with(Knob::WritebackRunning, u64::from(runs))
 }
 
 /// Opens the set, reads all of every volume, perhaps stops. Values by volume and sector.

@@ -12,6 +12,7 @@ use crate::weather::{self, Weather};
 use crate::work::{Clients, Ledger, MODES, Mix, Request};
 use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
+use brigade_engine::settings::{Initial, Knob};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode, Gen};
@@ -99,6 +100,23 @@ impl Life {
         }
     }
 
+    fn settings(&self) -> Initial {
+        let chance = &self.set.chance;
+        let runs = chance.percent(if self.plan.crowded { 30 } else { 85 });
+        Initial::from([
+            (Knob::JournalDelayMs, 1000 * chance.pick(&[1, 10, 100])),
+            (
+                Knob::SequentialCutoff,
+                chance.pick(&[0, 0, 64 << 10, 512 << 10]),
+            ),
+            (Knob::WritebackPercent, chance.pick(&[0, 1, 10, 40])),
+            (Knob::WritebackDelay, 1000 * chance.pick(&[10, 200, 5000])),
+            (Knob::WritebackRunning, u64::from(runs)),
+            (Knob::CopyGcEnabled, u64::from(self.plan.moving)),
+            (Knob::ExpensiveDebugChecks, u64::from(chance.percent(25))),
+        ])
+    }
+
     fn options(&self) -> Options {
         let chance = &self.set.chance;
         let mode = if self.plan.modes && chance.percent(40) {
@@ -120,13 +138,7 @@ impl Life {
             } else {
                 AckPolicy::Journal
             },
-            journal_delay: Duration::from_millis(chance.pick(&[1, 10, 100])),
-            sequential_cutoff: chance.pick(&[0, 0, 64 << 10, 512 << 10]),
-            writeback_percent: chance.pick(&[0, 1, 10, 50]),
-            writeback_delay: Duration::from_millis(chance.pick(&[10, 200, 5000])),
-            writeback_running: chance.percent(if self.plan.crowded { 30 } else { 85 }),
-            moving_gc: self.plan.moving,
-            expensive_checks: chance.percent(25),
+            settings: self.settings(),
         }
     }
 
@@ -394,7 +406,8 @@ impl Life {
             weather::faults_stop(&self.set);
         }
         if is_whole && !stops_early {
-            if options.writeback_running && self.set.chance.percent(15) {
+            let runs = options.settings.get(&Knob::WritebackRunning) != Some(&0);
+            if runs && self.set.chance.percent(15) {
                 self.settles(&session);
             } else if self.set.chance.percent(30) {
                 self.pause(&session);
@@ -603,11 +616,11 @@ impl Life {
     pub fn finish(&mut self) {
         let options = Options {
             mode: Some(CacheMode::Writeback),
-            writeback_running: true,
-            writeback_percent: 0,
-            writeback_delay: Duration::from_millis(1),
             ..self.options()
-        };
+        }
+        .with(Knob::WritebackRunning, 1)
+        .with(Knob::WritebackPercent, 0)
+        .with(Knob::WritebackDelay, 1000);
         let given: Vec<usize> = (0..self.set.backings.len()).collect();
         let session = self.reopen(&options, &given);
         self.read_all(&session);

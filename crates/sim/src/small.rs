@@ -3,6 +3,7 @@
 use crate::disk::DiskState;
 use crate::exec::{Chance, Store, World};
 use brigade_engine::recovery::{self, How, Loaded};
+use brigade_engine::settings::{Initial, Knob};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Geometry;
 use brigade_format::{
@@ -78,13 +79,13 @@ pub fn options(running: bool) -> Options {
         mode: Some(CacheMode::Writeback),
         memory_bytes: 1 << 30,
         ack: AckPolicy::Memory,
-        journal_delay: Duration::from_millis(100),
-        sequential_cutoff: 0,
-        writeback_percent: 10,
-        writeback_delay: Duration::from_secs(1000),
-        writeback_running: running,
-        moving_gc: false,
-        expensive_checks: true,
+        settings: Initial::from([
+            (Knob::SequentialCutoff, 0),
+            (Knob::WritebackDelay, 1_000_000_000),
+            (Knob::WritebackRunning, u64::from(running)),
+            (Knob::CopyGcEnabled, 0),
+            (Knob::ExpensiveDebugChecks, 1),
+        ]),
     }
 }
 

@@ -13,10 +13,10 @@ use crate::run::Scripts;
 use crate::set::Set;
 use crate::tally::Tally;
 use crate::work::Ledger;
+use brigade_engine::settings::Knob;
 use brigade_engine::{AckPolicy, Options, marks};
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
 /// Losses of power that are tried at each point besides one kill.
 pub const REORDERINGS: u64 = 3;
@@ -92,9 +92,9 @@ fn recover(set: &mut Set, tally: &mut Tally) {
     let given: Vec<usize> = (0..set.backings.len()).collect();
     let options = Options {
         ack: set.chance.pick(&[AckPolicy::Memory, AckPolicy::Journal]),
-        writeback_delay: Duration::from_millis(10),
         ..Options::default()
-    };
+    }
+    .with(Knob::WritebackDelay, 10_000);
     for _ in 0..DEPTH_MAX {
         if !set.chance.percent(35) {
             break;

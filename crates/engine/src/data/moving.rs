@@ -33,6 +33,7 @@ use crate::limits::{
 };
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::settings::{Knob, Settings};
 use crate::stats::Counter;
 use brigade_env::sync::{Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
@@ -65,6 +66,8 @@ pub struct MoverParts<E: Env> {
     pub clients: Rc<Clients>,
     /// Sectors of a block.
     pub block_sectors: u64,
+    /// Whether it may.
+    pub settings: Rc<Settings>,
 }
 
 /// See the module documentation.
@@ -144,7 +147,7 @@ impl<E: Env> Mover<E> {
 
     /// Whether so many buckets hold what cannot be dropped that it is worth while.
     fn pays(&self) -> bool {
-        if self.is_paused.get() {
+        if self.is_paused.get() || !self.parts.settings.is_on(Knob::CopyGcEnabled) {
             return false;
         }
         let in_use = u64::from(self.parts.buckets.get().stats().in_use_percent);

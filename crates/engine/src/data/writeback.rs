@@ -21,6 +21,7 @@ use crate::limits::{WRITEBACK_BYTES, WRITEBACK_EXTENTS, WRITEBACK_IN_USE_PERCENT
 use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
+use crate::settings::{Knob, Settings};
 use crate::stats::VolumeCounters;
 use brigade_env::sync::{Notify, join_all, join_by, yield_now};
 use brigade_env::{Durability, Env};
@@ -73,12 +74,12 @@ pub struct WritebackParts<E: Env> {
     pub candidates: Rc<Candidates>,
     /// What happened.
     pub counters: Rc<VolumeCounters>,
-    /// Dirty sectors above which it runs at full speed.
-    pub target_sectors: u64,
+    /// Sectors of the cache, of which a share may be dirty.
+    pub cache_sectors: u64,
     /// The cache's buckets: scattered dirty data fills many of them long before it fills the target.
     pub buckets: Rc<Buckets>,
-    /// When a volume counts as idle.
-    pub delay: Duration,
+    /// How fast, and whether at all.
+    pub settings: Rc<Settings>,
     /// When the last request came.
     pub last_request: Rc<Cell<Duration>>,
 }
@@ -113,6 +114,10 @@ impl<E: Env> Writeback<E> {
     pub async fn run(self: Rc<Self>) {
         self.running.set(true);
         while !self.is_closing.get() {
+            if !self.parts.settings.is_on(Knob::WritebackRunning) {
+                self.wait(self.parts.settings.changed.wait()).await;
+                continue;
+            }
             let dirtied = self.parts.inserter.dirtied.wait();
             let dirty = self.dirty();
             let idle = self
@@ -120,7 +125,7 @@ impl<E: Env> Writeback<E> {
                 .env
                 .now()
                 .saturating_sub(self.parts.last_request.get())
-                >= self.parts.delay;
+                >= self.parts.settings.time(Knob::WritebackDelay);
             let is_counted = self.parts.index.borrow().nodes.uncounted() == 0;
             let outcome = if !is_counted {
                 // Nobody knows what is dirty.
@@ -135,7 +140,8 @@ impl<E: Env> Writeback<E> {
                 }
                 continue;
             } else {
-                self.pause(LOOK.min(self.parts.delay)).await;
+                self.pause(LOOK.min(self.parts.settings.time(Knob::WritebackDelay)))
+                    .await;
                 continue;
             };
             if matches!(outcome, Ok(0)) {
@@ -153,8 +159,10 @@ impl<E: Env> Writeback<E> {
     }
 
     fn is_pressed(&self, dirty: u64) -> bool {
+        let percent = self.parts.settings.get(Knob::WritebackPercent);
+        let target = self.parts.cache_sectors / 100 * percent;
         let in_use = u64::from(self.parts.buckets.get().stats().in_use_percent);
-        dirty > self.parts.target_sectors || in_use > WRITEBACK_IN_USE_PERCENT
+        dirty > target || in_use > WRITEBACK_IN_USE_PERCENT
     }
 
     async fn pause(&self, pause: Duration) {

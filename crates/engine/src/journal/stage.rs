@@ -9,6 +9,7 @@ use crate::limits::{
 };
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::settings::{Knob, Settings};
 use brigade_env::sync::Notify;
 use brigade_env::{Durability, Env};
 use brigade_format::{Key, jset};
@@ -50,7 +51,7 @@ pub struct JournalSetup<E: Env> {
     /// First header.
     pub roots: Roots,
     /// Longest wait of a key.
-    pub delay: Duration,
+    pub settings: Rc<Settings>,
 }
 
 struct State<S: brigade_env::Survivor> {
@@ -81,7 +82,7 @@ pub struct Journal<E: Env> {
     set_magic: u64,
     block_sectors: u64,
     words_max: usize,
-    delay: Duration,
+    settings: Rc<Settings>,
     state: RefCell<State<E::Survivor>>,
     work: Notify,
     progress: Notify,
@@ -110,7 +111,7 @@ impl<E: Env> Journal<E> {
             set_magic: setup.set_magic,
             block_sectors: setup.block_sectors,
             words_max,
-            delay: setup.delay,
+            settings: setup.settings,
             state: RefCell::new(State {
                 ring: Ring::new(
                     setup.ring,
@@ -208,7 +209,8 @@ impl<E: Env> Journal<E> {
         }
         if !state.timer_set && !state.is_closing {
             state.timer_set = true;
-            let delay = (state.last_took * 4).clamp(JOURNAL_DELAY_MIN.min(self.delay), self.delay);
+            let most = self.settings.time(Knob::JournalDelayMs);
+            let delay = (state.last_took * 4).clamp(JOURNAL_DELAY_MIN.min(most), most);
             drop(state);
             let journal = self.clone();
             self.env.spawn(async move {

@@ -4,6 +4,6 @@ mod superblocks;
 mod table;
 mod uuids;
 
-pub use superblocks::{BackingSuper, write_superblock};
+pub use superblocks::{BackingSuper, CacheSuper, write_superblock};
 pub use table::{GenTable, TableSetup};
 pub use uuids::{Turn, UuidTable};

@@ -20,6 +20,42 @@ pub async fn write_superblock<E: Env>(disk: &Disk<E>, superblock: &Superblock) -
         .await
 }
 
+/// The superblock of a cache device that is open.
+pub struct CacheSuper<E: Env> {
+    disk: Rc<Disk<E>>,
+    superblock: RefCell<Superblock>,
+    turn: Lock,
+}
+
+impl<E: Env> CacheSuper<E> {
+    /// As it stands on `disk`.
+    pub fn new(disk: Rc<Disk<E>>, superblock: Superblock) -> Self {
+        CacheSuper {
+            disk,
+            superblock: RefCell::new(superblock),
+            turn: Lock::default(),
+        }
+    }
+
+    /// A copy of the whole.
+    pub fn get(&self) -> Superblock {
+        self.superblock.borrow().clone()
+    }
+
+    /// Has the device say something else from now on. Its number of writes stays: the record in memory of this opening is known by it.
+    pub async fn change(&self, change: impl FnOnce(&mut Superblock)) -> io::Result<()> {
+        let _turn = self.turn.lock().await;
+        let mut next = self.get();
+        change(&mut next);
+        if next == self.get() {
+            return Ok(());
+        }
+        write_superblock(&self.disk, &next).await?;
+        *self.superblock.borrow_mut() = next;
+        Ok(())
+    }
+}
+
 /// The superblock of a backing device, and its passage between clean and dirty.
 ///
 /// *Dirty* is on disk before the first dirty key can be (docs/format.md 9.5); *clean* only after everything was written

@@ -40,6 +40,7 @@ use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::options::Options;
+use crate::settings::{Knob, Settings};
 use crate::stats::VolumeCounters;
 use crate::steps::{Steps, Task};
 use brigade_env::sync::Notify;
@@ -70,6 +71,8 @@ pub struct Cache<E: Env> {
     pub buckets: Rc<Buckets>,
     /// Way into the index; absent when nothing may be written.
     pub writer: Option<CacheWriter<E>>,
+    /// Choices that may change.
+    pub settings: Rc<Settings>,
     /// How long background tasks take.
     pub steps: Rc<Steps>,
     /// Its volumes, for background work on all of it.
@@ -136,10 +139,10 @@ pub struct Core<E: Env> {
     pub sectors: u64,
     /// Nothing may be written.
     pub is_read_only: bool,
-    /// How it is cached.
-    pub mode: Cell<CacheMode>,
     /// Choices.
     pub options: Rc<Options>,
+    /// Choices that may change.
+    pub settings: Rc<Settings>,
     /// What happened.
     pub counters: Rc<VolumeCounters>,
     /// Who writes to the backing device.
@@ -224,6 +227,12 @@ impl UnflushedFills {
     }
 }
 
+/// The mode that a value of [`Knob::CacheMode`] stands for.
+pub fn mode_of(value: u64) -> CacheMode {
+    use CacheMode::{None, Writearound, Writeback, Writethrough};
+    [Writethrough, Writeback, Writearound, None][value as usize % 4]
+}
+
 /// Why there is no room for data in the cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum NoPlace {
@@ -245,6 +254,11 @@ impl<E: Env> Core<E> {
         self.backing
             .as_ref()
             .map_or(0, |backing| backing.data_offset)
+    }
+
+    /// How it is cached.
+    pub fn mode(&self) -> CacheMode {
+        mode_of(self.settings.get(Knob::CacheMode))
     }
 
     fn note_request(&self) {
@@ -274,7 +288,7 @@ impl<E: Env> Core<E> {
         sectors: u64,
         is_write: bool,
     ) -> bool {
-        let mode = self.mode.get();
+        let mode = self.mode();
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
         if in_use > CUTOFF_ALL_PERCENT {
             marks::hit(Mark::RouteBypassFull);
@@ -302,7 +316,7 @@ impl<E: Env> Core<E> {
             marks::hit(Mark::RouteBypassMemory);
             return true;
         }
-        let cutoff = self.options.sequential_cutoff;
+        let cutoff = self.settings.get(Knob::SequentialCutoff);
         // The time of this very request: nothing was awaited since it was noted.
         let run = self
             .recent
@@ -318,10 +332,10 @@ impl<E: Env> Core<E> {
 
     fn may_become_dirty(&self, cache: &Cache<E>) -> bool {
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
-        if self.mode.get() == CacheMode::Writeback && in_use > CUTOFF_SYNC_PERCENT {
+        if self.mode() == CacheMode::Writeback && in_use > CUTOFF_SYNC_PERCENT {
             marks::hit(Mark::RouteNotDirty);
         }
-        self.mode.get() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
+        self.mode() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
     }
 
     /// What kind of data the volume has.
@@ -610,7 +624,7 @@ pub async fn set_mode<E: Env>(core: Rc<Core<E>>, mode: CacheMode) -> io::Result<
         return Err(io::ErrorKind::Unsupported.into());
     };
     backing.superblock.set_mode(mode).await?;
-    core.mode.set(mode);
+    core.settings.set(Knob::CacheMode, mode as u64);
     Ok(())
 }
 

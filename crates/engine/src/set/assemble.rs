@@ -156,6 +156,7 @@ fn cache<E: Env>(
         pages,
         buckets: buckets.clone(),
         writer,
+        settings: found.settings.clone(),
         steps: found.steps.clone(),
         clients: Rc::default(),
         bucket_sectors: found.geometry.bucket_sectors,

@@ -15,9 +15,10 @@ use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
 use crate::extents::ExtentMap;
 use crate::journal::{RingStart, Roots};
-use crate::meta::write_superblock;
+use crate::meta::{CacheSuper, write_superblock};
 use crate::options::Options;
 use crate::recovery::LoadStats;
+use crate::settings::Knob;
 use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
@@ -36,7 +37,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
     let cache = assemble::view(env, &found, index, &buckets);
     CacheSet {
         cache,
-        superblock: found.superblock,
+        superblock: CacheSuper::new(found.disk, found.superblock),
         geometry: found.geometry,
         uuids,
         running: None,
@@ -87,7 +88,7 @@ async fn write<E: Env>(
 ) -> io::Result<CacheSet<E>> {
     wipe_journal(&found).await?;
     let mut alloc = blank_buckets(&found);
-    alloc.set_expensive_checks(options.expensive_checks);
+    alloc.set_expensive_checks(found.settings.is_on(Knob::ExpensiveDebugChecks));
     let buckets = Buckets::new(alloc, found.poison.clone());
     let table = found.table(env, &buckets, Vec::new(), 0);
     let batch = buckets
@@ -111,7 +112,7 @@ async fn write<E: Env>(
         uuid_bucket,
         prio_head,
     };
-    let journal = found.journal(env, ring, (1, 1), roots, options);
+    let journal = found.journal(env, ring, (1, 1), roots);
     let steps = found.steps.clone();
     env.spawn(steps.timed(env, Task::Journal, journal.clone().run()));
     journal.settle();
@@ -134,12 +135,12 @@ async fn write<E: Env>(
     let run = table.clone().run(journal.clone());
     env.spawn(steps.timed(env, Task::Allocator, run));
     env.spawn(steps.timed(env, Task::Index, tree.clone().run()));
-    let mover = start_moving(env, &cache, options);
+    let mover = start_moving(env, &cache);
     let inodes_seen = Rc::default();
     let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
         cache,
-        superblock: found.superblock,
+        superblock: CacheSuper::new(found.disk, found.superblock),
         geometry: found.geometry,
         uuids,
         running: Some(Running {

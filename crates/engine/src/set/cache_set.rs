@@ -5,14 +5,14 @@ use crate::data::{Mover, Sweeper};
 use crate::device::Disk;
 use crate::error::Error;
 use crate::journal::Journal;
-use crate::meta::{GenTable, UuidTable};
+use crate::meta::{CacheSuper, GenTable, UuidTable};
 use crate::recovery::{Finding, LoadStats};
 use crate::request::Cache;
 use crate::stats::{
     BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus, VictimStatus,
 };
 use brigade_env::Env;
-use brigade_format::{BucketNr, CacheGeometry, Gen, Superblock};
+use brigade_format::{BucketNr, CacheGeometry, Gen};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -23,7 +23,7 @@ pub struct CacheSet<E: Env> {
     /// What requests use.
     pub cache: Rc<Cache<E>>,
     /// The cache device's superblock as it is on disk.
-    pub superblock: Superblock,
+    pub superblock: CacheSuper<E>,
     /// Its sizes.
     pub geometry: CacheGeometry,
     /// Which inode is what.
@@ -50,8 +50,8 @@ pub struct Running<E: Env> {
     pub tree: Rc<Tree<E>>,
     /// Makes buckets ready.
     pub table: Rc<GenTable<E>>,
-    /// Empties buckets that are mostly dead; absent if that is switched off.
-    pub mover: Option<Rc<Mover<E>>>,
+    /// Empties buckets that are mostly dead.
+    pub mover: Rc<Mover<E>>,
     /// Makes slots of removed devices free.
     pub sweeper: Rc<Sweeper<E>>,
 }
@@ -64,7 +64,7 @@ impl<E: Env> CacheSet<E> {
 
     /// The set's identity, as text.
     pub fn uuid(&self) -> String {
-        uuid_text(&self.superblock.set_uuid)
+        uuid_text(&self.superblock.get().set_uuid)
     }
 
     /// Checks every invariant that can be seen from memory, slowly; panics with what does not hold.
@@ -91,9 +91,7 @@ impl<E: Env> CacheSet<E> {
             return Ok(());
         };
         let name = self.disk().name();
-        if let Some(mover) = &running.mover {
-            mover.stop().await;
-        }
+        running.mover.stop().await;
         running.sweeper.stop().await;
         self.cache.buckets.end_fills().await;
         running.tree.stop().await;
@@ -132,9 +130,7 @@ impl<E: Env> CacheSet<E> {
     pub fn pause_gc(&self, is_paused: bool) {
         if let Some(running) = &self.running {
             running.tree.pause_gc(is_paused);
-            if let Some(mover) = &running.mover {
-                mover.pause_moving(is_paused);
-            }
+            running.mover.pause_moving(is_paused);
         }
     }
 
@@ -148,7 +144,7 @@ impl<E: Env> CacheSet<E> {
             None => Default::default(),
         };
         let (uncounted, leaves) = self.cache.pages.uncounted();
-        let mover = self.running.as_ref().and_then(|it| it.mover.as_ref());
+        let mover = self.running.as_ref().map(|it| &it.mover);
         let sweeper = self.running.as_ref().map(|it| &it.sweeper);
         let now = self.cache.pages.now();
         let (is_running, reason, done, total, began) = match uncounted > 0 {

@@ -8,6 +8,7 @@ use crate::error::{Error, Poison};
 use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN, SECTOR};
 use crate::options::Options;
 use crate::recovery;
+use crate::settings::{Knob, Scope, Settings};
 use crate::steps::Steps;
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
@@ -79,13 +80,24 @@ pub(super) async fn find_cache<E: Env>(
         );
         return Err(Error::refused(disk.name(), what));
     }
+    let settings = settings_of(&superblock, options);
     Ok(Found {
         disk,
         poison,
         superblock,
         geometry,
         steps: Rc::new(Steps::default()),
+        settings,
     })
+}
+
+/// What was asked for, and of what the superblock has what that says.
+fn settings_of(superblock: &Superblock, options: &Options) -> Rc<Settings> {
+    let mut initial = options.settings.clone();
+    let replacement = superblock.replacement().map_or(0, |it| it as u64);
+    initial.insert(Knob::Discard, u64::from(superblock.discard()));
+    initial.insert(Knob::CacheReplacementPolicy, replacement);
+    Rc::new(Settings::new(Scope::CacheSet, &initial))
 }
 
 pub(super) async fn find_backing<E: Env>(

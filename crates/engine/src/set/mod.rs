@@ -6,6 +6,7 @@ mod assemble;
 mod attach;
 mod blank;
 pub mod cache_set;
+pub mod change;
 mod examine;
 mod open;
 pub mod server;

@@ -21,11 +21,12 @@ use crate::error::{Error, Poison};
 use crate::extents::Extent;
 use crate::journal::{self, Journal, JournalSetup, RingStart, Roots, survivor};
 use crate::marks::{self, Mark};
-use crate::meta::{GenTable, TableSetup, UuidTable, write_superblock};
+use crate::meta::{CacheSuper, GenTable, TableSetup, UuidTable, write_superblock};
 use crate::mutations::{self, Mutation};
 use crate::options::{AckPolicy, Options};
 use crate::recovery::{self, How, Loaded, SurvivorEntry};
 use crate::request::Cache;
+use crate::settings::{Knob, Settings};
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
@@ -49,6 +50,8 @@ pub struct Found<E: Env> {
     pub geometry: CacheGeometry,
     /// How long background tasks take.
     pub steps: Rc<Steps>,
+    /// Choices that may change.
+    pub settings: Rc<Settings>,
 }
 
 impl<E: Env> Found<E> {
@@ -132,7 +135,6 @@ impl<E: Env> Found<E> {
         ring: RingStart,
         seqs: (u64, u64),
         roots: Roots,
-        options: &Options,
     ) -> Rc<Journal<E>> {
         let (next_seq, last_seq) = seqs;
         let setup = JournalSetup {
@@ -144,7 +146,7 @@ impl<E: Env> Found<E> {
             next_seq,
             last_seq,
             roots,
-            delay: options.journal_delay,
+            settings: self.settings.clone(),
         };
         Journal::new(env.clone(), self.poison.clone(), setup)
     }
@@ -274,7 +276,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
     let cache = view(env, &found, index, &buckets);
     CacheSet {
         cache,
-        superblock: found.superblock,
+        superblock: CacheSuper::new(found.disk, found.superblock),
         geometry: found.geometry,
         uuids,
         running: None,
@@ -297,7 +299,7 @@ async fn start<E: Env>(
     // What was read may not be durable: a process that was killed had it under way. Nothing it let go of is overwritten before.
     found.disk.flush().await?;
     let mut alloc = load_buckets(&found, &loaded);
-    alloc.set_expensive_checks(options.expensive_checks);
+    alloc.set_expensive_checks(found.settings.is_on(Knob::ExpensiveDebugChecks));
     let buckets = Buckets::new(alloc, found.poison.clone());
     let nodes = load_nodes(&loaded);
     let map = std::mem::take(&mut loaded.index);
@@ -322,7 +324,7 @@ async fn start<E: Env>(
         uuid_bucket: newest.uuid_bucket,
         prio_head: newest.prio_head,
     };
-    let journal = found.journal(env, ring, (newest.seq + 1, newest.last_seq), roots, options);
+    let journal = found.journal(env, ring, (newest.seq + 1, newest.last_seq), roots);
     // Held until the leaves that do not have the replayed ranges yet hold it, each until it has them.
     journal.pin(newest.last_seq);
     let steps = found.steps.clone();
@@ -367,12 +369,12 @@ async fn start<E: Env>(
         let count = cache.pages.clone().count_all();
         env.spawn(steps.timed(env, Task::Count, count));
     }
-    let mover = start_moving(env, &cache, options);
+    let mover = start_moving(env, &cache);
     let inodes_seen = Rc::new(RefCell::new(loaded.inodes_seen));
     let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
         cache,
-        superblock: found.superblock,
+        superblock: CacheSuper::new(found.disk, found.superblock),
         geometry: found.geometry,
         uuids,
         running: Some(Running {

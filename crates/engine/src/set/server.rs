@@ -19,6 +19,7 @@ use crate::meta::{BackingSuper, Turn, write_superblock};
 use crate::options::Options;
 use crate::recovery::Finding;
 use crate::request::{Backing, Core};
+use crate::settings::{Knob, Scope, Settings};
 use crate::stats::Status;
 use crate::steps::Task;
 use brigade_env::{Env, Exports};
@@ -31,7 +32,7 @@ use std::rc::Rc;
 pub struct Server<E: Env> {
     env: E,
     options: Rc<Options>,
-    sets: Vec<CacheSet<E>>,
+    sets: Vec<Rc<CacheSet<E>>>,
     volumes: Vec<Rc<Volume<E>>>,
     warnings: Vec<String>,
 }
@@ -87,7 +88,7 @@ impl<E: Env> Server<E> {
         };
         for prepared in prepared {
             let set = open::open(&server.env, prepared, &server.options).await?;
-            server.sets.push(set);
+            server.sets.push(Rc::new(set));
         }
         for (position, found) in found_backings.into_iter().enumerate() {
             server.add_backing(found, position).await?;
@@ -98,7 +99,8 @@ impl<E: Env> Server<E> {
     }
 
     async fn add_backing(&mut self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
-        let mine = |set: &CacheSet<E>| set.superblock.set_uuid == found.superblock.set_uuid;
+        let mine =
+            |set: &Rc<CacheSet<E>>| set.superblock.get().set_uuid == found.superblock.set_uuid;
         let Some(at) = self.sets.iter().position(mine) else {
             self.add_alone(found, position);
             return Ok(());
@@ -215,7 +217,7 @@ impl<E: Env> Server<E> {
             running.sweeper.look();
             let mut next = superblock.clone();
             if plan.is_new {
-                next.set_uuid = set.superblock.set_uuid;
+                next.set_uuid = set.superblock.get().set_uuid;
                 next.set_state(BackingState::Clean);
             }
             if dirty > 0 {
@@ -288,6 +290,8 @@ impl<E: Env> Server<E> {
             None => Rc::default(),
         };
         client.is_flash.set(backing.is_none());
+        let settings = Settings::new(Scope::Volume, &self.options.settings);
+        settings.set(Knob::CacheMode, mode as u64);
         Rc::new(Core {
             env: self.env.clone(),
             buffers: self.env.buffers().clone(),
@@ -296,8 +300,8 @@ impl<E: Env> Server<E> {
             inode,
             sectors,
             is_read_only,
-            mode: Cell::new(mode),
             options: self.options.clone(),
+            settings: Rc::new(settings),
             counters: Rc::default(),
             locks: client.locks.clone(),
             candidates: Rc::<Candidates>::default(),
@@ -335,9 +339,6 @@ impl<E: Env> Server<E> {
         range: (u64, u64),
     ) -> Option<Rc<Writeback<E>>> {
         let (backing, writer) = (core.backing.as_ref()?, set.cache.writer.as_ref()?);
-        if !self.options.writeback_running {
-            return None;
-        }
         let cache_sectors = set.geometry.nbuckets * u64::from(set.geometry.bucket_sectors);
         let locks: Rc<RangeLocks> = core.locks.clone();
         let writeback = Writeback::new(WritebackParts {
@@ -355,8 +356,8 @@ impl<E: Env> Server<E> {
             candidates: core.candidates.clone(),
             counters: core.counters.clone(),
             buckets: set.cache.buckets.clone(),
-            target_sectors: cache_sectors / 100 * self.options.writeback_percent,
-            delay: self.options.writeback_delay,
+            cache_sectors,
+            settings: core.settings.clone(),
             last_request: core.last_request.clone(),
         });
         let run = writeback.clone().run();
@@ -478,6 +479,10 @@ impl<E: Env> Server<E> {
         self.volumes.clone()
     }
 
+    pub(super) fn sets(&self) -> Vec<Rc<CacheSet<E>>> {
+        self.sets.clone()
+    }
+
     /// What was noticed at open, a line each.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
@@ -485,8 +490,8 @@ impl<E: Env> Server<E> {
 
     /// Facts and counters as they are now.
     pub fn status(&self) -> Status {
-        let cache_sets: Vec<_> = self.sets.iter().map(CacheSet::status).collect();
-        let poisoned = |set: &CacheSet<E>| {
+        let cache_sets: Vec<_> = self.sets.iter().map(|set| set.status()).collect();
+        let poisoned = |set: &Rc<CacheSet<E>>| {
             set.cache
                 .poison
                 .reason()
@@ -515,7 +520,7 @@ impl<E: Env> Server<E> {
 
     /// Has all nodes of all sets rewritten soon; `status` tells how it goes.
     pub fn collect(&self) {
-        self.sets.iter().for_each(CacheSet::ask_for_gc);
+        self.sets.iter().for_each(|set| set.ask_for_gc());
     }
 
     /// Has garbage collection of all sets rest, or go on.
@@ -525,12 +530,12 @@ impl<E: Env> Server<E> {
 
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
-        self.sets.iter().for_each(CacheSet::audit);
+        self.sets.iter().for_each(|set| set.audit());
     }
 
     /// Per cache set and bucket the gen that no pointer in the tree is older than. For simulation and tests.
     pub fn oldest_gens(&self) -> Vec<Vec<Gen>> {
-        self.sets.iter().map(CacheSet::oldest_gens).collect()
+        self.sets.iter().map(|set| set.oldest_gens()).collect()
     }
 
     /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.

@@ -4,7 +4,6 @@ use crate::btree::Tree;
 use crate::data::{Mover, MoverParts, Sweeper, SweeperParts};
 use crate::journal::Journal;
 use crate::meta::UuidTable;
-use crate::options::Options;
 use crate::request::Cache;
 use crate::steps::Task;
 use brigade_env::Env;
@@ -12,13 +11,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-/// Starts the task that empties buckets, unless that is switched off.
-pub(super) fn start_moving<E: Env>(
-    env: &E,
-    cache: &Rc<Cache<E>>,
-    options: &Options,
-) -> Option<Rc<Mover<E>>> {
-    let writer = cache.writer.as_ref().filter(|_| options.moving_gc)?;
+/// Starts the task that empties buckets while that is switched on.
+pub(super) fn start_moving<E: Env>(env: &E, cache: &Rc<Cache<E>>) -> Rc<Mover<E>> {
+    let writer = cache.writer.as_ref().expect("a set that is written");
     let mover = Mover::new(MoverParts {
         env: env.clone(),
         cache: cache.disk.clone(),
@@ -29,9 +24,10 @@ pub(super) fn start_moving<E: Env>(
         buckets: cache.buckets.clone(),
         clients: cache.clients.clone(),
         block_sectors: cache.block_sectors,
+        settings: cache.settings.clone(),
     });
     env.spawn(cache.steps.timed(env, Task::Moving, mover.clone().run()));
-    Some(mover)
+    mover
 }
 
 /// Starts the task that makes slots of removed devices free.

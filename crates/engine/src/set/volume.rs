@@ -70,7 +70,7 @@ impl<E: Env> Volume<E> {
                 .backing
                 .as_ref()
                 .map(|backing| backing.disk.name().to_string()),
-            mode: self.core.mode.get().to_string(),
+            mode: self.core.mode().to_string(),
             state: self.state().into(),
             read_only: self.core.is_read_only,
             size_bytes: self.core.sectors * 512,
