@@ -2,7 +2,7 @@
 
 use crate::face::{AckPolicy, Knob, Options};
 use crate::handle::Handle;
-use crate::{Error, world};
+use crate::{Config, Error, world};
 use brigade_format::superblock::CacheMode;
 use brigade_uring::{Engine, HostOptions};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ pub struct Builder {
     pub(crate) backings: Vec<PathBuf>,
     pub(crate) nbd: Vec<String>,
     pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) config: Option<Config>,
     pub(crate) options: Options,
     pub(crate) host: HostOptions,
 }
@@ -77,6 +78,12 @@ impl Builder {
     /// When a write is acknowledged.
     pub fn ack(mut self, ack: AckPolicy) -> Builder {
         self.options.ack = ack;
+        self
+    }
+
+    /// Settings as they stand in a file, which changes are written to.
+    pub fn config(mut self, config: Config) -> Builder {
+        self.config = Some(config);
         self
     }
 

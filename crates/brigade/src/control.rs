@@ -6,11 +6,13 @@
 
 use crate::world::clear_dead_socket;
 use crate::{Error, Handle};
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -121,6 +123,7 @@ fn run(listener: UnixListener, handle: Handle, stopped: oneshot::Receiver<()>) {
 fn router(handle: Handle) -> axum::Router {
     axum::Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/settings", get(settings).patch(set))
         .route("/v1/stop", post(stop))
         .route("/v1/gc", post(gc))
         .route("/v1/gc/pause", post(pause_gc))
@@ -134,6 +137,47 @@ fn router(handle: Handle) -> axum::Router {
 
 async fn status(State(handle): State<Handle>) -> Response {
     answer(move || handle.status()).await
+}
+
+async fn settings(State(handle): State<Handle>) -> Response {
+    answer(move || handle.settings()).await
+}
+
+/// How long a change lasts.
+#[derive(Deserialize)]
+struct Lasting {
+    /// It is noted in the configuration file.
+    #[serde(default = "lasts")]
+    keep: bool,
+}
+
+fn lasts() -> bool {
+    true
+}
+
+/// The body is an object of keys with their values; `?keep=false` leaves the configuration file alone.
+async fn set(State(handle): State<Handle>, Query(how): Query<Lasting>, body: Bytes) -> Response {
+    let wanted = match wanted(&body) {
+        Ok(wanted) => wanted,
+        Err(what) => return failure(StatusCode::BAD_REQUEST, &what),
+    };
+    answer_or(StatusCode::BAD_REQUEST, move || {
+        handle.set(wanted, how.keep)
+    })
+    .await
+}
+
+fn wanted(body: &[u8]) -> Result<Vec<(String, String)>, String> {
+    let keys: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| format!("no object of settings: {error}"))?;
+    let text = |value: Value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(keys
+        .into_iter()
+        .map(|(key, value)| (key, text(value)))
+        .collect())
 }
 
 async fn stop(State(handle): State<Handle>) -> Response {

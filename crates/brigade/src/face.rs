@@ -1,4 +1,6 @@
 //! The one place that names the engine: everything else in this crate uses it through here.
 
-pub use brigade_engine::settings::Knob;
-pub use brigade_engine::{AckPolicy, Options, Server, Status, Volume};
+/// Everything that can be set.
+pub use brigade_engine::settings as definitions;
+pub use brigade_engine::settings::{DEFINITIONS, Definition, Knob, Plain, Scope};
+pub use brigade_engine::{AckPolicy, Changed, Options, Server, Status, Volume};

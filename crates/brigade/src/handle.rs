@@ -118,9 +118,12 @@ impl Handle {
 
     /// What the cache is doing, in the shape of `brigade status --json`.
     pub fn status(&self) -> Result<Value, Error> {
-        let status =
-            self.call(|world| async move { serde_json::to_value(world.server.status()) })?;
-        status.map_err(Error::new)
+        self.call(|world| async move {
+            let status = serde_json::to_value(world.server.status());
+            let mut status = status.map_err(Error::new)?;
+            status["config"] = crate::settings::configured(&world);
+            Ok(status)
+        })?
     }
 
     /// Asks for a garbage collection and does not wait for it; [`Handle::status`] tells how it goes. The answer names the
@@ -214,7 +217,7 @@ impl Handle {
     }
 
     /// Runs a request on the cache's thread and waits for its answer.
-    fn call<T, F, R>(&self, request: R) -> Result<T, Error>
+    pub(crate) fn call<T, F, R>(&self, request: R) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = T> + 'static,

@@ -16,17 +16,20 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod config;
 #[cfg(feature = "control")]
 pub mod control;
 mod error;
 mod face;
 mod handle;
+mod settings;
 mod state_dir;
 mod world;
 
 pub use brigade_format::superblock::CacheMode;
 pub use brigade_uring::Engine;
 pub use builder::{Brigade, Builder};
+pub use config::{Config, Serve};
 pub use error::Error;
-pub use face::AckPolicy;
+pub use face::{AckPolicy, definitions};
 pub use handle::{Handle, VolumeInfo};

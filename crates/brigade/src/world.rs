@@ -10,7 +10,7 @@
 use crate::builder::Builder;
 use crate::face::{Server, Volume};
 use crate::handle::{Handle, VolumeInfo};
-use crate::{Error, state_dir};
+use crate::{Config, Error, settings, state_dir};
 use brigade_env::sync::Notify;
 use brigade_env::{BlockDevice, Env, Exports};
 use brigade_nbd::{ServerOptions, Shutdown};
@@ -31,7 +31,8 @@ thread_local! {
 pub(crate) struct World {
     pub(crate) server: Rc<Server<HostEnv>>,
     pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
-    warnings: Vec<String>,
+    pub(crate) config: RefCell<Option<Config>>,
+    warnings: RefCell<Vec<String>>,
     records: Vec<PathBuf>,
     is_stopping: Cell<bool>,
     running: Cell<usize>,
@@ -189,7 +190,7 @@ async fn live(
         engine: env.engine_name(),
         volumes: volume_infos(&world),
         addresses,
-        warnings: world.warnings.clone(),
+        warnings: world.warnings.borrow().clone(),
     };
     if sender.send(Ok(opened)).is_err() {
         world.ask_to_stop();
@@ -250,14 +251,22 @@ async fn open(
     warnings.append(&mut troubles.take());
     let world = World {
         server,
-        warnings,
+        config: RefCell::default(),
+        warnings: RefCell::new(warnings),
         records: records.take(),
         volumes,
         is_stopping: Cell::new(false),
         running: Cell::new(0),
         changed: Notify::new(),
     };
-    Ok((Rc::new(world), listeners))
+    let world = Rc::new(world);
+    if let Some(config) = &builder.config {
+        let mode_said = builder.options.mode.is_some();
+        let mut noted = settings::apply(&world, config, mode_said).await;
+        world.warnings.borrow_mut().append(&mut noted);
+        *world.config.borrow_mut() = Some(config.clone());
+    }
+    Ok((world, listeners))
 }
 
 fn open_devices(

@@ -43,6 +43,8 @@ pub enum Verb {
     Demo(DemoFlags),
     /// Shows what a running server is doing
     Status(StatusFlags),
+    /// Shows or changes the settings of a running server
+    Set(SetFlags),
     /// Has a running server collect its garbage, and waits for it
     Gc(GcFlags),
     /// Stops a running server in order
@@ -55,6 +57,9 @@ pub enum Verb {
     /// Prints docs/cli.md
     #[command(hide = true)]
     CliReference,
+    /// Prints docs/settings.md
+    #[command(hide = true)]
+    SettingsReference,
 }
 
 /// Flags of `format`.
@@ -119,10 +124,13 @@ pub struct ShowFlags {
 /// Flags of `serve`.
 #[derive(Debug, Args)]
 #[command(
-    group(ArgGroup::new("devices").required(true).multiple(true).args(["cache", "backing"])),
-    group(ArgGroup::new("frontends").required(true).multiple(true).args(["nbd"])),
+    group(ArgGroup::new("devices").required(true).multiple(true).args(["cache", "backing", "config"])),
+    group(ArgGroup::new("frontends").required(true).multiple(true).args(["nbd", "config"])),
     after_help = "Examples:\n  brigade serve --cache /dev/nvme0n1p3 --backing /dev/sdb --nbd unix:/run/volume.sock\n  \
-        brigade serve --backing disk.img --nbd tcp:127.0.0.1:10809\n\n\
+        brigade serve --backing disk.img --nbd tcp:127.0.0.1:10809\n  brigade serve --config /etc/brigade.toml\n\n\
+        A configuration file has settings (docs/settings.md) in its sections cache_set and volumes, and in serve what flags say \
+        otherwise: cache, backing, nbd, memory, mode, ack, engine, state_dir, control. Flags go before the file. `brigade set` keeps \
+        changes in it.\n\n\
         One line starting with `ready` goes to standard output once requests are accepted. SIGTERM or SIGINT stops in \
         order; a second one ends the process at once. BRIGADE_LOG=debug (or off, error, warn, info) sets how much of its \
         log goes to standard error."
@@ -137,6 +145,9 @@ pub struct ServeFlags {
     /// Serve NBD at unix:PATH or tcp:HOST:PORT; may be given several times
     #[arg(long, value_name = "ADDR", value_parser = parse_nbd)]
     pub nbd: Vec<String>,
+    /// Settings, and what is to be served unless flags say it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Cache mode from now on [default: what the backing device says]
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
@@ -146,12 +157,12 @@ pub struct ServeFlags {
     /// Memory of the server, about; what does not fit of the index is read when it is wanted [default: 4G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
-    /// When a write is acknowledged: once it survives this process (memory), or once it is journalled
-    #[arg(long, value_enum, default_value = "memory")]
-    pub ack: Ack,
-    /// How I/O is done
-    #[arg(long, value_enum, default_value = "auto")]
-    pub engine: Engine,
+    /// When a write is acknowledged: once it survives this process (memory), or once it is journalled [default: memory]
+    #[arg(long, value_enum)]
+    pub ack: Option<Ack>,
+    /// How I/O is done [default: auto]
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
     /// Look for every bucket that is handed out in all lists, which is slow (kernel: expensive_debug_checks)
     #[arg(long)]
     pub expensive_checks: bool,
@@ -228,6 +239,30 @@ pub struct DemoFlags {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  brigade status --json")]
 pub struct StatusFlags {
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `set`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade set\n  brigade set sequential_cutoff=8M writeback_percent=20\n  \
+        brigade set data.cache_mode=writeback cache_set.io_error_limit=20 --temporary\n\n\
+        A key is the name of a setting, for all volumes or sets that have it, or has a volume's name, a uuid, `volumes` or \
+        `cache_set` and a dot before it. Numbers beyond the range are cut to it, and the answer says so. docs/settings.md has all of \
+        them. Without any, all are shown with their values."
+)]
+pub struct SetFlags {
+    /// What to change; all or none is
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_setting)]
+    pub settings: Vec<(String, String)>,
+    /// Leave the server's configuration file alone
+    #[arg(long)]
+    pub temporary: bool,
     /// Control socket of the server [default: that of the one running server]
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -342,7 +377,15 @@ pub enum Section {
     All,
 }
 
-fn parse_nbd(text: &str) -> Result<String, String> {
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// An address of `--nbd`.
+pub fn parse_nbd(text: &str) -> Result<String, String> {
     match text.split_once(':') {
         Some(("unix", path)) if !path.is_empty() => Ok(text.to_owned()),
         Some(("tcp", rest))

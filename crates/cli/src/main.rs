@@ -28,11 +28,13 @@ fn main() -> ExitCode {
         Verb::Dump(flags) => verbs::dump::dump(&flags),
         Verb::Demo(flags) => verbs::demo::demo(&flags),
         Verb::Status(flags) => verbs::status::status(&flags),
+        Verb::Set(flags) => verbs::set::set(&flags),
         Verb::Gc(flags) => verbs::gc::gc(&flags),
         Verb::Stop(flags) => verbs::status::stop(&flags),
         Verb::Completions(flags) => verbs::pages::completions(&flags),
         Verb::Man => verbs::pages::man(),
         Verb::CliReference => verbs::pages::cli_reference(),
+        Verb::SettingsReference => verbs::settings_page::print(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ mod common;
 use common::Bench;
 use std::process::Stdio;
 
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 12] = [
     "format",
     "show",
     "serve",
@@ -13,6 +13,7 @@ const VERBS: [&str; 11] = [
     "dump",
     "demo",
     "status",
+    "set",
     "gc",
     "stop",
     "completions",

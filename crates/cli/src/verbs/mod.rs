@@ -7,5 +7,7 @@ pub mod format;
 pub mod gc;
 pub mod pages;
 pub mod serve;
+pub mod set;
+pub mod settings_page;
 pub mod show;
 pub mod status;

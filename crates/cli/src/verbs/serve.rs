@@ -4,9 +4,11 @@
 
 use crate::client::socket_directories;
 use crate::failure::{Failure, Outcome, one_line};
-use crate::flags::{Ack, Engine, Mode, ServeFlags};
+use crate::flags::{Ack, Engine, Mode, ServeFlags, parse_nbd};
+use crate::size::parse_size;
 use brigade::control::Socket;
-use brigade::{AckPolicy, Builder, CacheMode, Handle};
+use brigade::{AckPolicy, Builder, CacheMode, Config, Handle, Serve};
+use clap::ValueEnum;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::Write;
@@ -15,9 +17,18 @@ use std::sync::{Arc, OnceLock};
 
 /// Serves until told to stop.
 pub fn serve(flags: &ServeFlags) -> Outcome {
+    let config = match &flags.config {
+        Some(path) => Some(Config::read(path).map_err(Failure::cannot)?),
+        None => None,
+    };
+    let plan = Plan::of(flags, config.as_ref())?;
     let serving = heed_signals()?;
-    let (socket, control_path) = bind_control(flags.control.as_deref())?;
-    let handle = builder(flags).open().map_err(Failure::cannot)?;
+    let (socket, control_path) = bind_control(plan.control.as_deref())?;
+    let mut builder = plan.builder(flags);
+    if let Some(config) = config {
+        builder = builder.config(config);
+    }
+    let handle = builder.open().map_err(Failure::cannot)?;
     let control = socket.answer(handle.clone()).map_err(Failure::cannot)?;
     for warning in handle.warnings() {
         eprintln!("brigade: warning: {}", one_line(warning));
@@ -31,28 +42,130 @@ pub fn serve(flags: &ServeFlags) -> Outcome {
     outcome.map_err(Failure::cannot)
 }
 
-fn builder(flags: &ServeFlags) -> Builder {
-    let mut builder = Builder::new()
-        .read_only(flags.read_only)
-        .engine(flags.engine.into())
-        .expensive_checks(flags.expensive_checks)
-        .ack(match flags.ack {
-            Ack::Memory => AckPolicy::Memory,
-            Ack::Journal => AckPolicy::Journal,
-        });
-    builder = flags.cache.iter().fold(builder, Builder::cache);
-    builder = flags.backing.iter().fold(builder, Builder::backing);
-    builder = flags.nbd.iter().fold(builder, Builder::nbd);
-    if let Some(mode) = flags.mode {
-        builder = builder.mode(mode.into());
+/// What to serve and how: what flags say, and otherwise the configuration file.
+struct Plan {
+    caches: Vec<PathBuf>,
+    backings: Vec<PathBuf>,
+    nbd: Vec<String>,
+    mode: Option<Mode>,
+    memory: Option<u64>,
+    ack: Option<Ack>,
+    engine: Option<Engine>,
+    state_dir: Option<PathBuf>,
+    control: Option<PathBuf>,
+}
+
+/// The keys of the file's section `serve`.
+const KEYS: [&str; 9] = [
+    "cache",
+    "backing",
+    "nbd",
+    "mode",
+    "memory",
+    "ack",
+    "engine",
+    "state_dir",
+    "control",
+];
+
+impl Plan {
+    fn of(flags: &ServeFlags, config: Option<&Config>) -> Outcome<Plan> {
+        let serve = match config {
+            Some(config) => config.serve().map_err(Failure::cannot)?,
+            None => Serve::default(),
+        };
+        let at = |what: String| {
+            let path = config.map(|config| config.path().display().to_string());
+            Failure::cannot(format!("{}: {what}", path.unwrap_or_default()))
+        };
+        if let Some(key) = serve.keys().find(|key| !KEYS.contains(key)) {
+            return Err(at(format!(
+                "serve has no key {key}; there are {}",
+                KEYS.join(", ")
+            )));
+        }
+        let paths = |said: &[PathBuf], key: &str| match said {
+            [] => serve.all(key).into_iter().map(PathBuf::from).collect(),
+            said => said.to_vec(),
+        };
+        let path = |said: &Option<PathBuf>, key: &str| {
+            said.clone()
+                .or_else(|| serve.all(key).pop().map(PathBuf::from))
+        };
+        let (caches, backings) = (
+            paths(&flags.cache, "cache"),
+            paths(&flags.backing, "backing"),
+        );
+        if caches.is_empty() && backings.is_empty() {
+            return Err(Failure::Usage(
+                "nothing to serve: name a device with --cache or --backing, or in the configuration file".into(),
+            ));
+        }
+        let nbd = match &flags.nbd[..] {
+            [] => serve.all("nbd"),
+            said => said.to_vec(),
+        };
+        if nbd.is_empty() {
+            return Err(Failure::Usage(
+                "no frontend: say --nbd, or nbd in the configuration file".into(),
+            ));
+        }
+        for address in &nbd {
+            parse_nbd(address).map_err(|why| at(format!("serve.nbd: {why}")))?;
+        }
+        let memory = match (flags.memory, serve.all("memory").pop()) {
+            (None, Some(text)) => {
+                Some(parse_size(&text).map_err(|why| at(format!("serve.memory: {why}")))?)
+            }
+            (said, _) => said,
+        };
+        Ok(Plan {
+            caches,
+            backings,
+            nbd,
+            memory,
+            mode: choice(flags.mode, &serve, "mode").map_err(at)?,
+            ack: choice(flags.ack, &serve, "ack").map_err(at)?,
+            engine: choice(flags.engine, &serve, "engine").map_err(at)?,
+            state_dir: path(&flags.state_dir, "state_dir"),
+            control: path(&flags.control, "control"),
+        })
     }
-    if let Some(bytes) = flags.memory {
-        builder = builder.memory_bytes(bytes);
+
+    fn builder(&self, flags: &ServeFlags) -> Builder {
+        let mut builder = Builder::new()
+            .read_only(flags.read_only)
+            .engine(self.engine.unwrap_or(Engine::Auto).into())
+            .expensive_checks(flags.expensive_checks)
+            .ack(match self.ack {
+                None | Some(Ack::Memory) => AckPolicy::Memory,
+                Some(Ack::Journal) => AckPolicy::Journal,
+            });
+        builder = self.caches.iter().fold(builder, Builder::cache);
+        builder = self.backings.iter().fold(builder, Builder::backing);
+        builder = self.nbd.iter().fold(builder, Builder::nbd);
+        if let Some(mode) = self.mode {
+            builder = builder.mode(mode.into());
+        }
+        if let Some(bytes) = self.memory {
+            builder = builder.memory_bytes(bytes);
+        }
+        if let Some(directory) = &self.state_dir {
+            builder = builder.state_dir(directory);
+        }
+        builder
     }
-    if let Some(directory) = &flags.state_dir {
-        builder = builder.state_dir(directory);
+}
+
+/// One of a flag's words, from the flag or the file.
+fn choice<T: ValueEnum>(said: Option<T>, serve: &Serve, key: &str) -> Result<Option<T>, String> {
+    match (said, serve.all(key).pop()) {
+        (None, Some(text)) => {
+            let wrong = |why| format!("serve.{key}: {text:?}: {why}");
+            T::from_str(&text, false).map(Some).map_err(wrong)
+        }
+        (said, _) => Ok(said),
     }
-    builder
 }
 
 fn bind_control(asked: Option<&Path>) -> Outcome<(Socket, PathBuf)> {

@@ -22,6 +22,8 @@ use std::rc::Rc;
 pub struct Changed {
     /// Whose it is.
     pub of: String,
+    /// `cache_set` or `volumes`.
+    pub section: &'static str,
     /// Its name.
     pub name: &'static str,
     /// What it was.
@@ -46,10 +48,12 @@ pub struct SettingsStatus {
 /// The values of one set or volume.
 #[derive(Clone, Debug, Serialize)]
 pub struct SettingsOf {
-    /// Its name, or the uuid of a set.
+    /// Its first name, or the uuid of a set.
     pub name: String,
     /// Its uuid.
     pub uuid: String,
+    /// All names of a volume.
+    pub names: Vec<String>,
     /// By name.
     pub settings: BTreeMap<&'static str, Plain>,
 }
@@ -59,6 +63,9 @@ enum Owner<E: Env> {
     Set(Rc<CacheSet<E>>),
     Volume(Rc<Volume<E>>),
 }
+
+/// Who gets what.
+type Judged<E> = (Vec<Owner<E>>, &'static Definition, u64);
 
 impl<E: Env> Owner<E> {
     fn name(&self) -> String {
@@ -90,6 +97,7 @@ impl<E: Env> Owner<E> {
         let is = settings.set(row.knob, cut);
         Ok(Changed {
             of: self.name(),
+            section: row.scope.section(),
             name: row.name,
             was,
             is: row.plain(is),
@@ -132,17 +140,30 @@ async fn apply_to_set<E: Env>(set: &CacheSet<E>, knob: Knob, value: u64) -> io::
 }
 
 impl<E: Env> Server<E> {
-    /// Sets what `key` names to what `text` says, everywhere it is meant, and says what changed.
-    pub async fn change(&self, key: &str, text: &str) -> Result<Vec<Changed>, Error> {
-        let refused = |what: String| Error::refused(key, what);
-        let (owners, row) = self.owners(key).map_err(refused)?;
-        let value = row.parse(text).map_err(|why| refused(why.to_string()))?;
+    /// Sets what each key names to what the text with it says, everywhere it is meant, and says what changed. Nothing is if one of them
+    /// makes no sense.
+    pub async fn change(&self, wanted: &[(String, String)]) -> Result<Vec<Changed>, Error> {
+        let all: Result<Vec<_>, Error> = wanted.iter().map(|one| self.judge(one)).collect();
         let mut changed = Vec::new();
-        for owner in owners {
-            let done = owner.apply(row, value).await;
-            changed.push(done.map_err(|error| Error::io(&owner.name(), row.name, &error))?);
+        for (owners, row, value) in all? {
+            for owner in owners {
+                let done = owner.apply(row, value).await;
+                changed.push(done.map_err(|error| Error::io(&owner.name(), row.name, &error))?);
+            }
         }
         Ok(changed)
+    }
+
+    /// Whether these keys and values make sense.
+    pub fn check_change(&self, wanted: &[(String, String)]) -> Result<(), Error> {
+        wanted.iter().try_for_each(|one| self.judge(one).map(drop))
+    }
+
+    fn judge(&self, (key, text): &(String, String)) -> Result<Judged<E>, Error> {
+        let refused = |what: String| Error::refused("settings", format!("{key}: {what}"));
+        let (owners, row) = self.owners(key).map_err(refused)?;
+        let value = row.parse(text).map_err(|why| refused(why.to_string()))?;
+        Ok((owners, row, value))
     }
 
     fn owners(&self, key: &str) -> Result<(Vec<Owner<E>>, &'static Definition), String> {
@@ -202,6 +223,10 @@ impl<E: Env> Server<E> {
             SettingsOf {
                 name: owner.name(),
                 uuid,
+                names: match &owner {
+                    Owner::Set(_) => Vec::new(),
+                    Owner::Volume(volume) => volume.names.clone(),
+                },
                 settings: own
                     .map(|row| (row.name, row.plain(settings.get(row.knob))))
                     .collect(),
@@ -226,12 +251,14 @@ impl<E: Env> Server<E> {
 }
 
 fn is_set<E: Env>(set: &CacheSet<E>, of: Option<&str>) -> bool {
-    of.is_none_or(|of| of == "cache_set" || of == set.uuid())
+    of.is_none_or(|of| of == Scope::CacheSet.section() || of == set.uuid())
 }
 
 fn is_volume<E: Env>(volume: &Volume<E>, of: Option<&str>) -> bool {
     let is_it = |of: &str| {
-        of == "volumes" || of == volume.uuid || volume.names.iter().any(|name| name == of)
+        of == Scope::Volume.section()
+            || of == volume.uuid
+            || volume.names.iter().any(|name| name == of)
     };
     of.is_none_or(is_it)
 }

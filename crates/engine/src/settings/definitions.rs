@@ -16,6 +16,22 @@ pub enum Scope {
     Volume,
 }
 
+impl Scope {
+    /// What all of this scope are called in keys and in the configuration file.
+    pub fn section(self) -> &'static str {
+        match self {
+            Scope::CacheSet => "cache_set",
+            Scope::Volume => "volumes",
+        }
+    }
+
+    /// The scope of that name.
+    pub fn of_section(section: &str) -> Option<Scope> {
+        let all = [Scope::CacheSet, Scope::Volume];
+        all.into_iter().find(|scope| scope.section() == section)
+    }
+}
+
 /// The unit of a time as it is written without one and shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeUnit {
