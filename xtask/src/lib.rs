@@ -8,11 +8,13 @@
 
 pub mod bench;
 pub mod bench_alloc;
+pub mod bench_drain;
 pub mod bench_fills;
 pub mod bench_gc;
 pub mod bench_open;
 pub mod bench_open_large;
 pub mod bench_steps;
+pub mod bench_sync;
 pub mod bench_wa;
 pub mod golden;
 pub mod golden_fsck;
@@ -26,6 +28,7 @@ pub mod options;
 pub mod pattern;
 pub mod process;
 pub mod sectors;
+pub mod seek_disk;
 pub mod server;
 pub mod sim;
 pub mod sim_values;

@@ -249,6 +249,14 @@ impl Server {
         serde_json::from_str(&text).context("brigade status --json")
     }
 
+    /// Changes settings by `brigade set`, and gives what it says.
+    pub fn set(&self, settings: &[(&str, &str)]) -> Result<Value> {
+        let mut set = Command::new(&self.program);
+        set.args(["set", "--json", "--control"]).arg(&self.control);
+        set.args(settings.iter().map(|(key, value)| format!("{key}={value}")));
+        serde_json::from_str(&output(&mut set)?).context("brigade set --json")
+    }
+
     /// SIGTERM, and waits for the clean end.
     pub fn stop(mut self) -> Result<()> {
         output(Command::new("sh").args(["-c", &format!("kill -TERM {}", self.pid())]))?;

@@ -24,6 +24,7 @@ pub struct Disk<E: Env> {
     flush_changed: Notify,
     written_bytes: Cell<u64>,
     metadata_bytes: Cell<u64>,
+    flushes: Cell<u64>,
 }
 
 impl<E: Env> Disk<E> {
@@ -40,6 +41,7 @@ impl<E: Env> Disk<E> {
             flush_changed: Notify::new(),
             written_bytes: Cell::new(0),
             metadata_bytes: Cell::new(0),
+            flushes: Cell::new(0),
         })
     }
 
@@ -66,6 +68,11 @@ impl<E: Env> Disk<E> {
     /// Bytes written since the server started, all of them and those of metadata.
     pub fn written(&self) -> (u64, u64) {
         (self.written_bytes.get(), self.metadata_bytes.get())
+    }
+
+    /// Flushes sent to it since the server started.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.get()
     }
 
     /// Where buffers come from.
@@ -164,6 +171,7 @@ impl<E: Env> Disk<E> {
             }
             self.flush_running.set(true);
             self.flush_started.set(target);
+            self.flushes.set(self.flushes.get() + 1);
             let result = self.device.flush().await;
             self.flush_running.set(false);
             self.flush_finished.set(target);

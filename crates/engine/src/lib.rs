@@ -53,7 +53,7 @@ pub use set::change::{Changed, SettingsOf, SettingsStatus};
 pub use set::server::Server;
 pub use set::volume::Volume;
 pub use stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus,
-    ReadStatus, Status, VolumeStatus, WriteStatus,
+    BackingStatus, BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus,
+    LatencyStatus, ReadStatus, Status, VolumeStatus, WriteStatus,
 };
 pub use steps::StepStatus;

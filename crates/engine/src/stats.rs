@@ -273,12 +273,23 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     /// Only in the cache.
     pub dirty_bytes: u64,
+    /// What the backing device was asked for; absent for a flash volume.
+    pub backing: Option<BackingStatus>,
     /// Reads.
     pub reads: ReadStatus,
     /// Writes.
     pub writes: WriteStatus,
     /// Times.
     pub latency: LatencyStatus,
+}
+
+/// What a backing device was asked for since the server started.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct BackingStatus {
+    /// Flushes.
+    pub flushes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
 }
 
 /// Reads of a volume.

@@ -7,6 +7,7 @@ use crate::process::{Context, Result, last_lines};
 use regex_lite::Regex;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -115,12 +116,17 @@ fn arguments(kernel: &Installed, boot: &Boot, scratch: &Path) -> Result<Vec<Stri
     Ok(list)
 }
 
-/// One image as a drive of the guest.
+/// One image, or what an NBD server exports at a socket, as a drive of the guest.
 fn drive(boot: &Boot, index: usize, image: &Path) -> Result<[String; 4]> {
     let name = image.display().to_string();
     if !image.exists() || name.contains(',') {
         return Err(format!("no such image, or a comma in its name: {name}"));
     }
+    let is_socket = image.metadata().is_ok_and(|it| it.file_type().is_socket());
+    let name = match is_socket {
+        true => format!("nbd+unix:///?socket={name}"),
+        false => name,
+    };
     let is_snapshot = boot.snapshot && index < boot.images.len();
     let snapshot = if is_snapshot { ",snapshot=on" } else { "" };
     let sectors = boot.block_size.map_or(String::new(), |size| {

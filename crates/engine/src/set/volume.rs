@@ -3,7 +3,7 @@
 use crate::data::Writeback;
 use crate::request;
 use crate::request::{Clear, Core};
-use crate::stats::VolumeStatus;
+use crate::stats::{BackingStatus, VolumeStatus};
 use brigade_env::{BlockDevice, BlockSizes, Buffer, Env, StatusExtent, StreamId};
 use brigade_format::{BackingState, CacheMode};
 use std::io;
@@ -75,6 +75,10 @@ impl<E: Env> Volume<E> {
             read_only: self.core.is_read_only,
             size_bytes: self.core.sectors * 512,
             dirty_bytes: self.dirty_bytes(),
+            backing: self.core.backing.as_ref().map(|backing| BackingStatus {
+                flushes: backing.disk.flushes(),
+                written_bytes: backing.disk.written().0,
+            }),
             reads,
             writes,
             latency,
