@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "error",
         "extents",
+        "health",
         "limits",
         "marks",
         "mutations",

@@ -306,6 +306,16 @@ impl Buckets {
         }
     }
 
+    /// A request on the place of these pointers failed: their buckets are not used any more.
+    pub fn set_aside(&self, ptrs: impl IntoIterator<Item = Ptr>) {
+        let mut alloc = self.alloc.borrow_mut();
+        for ptr in ptrs {
+            if alloc.set_aside(ptr) {
+                marks::hit(Mark::BucketSetAside);
+            }
+        }
+    }
+
     /// Whether nothing can be recycled, and nothing is under way that would change that.
     pub fn is_drought(&self) -> bool {
         let drought = self.drought.get();

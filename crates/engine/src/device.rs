@@ -1,15 +1,42 @@
 //! A device in sectors, with flushes that share.
 //!
 //! Requests that ask for a flush while one is under way all wait for the *next* one together, so queue depth pays for it
-//! once. A failed flush or metadata write throws the set's [`Poison`].
+//! once. A failed flush or metadata write throws the set's [`Poison`]. Errors are counted, and somebody is told when there are too
+//! many, or when the device is no longer there.
 
 use crate::error::Poison;
+use crate::health::{self, ErrorBudget, Limits};
 use crate::limits::SECTOR;
+use crate::settings::Settings;
 use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Device, Durability, Env, Geometry};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+
+/// What is wrong with a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Illness {
+    /// It had too many errors; the last one.
+    Errors(String),
+    /// It is no longer there.
+    Gone(String),
+}
+
+/// Who is told.
+struct Watch {
+    limits: Limits,
+    settings: Rc<Settings>,
+    tell: Box<dyn Fn(Illness)>,
+}
+
+/// Errors so far.
+#[derive(Clone, Debug, Default)]
+struct Errors {
+    budget: ErrorBudget,
+    count: u64,
+    last: String,
+}
 
 /// A cache or backing device. Shared by everything that does I/O on it.
 pub struct Disk<E: Env> {
@@ -25,6 +52,8 @@ pub struct Disk<E: Env> {
     written_bytes: Cell<u64>,
     metadata_bytes: Cell<u64>,
     flushes: Cell<u64>,
+    watch: RefCell<Option<Watch>>,
+    errors: RefCell<Errors>,
 }
 
 impl<E: Env> Disk<E> {
@@ -42,7 +71,51 @@ impl<E: Env> Disk<E> {
             written_bytes: Cell::new(0),
             metadata_bytes: Cell::new(0),
             flushes: Cell::new(0),
+            watch: RefCell::default(),
+            errors: RefCell::default(),
         })
+    }
+
+    /// Has `tell` called for every error that is one too many by these limits, and whenever the device is found to be gone. It may
+    /// throw switches and start tasks, and nothing else.
+    pub fn watch(&self, limits: Limits, settings: Rc<Settings>, tell: impl Fn(Illness) + 'static) {
+        *self.watch.borrow_mut() = Some(Watch {
+            limits,
+            settings,
+            tell: Box::new(tell),
+        });
+    }
+
+    /// Errors since it was opened and what the last one was, as long as that is not forgotten.
+    pub fn errors(&self) -> Option<(u64, String)> {
+        let errors = self.errors.borrow();
+        (errors.count > 0 && !errors.budget.is_blank()).then(|| (errors.count, errors.last.clone()))
+    }
+
+    /// Counts a request and, if it failed, the error.
+    fn counted<T>(&self, doing: &str, byte: u64, result: io::Result<T>) -> io::Result<T> {
+        let watch = self.watch.borrow();
+        let Some(watch) = &*watch else { return result };
+        let (limit, halflife) = watch.limits.now(&watch.settings);
+        let illness = {
+            let mut errors = self.errors.borrow_mut();
+            errors.budget.request(halflife);
+            let Some(error) = result.as_ref().err().filter(|it| health::is_of_device(it)) else {
+                return result;
+            };
+            errors.count += 1;
+            errors.last = format!("{}: {doing} at byte {byte}: {error}", self.name());
+            let is_spent = errors.budget.error(limit);
+            match (health::is_gone(error), is_spent) {
+                (true, _) => Some(Illness::Gone(errors.last.clone())),
+                (false, true) => Some(Illness::Errors(errors.last.clone())),
+                (false, false) => None,
+            }
+        };
+        if let Some(illness) = illness {
+            (watch.tell)(illness);
+        }
+        result
     }
 
     /// The path.
@@ -82,7 +155,8 @@ impl<E: Env> Disk<E> {
 
     /// Fills `buffer` from `sector`.
     pub async fn read(&self, sector: u64, buffer: Buffer) -> io::Result<Buffer> {
-        self.device.read(sector * SECTOR, buffer).await
+        let result = self.device.read(sector * SECTOR, buffer).await;
+        self.counted("read", sector * SECTOR, result)
     }
 
     /// Writes data.
@@ -94,7 +168,8 @@ impl<E: Env> Disk<E> {
     ) -> io::Result<Buffer> {
         self.written_bytes
             .set(self.written_bytes.get() + buffer.len() as u64);
-        self.device.write(sector * SECTOR, buffer, durability).await
+        let result = self.device.write(sector * SECTOR, buffer, durability).await;
+        self.counted("write", sector * SECTOR, result)
     }
 
     /// Writes metadata; a failure poisons the set.
@@ -135,6 +210,12 @@ impl<E: Env> Disk<E> {
         self.read(sector, self.buffers.get(bytes)).await
     }
 
+    /// Whether it can be read at all.
+    pub async fn answers(&self) -> bool {
+        let unit = self.geometry().logical_block_bytes.max(512) as usize;
+        self.device.read(0, self.buffers.get(unit)).await.is_ok()
+    }
+
     /// Tells the device that a range is not needed.
     pub async fn discard(&self, sector: u64, sectors: u64) -> io::Result<()> {
         self.device.discard(sector * SECTOR, sectors * SECTOR).await
@@ -142,9 +223,9 @@ impl<E: Env> Disk<E> {
 
     /// Zeroes a range.
     pub async fn write_zeroes(&self, sector: u64, sectors: u64, may_unmap: bool) -> io::Result<()> {
-        self.device
-            .write_zeroes(sector * SECTOR, sectors * SECTOR, may_unmap)
-            .await
+        let byte = sector * SECTOR;
+        let zeroed = self.device.write_zeroes(byte, sectors * SECTOR, may_unmap);
+        self.counted("zeroes", byte, zeroed.await)
     }
 
     /// Fails once a flush or metadata write has failed: what was written before it may be lost, and no later flush, which the
@@ -172,7 +253,7 @@ impl<E: Env> Disk<E> {
             self.flush_running.set(true);
             self.flush_started.set(target);
             self.flushes.set(self.flushes.get() + 1);
-            let result = self.device.flush().await;
+            let result = self.counted("flush", 0, self.device.flush().await);
             self.flush_running.set(false);
             self.flush_finished.set(target);
             if let Err(error) = &result {

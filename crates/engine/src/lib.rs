@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `wait` |
+//! | 0 | `error`, `extents`, `health`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -25,6 +25,7 @@ mod data;
 mod device;
 mod error;
 pub mod extents;
+mod health;
 mod journal;
 mod limits;
 pub mod marks;

@@ -54,6 +54,14 @@ pub const OTHER_MEMORY_BYTES: u64 = 16 << 20;
 const LEAVES_HERE_MIN: usize = 8;
 /// Remembered recent requests per volume for sequential detection (kernel: 128).
 pub const RECENT_REQUESTS: usize = 128;
+/// Pauses before a leaf that could not be read is read again for a request; then its volume does without.
+pub const LEAF_PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(200)];
+/// Copies that could not be read and are taken out of the index at once, of one volume; others wait for the next read of them.
+pub const COPIES_DROPPED_AT_ONCE: usize = 16;
+/// Time between looks whether a backing device answers (kernel: the same).
+pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Looks in a row without an answer after which it is taken to be gone (kernel: the same).
+pub const GONE_PROBES: u32 = 5;
 /// How long one is remembered (kernel: 5 s).
 pub const RECENT_VALID: Duration = Duration::from_secs(5);
 /// Dirty extents written back in one round, and their bytes.

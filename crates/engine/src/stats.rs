@@ -174,6 +174,8 @@ pub struct BucketStatus {
     pub dirty: u64,
     /// Journal, nodes, tables, superblock.
     pub metadata: u64,
+    /// Of those that hold data, not used any more, as a request on them failed.
+    pub set_aside: u64,
 }
 
 /// The index.

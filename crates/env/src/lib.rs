@@ -48,6 +48,11 @@ pub trait Env: Clone + 'static {
     /// Where buffers for this world's devices come from.
     fn buffers(&self) -> &BufferPool;
 
+    /// Ends the process at once, with nothing written or waited for: asked for where going on is worse than stopping.
+    fn end_process(&self, why: &str) {
+        panic!("{why}");
+    }
+
     /// Completes after `delay`.
     #[cfg_attr(feature = "instrumented", track_caller)]
     fn sleep(&self, delay: Duration) -> impl Future<Output = ()> + 'static {

@@ -182,6 +182,7 @@ struct Inner {
     timers: RefCell<BTreeMap<(Duration, u64), Event>>,
     next_timer: Cell<u64>,
     buffers: BufferPool,
+    ended_for: RefCell<Option<String>>,
 }
 
 enum Event {
@@ -213,6 +214,7 @@ impl World {
             timers: RefCell::default(),
             next_timer: Cell::new(0),
             buffers: BufferPool::new(8 << 20),
+            ended_for: RefCell::default(),
         }))
     }
 
@@ -229,6 +231,11 @@ impl World {
     /// Writes, discards and flushes that devices have completed. A step completes one at most, and no task has run since.
     pub fn device_operations(&self) -> u64 {
         self.0.device_operations.get()
+    }
+
+    /// Why the process asked to be ended at once, if it did.
+    pub fn ended_for(&self) -> Option<String> {
+        self.0.ended_for.borrow().clone()
     }
 
     pub(crate) fn count_device_operation(&self) {
@@ -431,6 +438,13 @@ impl Env for World {
     }
     fn buffers(&self) -> &BufferPool {
         &self.0.buffers
+    }
+    /// Whoever runs the world looks for it and kills the rest.
+    fn end_process(&self, why: &str) {
+        self.0
+            .ended_for
+            .borrow_mut()
+            .get_or_insert_with(|| why.into());
     }
 }
 

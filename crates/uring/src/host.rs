@@ -242,6 +242,11 @@ impl Env for HostEnv {
     fn buffers(&self) -> &BufferPool {
         &self.0.pool
     }
+
+    fn end_process(&self, why: &str) {
+        eprintln!("brigade: {why}");
+        std::process::abort();
+    }
 }
 
 /// Reaches a world from another thread. It outlives the world harmlessly.

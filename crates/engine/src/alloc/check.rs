@@ -26,6 +26,7 @@ impl Allocator {
         self.check_open();
         self.check_reserves();
         self.check_order();
+        self.check_bad();
     }
 
     /// The same, with the batch that is under way, if one is.
@@ -36,6 +37,7 @@ impl Allocator {
         self.check_open();
         self.check_reserves();
         self.check_order();
+        self.check_bad();
     }
 
     fn check_partition(&self, batch: Option<&Batch>, is_batch_elsewhere: bool) {

@@ -45,12 +45,14 @@
 //! * ALLOC-8: the totals of [`Stats`] equal a recount.
 //! * ALLOC-9: whatever may be recycled is in the order of victims, except who waits for a table or a gc; it is there by its
 //!   live sectors, and by a recency that is not above its own.
+//! * ALLOC-10: a bucket that was set aside as bad keeps its place and a pin for good.
 //!
 //! What must not be recycled for reasons this module cannot see, the caller pins ([`Allocator::pin`]): a leaf write
 //! under way that carries an unjournalled change (docs/format.md 6.5 (a)), dirty keys in the replay range (6.5 (b)),
 //! keys not yet inserted, reads under way.
 
 mod ageing;
+mod bad;
 mod batch;
 mod bucket;
 mod counting;
@@ -78,7 +80,7 @@ mod twin;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use brigade_format::{BucketNr, Gen, Ptr};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use ageing::{Ageing, STAMP_PAST};
 use bucket::{Bucket, Class, Counts, Flag, Place};
@@ -194,6 +196,8 @@ pub struct Allocator {
     table_lag: u8,
     /// Leaves have yet to be counted.
     counting: Option<Counting>,
+    /// Buckets that are bad.
+    bad: BTreeSet<BucketNr>,
 }
 
 impl Allocator {
@@ -238,6 +242,7 @@ impl Allocator {
             need_gc_since: 0,
             table_lag: 0,
             counting: None,
+            bad: BTreeSet::new(),
         }
     }
 

@@ -475,7 +475,7 @@ impl Allocator {
     }
 
     /// The slot lets go of its bucket, and what space was left in it is wasted.
-    fn seal(&mut self, index: usize) {
+    pub(super) fn seal(&mut self, index: usize) {
         self.open.change(index, |slot| slot.sectors_free = 0);
         if let Some(nr) = self.open.slots[index].bucket.take() {
             self.go(nr, Place::Open, Place::Idle);

@@ -3,7 +3,7 @@
 use crate::device::Disk;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::Lock;
+use brigade_env::sync::{Lock, Notify};
 use brigade_env::{Durability, Env};
 use brigade_format::{BackingState, CacheMode, Superblock};
 use std::cell::{Cell, RefCell};
@@ -59,12 +59,15 @@ impl<E: Env> CacheSuper<E> {
 /// The superblock of a backing device, and its passage between clean and dirty.
 ///
 /// *Dirty* is on disk before the first dirty key can be (docs/format.md 9.5); *clean* only after everything was written
-/// back, while no write that makes data dirty is under way.
+/// back, while no write that makes data dirty is under way. *Stale* is on disk before the volume goes on without its cache, and stays.
 pub struct BackingSuper<E: Env> {
     disk: Rc<Disk<E>>,
     superblock: RefCell<Superblock>,
     turn: Lock,
     intents: Cell<usize>,
+    intents_changed: Notify,
+    /// It is about to say stale, or does: nothing becomes dirty any more.
+    is_leaving: Cell<bool>,
 }
 
 /// A write that is about to make data dirty. While one exists the device does not become clean.
@@ -73,6 +76,7 @@ pub struct DirtyIntent<'a, E: Env>(&'a BackingSuper<E>);
 impl<E: Env> Drop for DirtyIntent<'_, E> {
     fn drop(&mut self) {
         self.0.intents.set(self.0.intents.get() - 1);
+        self.0.intents_changed.notify_all();
     }
 }
 
@@ -84,6 +88,8 @@ impl<E: Env> BackingSuper<E> {
             superblock: RefCell::new(superblock),
             turn: Lock::default(),
             intents: Cell::new(0),
+            intents_changed: Notify::new(),
+            is_leaving: Cell::new(false),
         }
     }
 
@@ -107,6 +113,9 @@ impl<E: Env> BackingSuper<E> {
 
     /// Makes sure the device says dirty before the caller makes anything dirty.
     pub async fn dirty_intent(&self) -> io::Result<DirtyIntent<'_, E>> {
+        if self.is_leaving.get() {
+            return Err(io::Error::other("the volume goes on without its cache"));
+        }
         self.intents.set(self.intents.get() + 1);
         let intent = DirtyIntent(self);
         if self.state() != BackingState::Dirty && !mutations::is(Mutation::DirtyStateLate) {
@@ -117,6 +126,34 @@ impl<E: Env> BackingSuper<E> {
             }
         }
         Ok(intent)
+    }
+
+    /// Whether nothing becomes dirty any more.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.get()
+    }
+
+    /// Has the device say that what is cached of it is void, if `is_clean` holds once all writes that may make something dirty are
+    /// over. From then on it may be written without its cache: no later opening, of whoever, takes up what that has
+    /// (docs/format.md 9.2, 9.3).
+    pub async fn leave(&self, is_clean: impl Fn() -> bool) -> io::Result<bool> {
+        self.is_leaving.set(true);
+        self.intents_changed
+            .until(|| (self.intents.get() == 0).then_some(()))
+            .await;
+        let _turn = self.turn.lock().await;
+        if self.state() == BackingState::Stale {
+            return Ok(true);
+        }
+        if self.intents.get() > 0 || !is_clean() {
+            self.is_leaving.set(false);
+            return Ok(false);
+        }
+        if !mutations::is(Mutation::LeavesClean) {
+            self.change_in_turn(|superblock| superblock.set_state(BackingState::Stale))
+                .await?;
+        }
+        Ok(true)
     }
 
     /// Has the device say how it is to be cached from now on.

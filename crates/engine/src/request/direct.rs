@@ -52,7 +52,9 @@ pub async fn write<E: Env>(
     admit: bool,
 ) -> io::Result<()> {
     let (start, end) = range;
-    let Some(cache) = core.cache.clone() else {
+    let Some(cache) = core.attached().cloned() else {
+        // Others may be under way that began while there was a cache.
+        let _held = core.locks.lock(start, end).await;
         return to_backing(backing, start, end - start, what, fua).await;
     };
     let is_copied = admit && end - start <= FILL_SECTORS_MAX;
@@ -67,7 +69,15 @@ pub async fn write<E: Env>(
     // Tells whether a write to the cache overtakes this one: its data is newer, and may have left the cache again by the time
     // the copy of this one would enter.
     let overtaken = core.candidates.open(start, end);
-    let dirty = let_go_of_clean(core, &cache, start, end).await?;
+    let let_go = let_go_of_clean(core, &cache, start, end).await;
+    // What looks like nothing cached may be a hole whose journal entry just failed.
+    let dirty = match let_go.and_then(|dirty| cache.poison.check().map(|()| dirty)) {
+        Ok(dirty) => dirty,
+        Err(error) => {
+            core.leave(error).await?;
+            return to_backing(backing, start, end - start, what, fua).await;
+        }
+    };
     let what = match what {
         // A device may ignore a discard, or a part of it; under dirty data that is dropped old content would come to light.
         DirectWrite::Clear(Clear::Discard)
@@ -78,8 +88,6 @@ pub async fn write<E: Env>(
         }
         what => what,
     };
-    // What looks like nothing cached may be a hole whose journal entry just failed.
-    cache.poison.check()?;
     let copy = match (&what, is_copied) {
         (DirectWrite::Data(buffer), true) => {
             place_copy(core, &cache, stream, (start, end), buffer, room)
@@ -97,13 +105,12 @@ pub async fn write<E: Env>(
         }
     };
     let finished = match written {
-        Ok(()) => let_go_of_dirty(&cache, backing, &dirty, fua).await,
+        Ok(()) => match finish(&cache, backing, &dirty, fua).await {
+            // The data is where it is to be. If what is cached becomes void, no key matters.
+            Err(error) => core.leave(error).await,
+            Ok(()) => Ok(()),
+        },
         Err(error) => Err(error),
-    };
-    let finished = match finished {
-        // What hides the range may have been journalled by an earlier, plain write.
-        Ok(()) if fua => flush_journal(&cache).await,
-        other => other,
     };
     let may_enter = !overtaken.is_cancelled();
     core.candidates.cancel(start, end);
@@ -224,7 +231,7 @@ async fn let_go_of_clean<E: Env>(
     if mutations::is(Mutation::DirectForgetsClean) {
         return Ok(Vec::new());
     }
-    cache.pages.bring(core.inode, start, end).await?;
+    core.bring(cache, start, end).await?;
     let live = cache
         .index
         .borrow()
@@ -256,6 +263,21 @@ async fn let_go_of_clean<E: Env>(
         }
     }
     Ok(dirty)
+}
+
+/// What the index and its journal have to say once the data was written.
+async fn finish<E: Env>(
+    cache: &Cache<E>,
+    backing: &Backing<E>,
+    dirty: &[Extent],
+    fua: bool,
+) -> io::Result<()> {
+    let_go_of_dirty(cache, backing, dirty, fua).await?;
+    match fua {
+        // What hides the range may have been journalled by an earlier, plain write.
+        true => flush_journal(cache).await,
+        false => Ok(()),
+    }
 }
 
 /// Drops dirty extents whose range was just written, once the backing device durably has the new data.

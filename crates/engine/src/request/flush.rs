@@ -15,8 +15,9 @@ pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
     if core.is_read_only {
         return Ok(());
     }
+    core.check_enabled()?;
     let journal = async {
-        match core.cache.as_ref().and_then(|cache| cache.writer.as_ref()) {
+        match core.attached().and_then(|cache| cache.writer.as_ref()) {
             Some(writer) if !mutations::is(Mutation::FlushForgetsJournal) => {
                 writer.journal.flush().await
             }
@@ -31,12 +32,12 @@ pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
         core.flush_backing().await
     };
     let (journal, backing) = join(journal, backing).await;
-    journal?;
     backing?;
-    match &core.cache {
-        Some(cache) => cache.poison.check(),
-        None => Ok(()),
+    // What is cached is void then, and everything is on the backing device, which was flushed.
+    if let Err(error) = journal {
+        core.leave(error).await?;
     }
+    core.leave_if_failed().await
 }
 
 impl<E: Env> Core<E> {

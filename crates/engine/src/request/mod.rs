@@ -18,6 +18,7 @@
 //!   is durable before.
 
 mod direct;
+mod failing;
 mod fill;
 mod flush;
 mod read;
@@ -53,6 +54,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use direct::{Clear, DirectWrite};
+pub use failing::Troubles;
 pub use flush::flush;
 pub use read::{prefetch, read};
 pub use status::status;
@@ -159,6 +161,8 @@ pub struct Core<E: Env> {
     pub fill_flush_set: Cell<bool>,
     /// Writes under way, and whether more are let in.
     pub admission: Rc<Admission>,
+    /// What went wrong with it.
+    pub troubles: Troubles,
 }
 
 /// Who writes now. Closed before a set stops, so that nothing changes behind its last journal entry.
@@ -265,14 +269,13 @@ impl<E: Env> Core<E> {
         self.last_request.set(self.env.now());
     }
 
-    /// Lets a write in, if there is nothing against it.
-    fn admit_write(&self) -> io::Result<Admitted> {
+    /// Lets a write in, if there is nothing against it. A cache set that failed may be left before.
+    async fn admit_write(&self) -> io::Result<Admitted> {
         if self.is_read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
-        if let Some(cache) = &self.cache {
-            cache.poison.check()?;
-        }
+        self.check_enabled()?;
+        self.leave_if_failed().await?;
         if let Some(backing) = &self.backing {
             backing.disk.check()?;
         }
@@ -330,7 +333,19 @@ impl<E: Env> Core<E> {
         false
     }
 
+    /// Goes on without the cache if that failed; fails if it cannot.
+    async fn leave_if_failed(&self) -> io::Result<()> {
+        match self.attached().map(|cache| cache.poison.check()) {
+            Some(Err(error)) => self.leave(error).await,
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
     fn may_become_dirty(&self, cache: &Cache<E>) -> bool {
+        let is_leaving = |backing: &Rc<Backing<E>>| backing.superblock.is_leaving();
+        if self.backing.as_ref().is_some_and(is_leaving) {
+            return false;
+        }
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
         if self.mode() == CacheMode::Writeback && in_use > CUTOFF_SYNC_PERCENT {
             marks::hit(Mark::RouteNotDirty);
@@ -414,8 +429,22 @@ impl<E: Env> Core<E> {
         Ok(placed)
     }
 
-    /// Writes data to where it was placed.
+    /// Writes data to where it was placed. If that fails its buckets are not used any more.
     async fn write_placed(
+        &self,
+        cache: &Cache<E>,
+        placed: &Placed,
+        buffer: Buffer,
+    ) -> io::Result<()> {
+        let written = self.write_extents(cache, placed, buffer).await;
+        if written.is_err() {
+            let places = placed.extents.iter().filter_map(|extent| extent.ptr);
+            cache.buckets.set_aside(places);
+        }
+        written
+    }
+
+    async fn write_extents(
         &self,
         cache: &Cache<E>,
         placed: &Placed,
@@ -553,15 +582,13 @@ pub async fn write<E: Env>(
 ) -> io::Result<()> {
     core.note_request();
     let started = core.last_request.get();
-    let _admitted = core.admit_write()?;
+    let _admitted = core.admit_write().await?;
     core.counters.write_bytes.add(buffer.len() as u64);
     let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
     core.counters
         .write_latency
         .record(core.env.now().saturating_sub(started));
-    if let Some(cache) = &core.cache {
-        cache.poison.check()?;
-    }
+    core.leave_if_failed().await?;
     result
 }
 
@@ -574,7 +601,7 @@ async fn route<E: Env>(
 ) -> io::Result<()> {
     let sectors = buffer.len() as u64 / 512;
     let counters = &core.counters;
-    let (bypass, dirty) = match (&core.cache, &core.backing) {
+    let (bypass, dirty) = match (core.attached(), &core.backing) {
         (None, _) => (true, false),
         (Some(_), None) => (false, true),
         (Some(cache), Some(_)) => {
@@ -583,7 +610,7 @@ async fn route<E: Env>(
         }
     };
     let mut buffer = buffer;
-    if let (true, Some(cache)) = (dirty, &core.cache) {
+    if let (true, Some(cache)) = (dirty, core.attached()) {
         match writeback::write(core, cache, stream, start, buffer, fua).await? {
             writeback::Outcome::Done => {
                 counters.writeback.add(1);
@@ -619,7 +646,7 @@ async fn route<E: Env>(
 /// Caches in another way from now on, also after a restart. Requests under way go on as they began, and dirty data stays until
 /// it is written back.
 pub async fn set_mode<E: Env>(core: Rc<Core<E>>, mode: CacheMode) -> io::Result<()> {
-    let _admitted = core.admit_write()?;
+    let _admitted = core.admit_write().await?;
     let Some(backing) = &core.backing else {
         return Err(io::ErrorKind::Unsupported.into());
     };
@@ -637,7 +664,7 @@ pub async fn clear<E: Env>(
     fua: bool,
 ) -> io::Result<()> {
     core.note_request();
-    let _admitted = core.admit_write()?;
+    let _admitted = core.admit_write().await?;
     if sectors == 0 {
         return Ok(());
     }

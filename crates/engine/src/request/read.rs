@@ -2,9 +2,11 @@
 //!
 //! Map the range to pieces, read them all at once, and look again whether the buckets read from are still the same: one that
 //! was recycled meanwhile may hold other bytes by now, and the whole request is mapped anew, also where data was dirty (it
-//! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards.
+//! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards. What is clean and
+//! cannot be read comes from there, too (`failing`).
 
 use super::{Backing, Cache, Core, fill};
+use crate::extents::Extent;
 use crate::limits::FILL_SECTORS_MAX;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
@@ -28,6 +30,16 @@ impl Piece {
     fn bytes(&self) -> usize {
         (self.end - self.start) as usize * 512
     }
+
+    fn extent(&self, inode: u32) -> Extent {
+        Extent {
+            inode,
+            start: self.start,
+            end: self.end,
+            ptr: self.ptr,
+            dirty: self.dirty,
+        }
+    }
 }
 
 /// Reads `sectors` of a volume.
@@ -39,8 +51,9 @@ pub async fn read<E: Env>(
 ) -> io::Result<Buffer> {
     core.note_request();
     let started = core.last_request.get();
+    core.check_enabled()?;
     let start = sector + core.data_offset();
-    let result = match (&core.cache, &core.backing) {
+    let result = match (core.attached(), &core.backing) {
         (None, Some(backing)) => backing.disk.read_bytes(start, sectors as usize * 512).await,
         (Some(cache), _) => cached(&core, cache, stream, start, sectors).await,
         (None, None) => Err(io::ErrorKind::NotFound.into()),
@@ -63,10 +76,9 @@ async fn cached<E: Env>(
     // Putting misses into the cache may recycle what was hit, in a small cache each time: a second round only reads.
     let mut fills = !bypass;
     loop {
-        cache
-            .pages
-            .bring(core.inode, start, start + sectors)
-            .await?;
+        if let Err(error) = core.bring(cache, start, start + sectors).await {
+            return core.read_instead(cache, start, sectors, error).await;
+        }
         let pieces = map(core, cache, start, start + sectors);
         let writer = cache.writer.as_ref();
         let unwritten = writer.and_then(|writer| {
@@ -76,11 +88,8 @@ async fn cached<E: Env>(
         });
         let is_hit = pieces.iter().all(|piece| piece.ptr.is_some());
         let outcome = match pieces[..] {
-            [Piece { ptr: Some(ptr), .. }] => {
-                cache
-                    .disk
-                    .read(ptr.sector(), core.buffers.get(sectors as usize * 512))
-                    .await
+            [piece @ Piece { ptr: Some(_), .. }] => {
+                core.read_cached(cache, piece.extent(core.inode)).await
             }
             _ => read_pieces(core, cache, stream, &pieces, fills).await,
         };
@@ -95,13 +104,12 @@ async fn cached<E: Env>(
             fills = false;
             continue;
         }
-        let buffer = match outcome {
-            Ok(buffer) => buffer,
-            Err(error) => return retry_from_backing(core, &pieces, start, sectors, error).await,
-        };
+        let buffer = outcome?;
         if let (Some(seq), Some(writer)) = (unwritten, writer) {
             marks::hit(Mark::ReadUnwritten);
-            writer.journal.survives(seq).await?;
+            if let Err(error) = writer.journal.survives(seq).await {
+                return core.read_instead(cache, start, sectors, error).await;
+            }
         }
         let counters = &core.counters;
         match (is_hit, bypass) {
@@ -116,27 +124,6 @@ async fn cached<E: Env>(
             (false, true) => counters.read_bypassed.add(1),
         }
         return Ok(buffer);
-    }
-}
-
-/// A cached copy could not be read. If none of it was dirty the backing device has the same data.
-async fn retry_from_backing<E: Env>(
-    core: &Core<E>,
-    pieces: &[Piece],
-    start: u64,
-    sectors: u64,
-    error: io::Error,
-) -> io::Result<Buffer> {
-    match &core.backing {
-        Some(backing)
-            if pieces.iter().all(|piece| !piece.dirty)
-                && pieces.iter().any(|piece| piece.ptr.is_some()) =>
-        {
-            marks::hit(Mark::ReadFallsBack);
-            tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
-            backing.disk.read_bytes(start, sectors as usize * 512).await
-        }
-        _ => Err(error),
     }
 }
 
@@ -186,12 +173,7 @@ async fn read_pieces<E: Env>(
 ) -> io::Result<Buffer> {
     let read = |piece: Piece| async move {
         match (piece.ptr, &core.backing) {
-            (Some(ptr), _) => {
-                cache
-                    .disk
-                    .read(ptr.sector(), core.buffers.get(piece.bytes()))
-                    .await
-            }
+            (Some(_), _) => core.read_cached(cache, piece.extent(core.inode)).await,
             (None, Some(backing)) => miss(core, cache, backing, stream, piece, fill).await,
             (None, None) => Ok(core.buffers.get_zeroed(piece.bytes())),
         }
@@ -239,14 +221,15 @@ pub async fn prefetch<E: Env>(
     sector: u64,
     sectors: u64,
 ) -> io::Result<()> {
-    let Some(cache) = core.cache.clone() else {
+    core.check_enabled()?;
+    let Some(cache) = core.attached().cloned() else {
         return Ok(());
     };
     let start = sector + core.data_offset();
     let mut at = start;
     while at < start + sectors {
         let end = (start + sectors).min(at + FILL_SECTORS_MAX);
-        cache.pages.bring(core.inode, at, end).await?;
+        core.bring(&cache, at, end).await?;
         let pieces = map(&core, &cache, at, end);
         read_pieces(&core, &cache, stream, &pieces, true).await?;
         at = end;

@@ -24,12 +24,13 @@ pub async fn status<E: Env>(
         at: start,
         keys: 0,
     };
-    if let Some(cache) = &core.cache {
+    core.check_enabled()?;
+    if let Some(cache) = core.attached() {
         let mut at = start;
         while at < end && !answer.is_full() {
             let leaf_end = cache.index.borrow().nodes.leaf_of(core.inode, at).1;
             let to = end.min(leaf_end);
-            cache.pages.bring(core.inode, at, to).await?;
+            core.bring(cache, at, to).await?;
             let (index, alloc) = (cache.index.borrow(), cache.buckets.get());
             let live = index
                 .range(core.inode, at, to)

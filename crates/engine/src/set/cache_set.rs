@@ -8,6 +8,7 @@ use crate::journal::Journal;
 use crate::meta::{CacheSuper, GenTable, UuidTable};
 use crate::recovery::{Finding, LoadStats};
 use crate::request::Cache;
+use crate::settings::Knob;
 use crate::stats::{
     BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus, VictimStatus,
 };
@@ -126,6 +127,26 @@ impl<E: Env> CacheSet<E> {
         }
     }
 
+    /// What is wrong with it now, in words.
+    pub fn troubles(&self) -> Vec<String> {
+        let name = self.disk().name();
+        let failed = self.cache.poison.reason();
+        let mut said: Vec<String> = failed
+            .map(|why| format!("{name}: {why}"))
+            .into_iter()
+            .collect();
+        if let Some((count, last)) = self.disk().errors() {
+            let aside = self.cache.buckets.get().set_aside_count();
+            said.push(format!(
+                "{last} ({count} errors so far; {aside} buckets are not used any more)"
+            ));
+        }
+        if self.cache.settings.is_on(Knob::SetIoDisable) {
+            said.push(format!("{name}: requests are refused, as io_disable is on"));
+        }
+        said
+    }
+
     /// Has collections and moving rest, or go on.
     pub fn pause_gc(&self, is_paused: bool) {
         if let Some(running) = &self.running {
@@ -219,6 +240,7 @@ impl<E: Env> CacheSet<E> {
                     clean: stats.clean,
                     dirty: stats.dirty,
                     metadata: stats.metadata,
+                    set_aside: buckets.set_aside_count() as u64,
                 },
                 victims_refused: VictimStatus {
                     dirty: refused.dirty,

@@ -3,8 +3,9 @@
 use super::attach::{self, Refusal};
 use super::cache_set::uuid_text;
 use super::open::{Found, Prepared};
-use crate::device::Disk;
+use crate::device::{Disk, Illness};
 use crate::error::{Error, Poison};
+use crate::health::Limits;
 use crate::limits::{BUCKET_MEMORY_BYTES, BUCKETS_MEMORY_BYTES_MIN, SECTOR};
 use crate::options::Options;
 use crate::recovery;
@@ -81,6 +82,7 @@ pub(super) async fn find_cache<E: Env>(
         return Err(Error::refused(disk.name(), what));
     }
     let settings = settings_of(&superblock, options);
+    watch(env, &disk, &poison, &settings);
     Ok(Found {
         disk,
         poison,
@@ -89,6 +91,25 @@ pub(super) async fn find_cache<E: Env>(
         steps: Rc::new(Steps::default()),
         settings,
     })
+}
+
+/// A set whose device has too many errors, or is gone, has failed; what a failed set does is a choice.
+fn watch<E: Env>(env: &E, disk: &Rc<Disk<E>>, poison: &Rc<Poison>, settings: &Rc<Settings>) {
+    let (to_throw, env, choices) = (Rc::downgrade(poison), env.clone(), settings.clone());
+    let tell = move |illness: Illness| {
+        if let Some(poison) = to_throw.upgrade() {
+            match illness {
+                Illness::Errors(last) => poison.throw(format!("too many errors, the last: {last}")),
+                Illness::Gone(last) => poison.throw(format!("the device is gone: {last}")),
+            }
+        }
+    };
+    disk.watch(Limits::CACHE, settings.clone(), tell);
+    poison.when_thrown(move || {
+        if choices.get(Knob::Errors) != 0 {
+            env.end_process("a cache set failed, and `errors` is `panic`");
+        }
+    });
 }
 
 /// What was asked for, and of what the superblock has what that says.

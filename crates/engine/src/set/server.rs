@@ -18,7 +18,7 @@ use crate::marks::{self, Mark};
 use crate::meta::{BackingSuper, Turn, write_superblock};
 use crate::options::Options;
 use crate::recovery::Finding;
-use crate::request::{Backing, Core};
+use crate::request::{Backing, Core, Troubles};
 use crate::settings::{Knob, Scope, Settings};
 use crate::stats::Status;
 use crate::steps::Task;
@@ -292,7 +292,7 @@ impl<E: Env> Server<E> {
         client.is_flash.set(backing.is_none());
         let settings = Settings::new(Scope::Volume, &self.options.settings);
         settings.set(Knob::CacheMode, mode as u64);
-        Rc::new(Core {
+        let core = Rc::new(Core {
             env: self.env.clone(),
             buffers: self.env.buffers().clone(),
             cache,
@@ -310,7 +310,10 @@ impl<E: Env> Server<E> {
             last_request: client.last_request.clone(),
             fill_flush_set: Cell::new(false),
             admission: Rc::default(),
-        })
+            troubles: Troubles::default(),
+        });
+        core.watch_backing();
+        core
     }
 
     /// A device that says clean over dirty data, as an old copy of it does, says so no longer once that data is counted.
@@ -491,19 +494,6 @@ impl<E: Env> Server<E> {
     /// Facts and counters as they are now.
     pub fn status(&self) -> Status {
         let cache_sets: Vec<_> = self.sets.iter().map(|set| set.status()).collect();
-        let poisoned = |set: &Rc<CacheSet<E>>| {
-            set.cache
-                .poison
-                .reason()
-                .map(|why| format!("{}: {why}", set.disk().name()))
-        };
-        let trouble = |volume: &Rc<Volume<E>>| {
-            volume
-                .core
-                .backing
-                .as_ref()
-                .and_then(|backing| backing.disk.trouble())
-        };
         Status {
             cache_set: cache_sets.first().cloned(),
             cache_sets,
@@ -511,8 +501,8 @@ impl<E: Env> Server<E> {
             errors: self
                 .sets
                 .iter()
-                .filter_map(poisoned)
-                .chain(self.volumes.iter().filter_map(trouble))
+                .flat_map(|set| set.troubles())
+                .chain(self.volumes.iter().flat_map(|it| it.core.troubles()))
                 .collect(),
             warnings: self.warnings.clone(),
         }
