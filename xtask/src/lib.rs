@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attributes;
 pub mod bench;
 pub mod bench_alloc;
 pub mod bench_fills;
@@ -14,6 +15,7 @@ pub mod bench_open;
 pub mod bench_open_large;
 pub mod bench_steps;
 pub mod bench_wa;
+pub mod catalogue;
 pub mod golden;
 pub mod golden_fsck;
 pub mod interop;
@@ -31,5 +33,6 @@ pub mod sim;
 pub mod sim_values;
 pub mod slow_file;
 pub mod test;
+pub mod tests_table;
 pub mod tidy;
 pub mod trace;
