@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attributes;
 pub mod bench;
 pub mod bench_alloc;
 pub mod bench_drain;
@@ -16,6 +17,7 @@ pub mod bench_open_large;
 pub mod bench_steps;
 pub mod bench_sync;
 pub mod bench_wa;
+pub mod catalogue;
 pub mod golden;
 pub mod golden_fsck;
 pub mod interop;
@@ -34,5 +36,6 @@ pub mod sim;
 pub mod sim_values;
 pub mod slow_file;
 pub mod test;
+pub mod tests_table;
 pub mod tidy;
 pub mod trace;

@@ -5,12 +5,14 @@
 use std::process::ExitCode;
 use xtask::{
     bench, bench_alloc, bench_drain, bench_fills, bench_gc, bench_open, bench_steps, bench_sync,
-    bench_wa, golden, golden_fsck, interop, kernel, mkimage, process, sectors, sim, test, tidy,
+    bench_wa, golden, golden_fsck, interop, kernel, mkimage, process, sectors, sim, test,
+    tests_table, tidy,
 };
 
 const USAGE: &str = "\
 cargo x test [--fast] [--seed N] everything that must pass; --fast leaves the virtual machine out
 cargo x tidy                     house rules
+cargo x tests-table              docs/tests.md from the comments above tests
 cargo x bench nbd [--rounds N]   beside nbdkit
 cargo x bench open [--extents N] opening a set with a million extents
 cargo x bench alloc [--quick]    the bucket allocator beside a full scan of all buckets
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ("sectors", _) => sectors::main(&arguments[1..]),
         (_, "test") => test::main(&arguments[2..]),
         (_, "tidy") => tidy_only(),
+        (_, "tests-table") => tests_table::main(),
         (_, "bench") if arguments.get(2).is_some_and(|name| name == "open") => {
             bench_open::main(&arguments[3..])
         }

@@ -1,10 +1,11 @@
 //! `cargo x tidy`: house rules that compilers do not check.
 //!
 //! Layers of the engine, words that must not stay, module docs, white space, paths of somebody's machine,
-//! numbers of invariants, the allocator's table of rules, and the table of marks. The longest functions and files are printed as news; they are no error.
+//! numbers of invariants, the allocator's table of rules, the tables of marks, tests and attributes. The longest functions and files are printed as news; they are no error.
 
 use crate::interop::Passed;
 use crate::process::{Context, Result, project_root};
+use crate::{attributes, tests_table};
 use regex_lite::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -56,14 +57,14 @@ const LONG_FILE_LINES: usize = 700;
 const NEWS_MAX: usize = 8;
 
 /// A text file of the project.
-struct Source {
+pub(crate) struct Source {
     /// Relative to the project's root, with `/`.
-    path: String,
-    text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 impl Source {
-    fn is_rust(&self) -> bool {
+    pub(crate) fn is_rust(&self) -> bool {
         self.path.ends_with(".rs")
     }
 
@@ -92,6 +93,8 @@ pub fn check() -> Result<Passed> {
     invariants(&sources, &mut complaints);
     allocator_rules(&sources, &mut complaints);
     marks_table(&sources, &mut complaints);
+    tests_table::check(&sources, &mut complaints);
+    attributes::check(&sources, &mut complaints);
     news(&sources);
     if complaints.is_empty() {
         return Ok(Passed::Ran(format!("{} files", sources.len())));
@@ -103,7 +106,7 @@ pub fn check() -> Result<Passed> {
     ))
 }
 
-fn sources(root: &Path) -> Result<Vec<Source>> {
+pub(crate) fn sources(root: &Path) -> Result<Vec<Source>> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {

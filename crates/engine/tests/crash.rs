@@ -40,11 +40,13 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     run(Plan::kills(), 25);
 }
 
+/// T113.
 #[test]
 fn nothing_flushed_is_lost_when_the_power_goes() {
     run(Plan::power(), 25);
 }
 
+/// T121.
 #[test]
 fn after_a_failed_write_or_flush_nothing_false_is_acknowledged() {
     run(Plan::failing(), 25);

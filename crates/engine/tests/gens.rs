@@ -64,6 +64,7 @@ async fn write(v: &Rc<Volume<World>>, number: u64) {
     v.write(StreamId(1), at * 512, buffer, false).await.unwrap();
 }
 
+/// T6.
 #[test]
 fn a_collection_leaves_no_stale_pointer_to_a_node() {
     let chance = Chance::new(19);
@@ -87,6 +88,7 @@ fn a_collection_leaves_no_stale_pointer_to_a_node() {
     }
 }
 
+/// T8, T91.
 #[test]
 fn when_a_collection_ends_nothing_from_before_it_is_replayed() {
     let chance = Chance::new(19);

@@ -149,6 +149,7 @@ fn assert_reached(mark: Mark) {
     );
 }
 
+/// T88.
 #[test]
 fn a_tree_that_lost_nearly_all_keys_loses_its_interior_nodes_and_a_level() {
     marks::take();
@@ -195,6 +196,7 @@ fn a_deep_tree_gets_as_low_as_its_keys_allow_but_no_leaf_becomes_the_root() {
     assert!(levels == [1, 1] || levels == [2, 1], "{levels:?}");
 }
 
+/// T90.
 #[cfg(feature = "instrumented")]
 #[test]
 fn wherever_a_collection_that_joins_is_cut_off_the_tree_is_sound_and_holds_all() {

@@ -75,6 +75,7 @@ fn dirty_buckets(server: &Server<World>) -> u64 {
     server.status().cache_sets[0].devices[0].buckets.dirty
 }
 
+/// T96.
 #[test]
 fn a_fragmented_cache_is_compacted_and_what_is_dirty_stays_dirty() {
     marks::take();

@@ -50,6 +50,7 @@ fn fua_over_a_hole_that_is_not_durable() {
     assert_eq!(got, 0xcc, "FUA write lost, reads {got:x}");
 }
 
+/// T122.
 #[test]
 fn a_backing_flush_that_failed_in_the_background_is_told() {
     let chance = Chance::new(7);
@@ -154,6 +155,7 @@ struct Tempo {
     flushes: Rc<Cell<Duration>>,
 }
 
+/// T101.
 #[test]
 fn a_copy_that_was_overtaken_stays_out_although_what_overtook_it_is_gone() {
     const BUCKET: u64 = 128;

@@ -514,6 +514,7 @@ fn a_stop_that_called_everything_empty_would_be_seen() {
     assert!(seen.is_err(), "nobody sees it");
 }
 
+/// T108.
 #[test]
 fn a_leaf_that_rots_after_the_opening_fails_its_own_range_and_poisons_the_set() {
     let rig = Rig::stopped(10, false);
@@ -542,6 +543,7 @@ fn a_leaf_that_rots_after_the_opening_fails_its_own_range_and_poisons_the_set() 
     rig.kill(served);
 }
 
+/// T111.
 #[test]
 fn with_little_memory_leaves_go_and_come_back_and_a_range_of_more_than_fit_is_served() {
     const NEWER: u64 = 300;

@@ -49,6 +49,7 @@ fn with_ring_of(
     (c, b)
 }
 
+/// T105.
 #[test]
 fn a_tree_that_grows_write_by_write_splits_its_interior_nodes() {
     let chance = Chance::new(11);
@@ -73,6 +74,7 @@ fn a_tree_that_grows_write_by_write_splits_its_interior_nodes() {
     assert_reached(Mark::BtreeInteriorSplit);
 }
 
+/// T89, T106.
 #[test]
 fn leaves_that_find_few_buckets_are_rewritten_some_at_a_time() {
     marks::take();
@@ -170,6 +172,7 @@ fn write(v: &Rc<Volume<World>>, block: u64) -> impl Future<Output = std::io::Res
     }
 }
 
+/// T117.
 #[test]
 fn a_full_ring_waits_for_nodes_that_take_their_time() {
     let (result, errors) = ring_behind_slow_nodes(Duration::from_secs(100));
@@ -187,6 +190,7 @@ fn a_ring_that_nothing_makes_room_in_poisons_the_set() {
     assert_reached(Mark::JournalFull);
 }
 
+/// T63.
 #[test]
 fn a_set_without_buckets_for_its_nodes_is_refused_and_does_not_hang() {
     let (buckets, bucket) = (2600, 8);

@@ -129,7 +129,7 @@ fn value(at: u64) -> u8 {
     (at % 255) as u8 + 1
 }
 
-/// The opening gave the keys of one stage several entries. Their numbers were also those of stages in the record, so after the
+/// T120: the opening gave the keys of one stage several entries. Their numbers were also those of stages in the record, so after the
 /// first of these entries the next opening took the whole stage for journalled, and the keys of the others were gone.
 #[test]
 fn an_opening_cut_off_while_it_journals_the_record_loses_nothing_of_it() {

@@ -261,6 +261,7 @@ fn fills_after_writes(count: u64) -> u64 {
 /// What a test knows of a volume: the newest byte of each piece written.
 type Model = Rc<RefCell<BTreeMap<u64, u8>>>;
 
+/// T101.
 #[test]
 fn a_fill_that_waits_leaves_when_its_range_is_written_and_nothing_old_is_read() {
     const PIECE: u64 = 64 * KIB;
@@ -328,6 +329,7 @@ fn a_write_larger_than_what_is_ever_ready_at_once_ends() {
     world.run(run, || world.now() > limit).expect("ends");
 }
 
+/// T65.
 #[test]
 fn a_stop_does_not_wait_for_fills_that_wait() {
     for by_writes in [false, true] {
@@ -342,6 +344,7 @@ fn a_stop_does_not_wait_for_fills_that_wait() {
     }
 }
 
+/// T43.
 #[test]
 fn a_poisoned_set_keeps_nobody_waiting() {
     for fails_in in [1, 40, 300] {

@@ -174,6 +174,7 @@ impl fmt::Display for Pos {
 mod tests {
     use super::*;
 
+    /// T1.
     #[test]
     fn a_generation_is_stale_up_to_128_and_newer_beyond() {
         assert_eq!(Gen(5).after(Gen(5)), 0);

@@ -140,6 +140,7 @@ fn the_root_of_a_killed_set_names_live_and_freed_children() {
     assert!(keys.iter().any(|key| key.pos() == Pos::MAX));
 }
 
+/// T107.
 #[test]
 fn a_freeing_key_outdates_the_key_of_the_node_that_was_replaced() {
     let bytes = data("btree-coalesced-root.bin");

@@ -6,6 +6,7 @@ use brigade_sim::plan::Plan;
 use brigade_sim::run::Spec;
 use brigade_sim::{swarm, sweep};
 
+/// T82, T87, T99, T163, T171.
 #[test]
 fn lives_of_the_swarm_show_no_violation() {
     for seed in 0..60 {
@@ -14,12 +15,14 @@ fn lives_of_the_swarm_show_no_violation() {
     }
 }
 
+/// T53, T57, T90, T92, T113, T120, T171, T177, T178.
 #[test]
 fn a_crash_after_every_operation_of_short_workloads_is_survived() {
     let crashes: u64 = (0..3).map(|seed| sweep::prefixes(seed).crashes()).sum();
     assert!(crashes > 100, "only {crashes} crashes were tried");
 }
 
+/// T58, T121.
 #[test]
 fn the_failure_of_every_single_io_of_short_workloads_is_survived() {
     let tried: u64 = (1..5).map(|seed| sweep::faults(seed).runs).sum();

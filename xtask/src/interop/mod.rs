@@ -118,6 +118,7 @@ pub const TESTS: &[Test] = &[
         rounds: [1, 1],
         run: alternation::kernel_opens,
     },
+    // T162.
     Test {
         name: "fixtures-rw",
         shows: "images opened read-write by Brigade and stopped are still the kernel's",
@@ -125,6 +126,7 @@ pub const TESTS: &[Test] = &[
         rounds: [8, u64::MAX],
         run: golden_images::read_write,
     },
+    // T162.
     Test {
         name: "alternation",
         shows: "Brigade and the kernel take turns on one set, with clean stops and crashes, and nothing is lost",

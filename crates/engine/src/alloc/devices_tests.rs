@@ -34,6 +34,7 @@ fn fill(alloc: &mut Allocator) -> u64 {
     filled
 }
 
+/// T47.
 #[test]
 fn copies_are_on_different_devices_and_each_pointer_names_its_device_gen_and_first_sector() {
     for reserve in [Reserve::Normal, Reserve::MovingGc, Reserve::Btree] {
@@ -96,6 +97,7 @@ fn of_devices_as_full_as_each_other_the_one_with_the_oldest_data_is_preferred() 
     assert_eq!(copies[0].device, 1);
 }
 
+/// T48.
 #[test]
 fn when_one_device_has_no_bucket_the_others_get_theirs_back_unused() {
     for reserve in [Reserve::Normal, Reserve::Btree] {
@@ -120,6 +122,7 @@ fn when_one_device_has_no_bucket_the_others_get_theirs_back_unused() {
     }
 }
 
+/// T49.
 #[test]
 #[should_panic(expected = "each on its own device")]
 fn more_copies_than_devices_are_refused() {
@@ -138,6 +141,7 @@ fn a_whole_bucket_becomes_ordinary_data_once_its_key_is_in() {
     assert_eq!(batch.buckets().collect::<Vec<_>>(), [bucket.nr]);
 }
 
+/// T64.
 #[test]
 fn a_set_that_is_not_synchronous_reuses_buckets_without_a_table() {
     let mut alloc = started();
@@ -159,6 +163,7 @@ fn a_set_that_is_not_synchronous_reuses_buckets_without_a_table() {
     assert!(alloc.allocate(9, 1, 0, 8, Data::Cached, false).is_some());
 }
 
+/// T61.
 #[test]
 fn recycled_buckets_are_discarded_between_the_durable_table_and_reuse() {
     let mut alloc = started();
@@ -189,6 +194,7 @@ fn recycled_buckets_are_discarded_between_the_durable_table_and_reuse() {
     alloc.audit();
 }
 
+/// T61.
 #[test]
 fn discards_switched_off_hold_nothing_back() {
     let mut alloc = started();
@@ -202,6 +208,7 @@ fn discards_switched_off_hold_nothing_back() {
     assert!(alloc.allocate(9, 1, 0, 8, Data::Cached, false).is_some());
 }
 
+/// T50.
 #[test]
 #[should_panic(expected = "ALLOC-1")]
 fn expensive_checks_find_a_bucket_that_is_handed_out_while_it_is_listed() {

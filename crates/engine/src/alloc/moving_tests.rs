@@ -55,6 +55,7 @@ fn grow_old(alloc: &mut Allocator) {
     }
 }
 
+/// T94.
 #[test]
 fn buckets_that_are_empty_full_pinned_or_metadata_are_not_chosen() {
     let mut alloc = empty();
@@ -81,6 +82,7 @@ fn clean_data_moves_only_if_it_was_used_lately() {
     assert_eq!(choose(&alloc), [&buckets[..3], &buckets[4..5]].concat());
 }
 
+/// T94.
 #[test]
 fn what_gains_most_goes_first_and_no_more_than_there_is_room_for() {
     let mut alloc = empty();

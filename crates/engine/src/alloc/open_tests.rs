@@ -205,6 +205,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
+    /// T67, T68, T75.
     #[test]
     fn slots_are_picked_as_a_list_looked_through_from_end_to_end_would(
         slots in 1..12usize,
@@ -254,6 +255,7 @@ proptest! {
     }
 }
 
+/// T68, T69.
 #[test]
 fn the_most_recent_slot_of_a_stream_is_taken_if_nothing_is_continued() {
     let mut alloc = with_slots(CONFIG, 8);
@@ -296,6 +298,7 @@ fn a_stream_claims_no_more_than_some_slots_and_the_others_are_for_everybody() {
     assert_eq!(open.count(), 4, "nothing was closed for that");
 }
 
+/// T70.
 #[test]
 fn a_full_slot_that_is_continued_gets_the_new_bucket() {
     let mut alloc = with_slots(CONFIG, 4);
@@ -308,7 +311,7 @@ fn a_full_slot_that_is_continued_gets_the_new_bucket() {
     assert_eq!(used.count(), 2, "the stream kept its slot");
 }
 
-/// A44: no more is handed out than the bucket has.
+/// T71, A44: no more is handed out than the bucket has.
 #[test]
 fn a_request_larger_than_the_room_gets_the_room_and_comes_back() {
     let mut alloc = with_slots(CONFIG, 4);
@@ -336,7 +339,7 @@ fn data_handed_out_makes_its_slot_the_most_recent_and_moves_its_end() {
     assert_eq!(put(&mut alloc, 7, 104, 4).ptr, b.ptr.advance(4));
 }
 
-/// A47: a rest shorter than a block is wasted, a block is not.
+/// T72, A47: a rest shorter than a block is wasted, a block is not.
 #[test]
 fn a_rest_of_a_block_stays_open_and_a_shorter_one_is_closed() {
     for (first, is_open) in [(12, true), (13, false)] {
@@ -350,7 +353,7 @@ fn a_rest_of_a_block_stays_open_and_a_shorter_one_is_closed() {
     }
 }
 
-/// A48: each key has a pin, an open slot one more; the write that fills the bucket gets the slot's.
+/// T73, A48: each key has a pin, an open slot one more; the write that fills the bucket gets the slot's.
 #[test]
 fn the_write_that_fills_a_bucket_takes_over_the_pin_of_its_slot() {
     let mut alloc = with_slots(CONFIG, 4);
@@ -372,7 +375,7 @@ fn the_write_that_fills_a_bucket_takes_over_the_pin_of_its_slot() {
     );
 }
 
-/// A43: the kernel takes a bucket and then may not need it. Here every bucket that leaves the lists is in a slot with data.
+/// T76, A43: the kernel takes a bucket and then may not need it. Here every bucket that leaves the lists is in a slot with data.
 #[test]
 fn no_bucket_is_taken_that_is_not_used_at_once() {
     let mut alloc = with_slots(
@@ -486,7 +489,7 @@ impl tracing::Subscriber for Listener {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// H.39: the kernel gives the reserve for the bucket, and so a sector that is never right.
+/// T39, H.39: the kernel gives the reserve for the bucket, and so a sector that is never right.
 #[test]
 fn an_allocation_is_traced_with_its_bucket_its_first_sector_and_its_reserve() {
     let listener = Listener::default();
@@ -556,6 +559,7 @@ fn reserves_are_named_as_asked_for() {
     assert!(events[2].contains("alloc_fail device=0 reserve=Prio"));
 }
 
+/// T74.
 #[test]
 fn many_streams_share_the_slots_there_are() {
     let mut alloc = with_slots(CONFIG, 4);

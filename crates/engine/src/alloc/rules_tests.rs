@@ -80,6 +80,7 @@ fn end(alloc: &mut Allocator, batch: Batch) {
 
 // ---- A1, A2, A9: gens --------------------------------------------------------------------------------------------------
 
+/// T2.
 #[test]
 fn a_pointer_is_good_only_while_its_gen_is_not_behind_its_buckets() {
     let mut alloc = Allocator::new(CONFIG);
@@ -107,6 +108,7 @@ fn a_bucket_that_is_recycled_outdates_all_its_pointers_and_nothing_else() {
     end(&mut alloc, batch);
 }
 
+/// T3.
 #[test]
 fn how_far_a_gen_is_from_its_oldest_pointer_is_known_at_once() {
     let mut alloc = Allocator::new(CONFIG);
@@ -123,6 +125,7 @@ fn how_far_a_gen_is_from_its_oldest_pointer_is_known_at_once() {
 
 // ---- A3, A4, A22: tables -----------------------------------------------------------------------------------------------
 
+/// T52.
 #[test]
 fn nothing_of_a_batch_is_handed_out_before_its_table_is_durable() {
     let mut alloc = full(64);
@@ -137,6 +140,7 @@ fn nothing_of_a_batch_is_handed_out_before_its_table_is_durable() {
     assert!(!filled.is_empty() && filled.iter().all(|nr| recycled.contains(nr)));
 }
 
+/// T56.
 #[test]
 fn a_batch_whose_table_failed_releases_nothing_and_the_next_one_takes_it_along() {
     let mut alloc = full(64);
@@ -152,6 +156,7 @@ fn a_batch_whose_table_failed_releases_nothing_and_the_next_one_takes_it_along()
     assert!(fill(&mut alloc).is_some());
 }
 
+/// T54.
 #[test]
 fn one_table_pays_for_as_many_buckets_as_a_batch_holds() {
     let mut alloc = full(64);
@@ -194,6 +199,7 @@ fn more_buckets_are_wanted_before_the_last_one_is_gone() {
 
 // ---- A7, A34, A35: unused buckets --------------------------------------------------------------------------------------
 
+/// T45, T66.
 #[test]
 fn a_freed_node_is_used_again_without_a_table_and_one_gen_on() {
     let mut alloc = full(32);
@@ -221,6 +227,7 @@ fn a_bucket_that_something_hidden_names_is_taken_over_only_with_a_table() {
 
 // ---- A8, A10: how far gens may go --------------------------------------------------------------------------------------
 
+/// T4, T5.
 #[test]
 fn a_bucket_whose_gen_is_94_ahead_of_a_pointer_waits_for_a_gc() {
     let mut alloc = Allocator::new(CONFIG);
@@ -240,6 +247,7 @@ fn a_bucket_whose_gen_is_94_ahead_of_a_pointer_waits_for_a_gc() {
     assert_eq!((alloc.need_gc(), alloc.gather(9, || 0)), (0, 1));
 }
 
+/// T8.
 #[test]
 fn a_table_is_wanted_when_gens_run_ahead_of_it_though_buckets_abound() {
     let mut alloc = started(CONFIG);
@@ -281,6 +289,7 @@ fn a_recycled_bucket_is_as_recent_as_can_be() {
     end(&mut alloc, batch);
 }
 
+/// T21.
 #[test]
 fn the_oldest_data_is_worth_an_eighth_of_fresh_data_per_sector() {
     // All one step of age from each other; before the first step the lowest recency is taken to be 0.
@@ -303,6 +312,7 @@ fn what_was_read_since_the_order_heard_of_it_goes_by_what_it_is_worth_now() {
     end(&mut alloc, batch);
 }
 
+/// T27.
 #[test]
 fn fifo_goes_on_where_it_stopped_although_earlier_buckets_may_go_again() {
     let list: Vec<(u64, u16, u32)> = (10..14).map(|nr| (nr, 100, 4)).collect();
@@ -331,6 +341,7 @@ impl Allocator {
 
 // ---- A21, A25, A26, A53: reserves --------------------------------------------------------------------------------------
 
+/// T37.
 #[test]
 fn the_reserve_of_the_table_is_filled_first_and_what_everybody_shares_last() {
     let config = Config {
@@ -371,6 +382,7 @@ fn the_reserve_of_the_table_is_filled_first_and_what_everybody_shares_last() {
     assert_eq!(ready(Reserve::Normal), [7]);
 }
 
+/// T38.
 #[test]
 fn everybody_takes_what_is_shared_before_their_own_reserve() {
     let mut alloc = full(64);
@@ -411,6 +423,7 @@ fn what_was_taken_is_in_no_list_any_more() {
     alloc.audit();
 }
 
+/// T41.
 #[test]
 fn data_just_placed_is_as_recent_as_can_be_and_metadata_is_marked_by_its_recency() {
     let mut alloc = started(CONFIG);

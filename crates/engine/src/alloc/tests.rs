@@ -60,6 +60,7 @@ fn cached(
     alloc.allocate(stream, 1, start, sectors, Data::Cached, false)
 }
 
+/// T44, T52.
 #[test]
 fn an_empty_device_starts_unused_and_needs_no_table_write_to_fill() {
     let mut alloc = started(config(64));
@@ -89,6 +90,7 @@ fn an_empty_device_starts_unused_and_needs_no_table_write_to_fill() {
     assert!(cached(&mut alloc, 1, 0, 4).is_some());
 }
 
+/// T63.
 #[test]
 fn what_is_named_or_holds_data_does_not_start_unused() {
     let mut alloc = Allocator::new(config(64));
@@ -126,6 +128,7 @@ fn a_pointer_outside_the_device_is_stale_and_counts_nothing() {
     assert!(alloc.is_stale(outside));
 }
 
+/// T83.
 #[test]
 fn forged_counts_stick_instead_of_wrapping() {
     let mut alloc = Allocator::new(config(64));
@@ -138,6 +141,7 @@ fn forged_counts_stick_instead_of_wrapping() {
     assert_eq!(alloc.live_of(BucketNr(3)), (0xff_ffff, 0xff_ffff));
 }
 
+/// T67, T68, T75.
 #[test]
 fn a_sequential_stream_keeps_its_bucket_and_others_get_their_own() {
     let mut alloc = started(Config {
@@ -187,6 +191,7 @@ fn a_rest_smaller_than_a_block_is_wasted() {
     assert_ne!(first.bucket, next.bucket);
 }
 
+/// T39, T40, T77.
 #[test]
 fn data_never_takes_what_is_kept_for_metadata_and_the_collector() {
     let mut alloc = started(Config {
@@ -213,6 +218,7 @@ fn data_never_takes_what_is_kept_for_metadata_and_the_collector() {
     );
 }
 
+/// T14, T17.
 #[test]
 fn traffic_ages_what_is_not_pinned_one_step_per_1024th_of_the_cache() {
     let mut alloc = Allocator::new(Config {
@@ -254,6 +260,7 @@ fn with_data(buckets: &[(u64, u16, u32)]) -> Allocator {
     alloc
 }
 
+/// T22, T23, T25.
 #[test]
 fn the_least_valuable_go_first_and_ties_by_number() {
     let list = [
@@ -360,6 +367,7 @@ fn metadata_churn_without_table_writes_stops_before_gens_run_too_far_ahead() {
     assert!(alloc.can_take_metadata(1));
 }
 
+/// T45.
 #[test]
 fn in_use_follows_every_change_at_once() {
     let mut alloc = started(Config {
@@ -382,6 +390,7 @@ fn in_use_follows_every_change_at_once() {
     );
 }
 
+/// T35.
 #[test]
 fn sizes_grow_with_the_device() {
     let small = Sizes::of(&config(128));

@@ -209,6 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
+    /// T42.
     #[test]
     fn any_history_serves_in_the_order_of_asking_and_loses_no_wake_up(
         steps in proptest::collection::vec(step(), 1..120),
@@ -246,6 +247,7 @@ impl Wake for Count {
     }
 }
 
+/// T42.
 #[test]
 fn a_release_wakes_only_the_one_it_serves_and_once() {
     let mut queues = Queues::default();

@@ -178,6 +178,7 @@ fn fills_hold_so_many_bytes_and_those_beyond_wait_in_turn() {
     assert!(buckets.try_fill_room(2 * FILL_BYTES_MAX).is_some());
 }
 
+/// T43, T65.
 #[test]
 fn once_it_is_over_nobody_waits() {
     let buckets = buckets();

@@ -100,6 +100,7 @@ impl Drop for Candidate {
 mod tests {
     use super::*;
 
+    /// T101.
     #[test]
     fn a_write_cancels_the_candidates_it_overlaps_and_no_others() {
         let all = Rc::new(Candidates::default());

@@ -234,11 +234,13 @@ fn run(sectors: u64, keeps_holes: bool, steps: &[Step]) {
 }
 
 proptest! {
+    /// T98, T99, T100.
     #[test]
     fn a_crowded_map_equals_its_twin_after_every_step(keeps_holes: bool, steps in steps(64)) {
         run(64, keeps_holes, &steps);
     }
 
+    /// T99.
     #[test]
     fn a_roomy_map_equals_its_twin_after_every_step(keeps_holes: bool, steps in steps(4096)) {
         run(4096, keeps_holes, &steps);
@@ -268,6 +270,7 @@ fn inserted(list: &[(Extent, Merge)]) -> Vec<Extent> {
     map.iter().collect()
 }
 
+/// T103.
 #[test]
 fn an_extent_merges_with_both_neighbours() {
     let list = [data(0, 8, 128), data(16, 24, 144), data(8, 16, 136)].map(|e| (e, Merge::BOTH));
@@ -294,6 +297,7 @@ fn a_forbidden_side_is_left_alone() {
     assert_eq!(with(Merge::NONE).len(), 3);
 }
 
+/// T103.
 #[test]
 fn extents_of_different_kind_stay_apart() {
     let first = data(0, 8, 128);
@@ -322,6 +326,7 @@ fn extents_of_different_kind_stay_apart() {
     );
 }
 
+/// T103.
 #[test]
 fn no_entry_outgrows_what_a_key_can_say() {
     let long = inserted(&[(Extent::hole(1, 5, 200_005), Merge::BOTH)]);

@@ -227,6 +227,7 @@ mod tests {
         assert_eq!(ring().take(1, 1, 1, 1), Some(2 * 8));
     }
 
+    /// T116.
     #[test]
     fn a_bucket_with_a_needed_entry_is_not_overwritten() {
         let mut ring = ring();
@@ -254,6 +255,7 @@ mod tests {
         assert_eq!(ring.take(8, 4, 2, 1), Some(8));
     }
 
+    /// T115.
     #[test]
     fn an_entry_never_crosses_a_bucket() {
         let mut ring = ring();

@@ -152,6 +152,7 @@ fn an_empty_set_opens_with_nothing_cached_and_nothing_to_say() {
     assert_eq!(loaded.prio_buckets, vec![20]);
 }
 
+/// T109.
 #[test]
 fn later_sets_of_a_leaf_win_sector_by_sector() {
     let old = [extent(0, 8, 100, 0, false), extent(20, 30, 101, 0, true)];
@@ -171,6 +172,7 @@ fn later_sets_of_a_leaf_win_sector_by_sector() {
 
 // ---- gens
 
+/// T59.
 #[test]
 fn pointers_raise_gens_before_anything_is_called_stale() {
     let tree = [extent(0, 2, 100, 1, false), extent(4, 6, 100, 3, false)];
@@ -203,6 +205,7 @@ fn disk_with_a_freeing_key() -> Disk {
     disk
 }
 
+/// T107.
 #[test]
 fn a_freeing_key_takes_the_place_of_the_node_it_names() {
     let loaded = loaded(disk_with_a_freeing_key());
@@ -221,6 +224,7 @@ fn stale_pointers_to_nodes_count_for_how_far_gens_may_go_and_refuse_nothing() {
     assert_eq!(found(&loaded, "F42"), Vec::<Severity>::new());
 }
 
+/// T13.
 #[test]
 fn a_key_97_gens_behind_is_refused_and_one_96_behind_is_a_hole() {
     let stale = |behind: u8| {
@@ -250,6 +254,7 @@ fn a_stale_root_is_refused() {
 
 // ---- the journal
 
+/// T119, T173.
 #[test]
 fn a_torn_entry_where_the_next_one_would_stand_is_a_warning() {
     let mut disk = disk(&[], &[extent(0, 8, 100, 0, true)]);
@@ -268,6 +273,7 @@ fn a_torn_entry_where_the_next_one_would_stand_is_a_warning() {
     assert_eq!(content(&loaded), vec![(0, 8, 100, true)]);
 }
 
+/// T172.
 #[test]
 fn a_valid_entry_behind_a_damaged_one_bars_writing() {
     let mut disk = Disk::new();
@@ -283,6 +289,7 @@ fn a_valid_entry_behind_a_damaged_one_bars_writing() {
     assert_eq!(content(&loaded), vec![(1, 2, 100, true), (2, 3, 101, true)]);
 }
 
+/// T173.
 #[test]
 fn a_suspect_block_elsewhere_or_of_a_later_seq_bars_writing() {
     for (index, seq) in [(4, 3), (2, 4)] {
@@ -313,6 +320,7 @@ fn leftovers_of_the_previous_lap_mean_nothing() {
     assert_eq!(loaded.findings, vec![]);
 }
 
+/// T119.
 #[test]
 fn a_gap_in_the_middle_is_refused_and_one_at_the_start_only_without_discard() {
     let gap = |seqs: &[u64], discard| {
@@ -382,6 +390,7 @@ fn keys_out_of_order_or_out_of_range_are_refused() {
     assert_eq!(refusal(wide).id, Some("F33"));
 }
 
+/// T108.
 #[test]
 fn an_interior_node_needs_exactly_the_children_that_tile_it() {
     let tree = |sets: Vec<Vec<Key>>| {
@@ -426,6 +435,7 @@ fn an_interior_node_needs_exactly_the_children_that_tile_it() {
     );
 }
 
+/// T84.
 #[test]
 fn a_bucket_or_sector_with_two_owners_is_refused() {
     assert_eq!(

@@ -521,6 +521,7 @@ mod tests {
     use super::*;
     use brigade_format::{Gen, Ptr};
 
+    /// T115.
     #[test]
     fn keys_of_a_stage_stay_together_and_what_is_too_long_for_one_is_cut() {
         let key = |at: u64| Key::extent(1, at * 8, 8, Ptr::new(at * 8, Gen(0)), false);

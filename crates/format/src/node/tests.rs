@@ -198,6 +198,7 @@ proptest! {
         prop_assert_eq!((read.blocks_used + 1) * BLOCK, bytes.len());
     }
 
+    /// T108.
     #[test]
     fn no_flipped_bit_changes_keys_unnoticed(bit in 0..16 * BLOCK * 8) {
         let mut bytes = three();

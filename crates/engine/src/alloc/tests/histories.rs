@@ -147,6 +147,7 @@ fn crashing() -> (World, [Step; 11]) {
     (world, steps)
 }
 
+/// T51, T53, T66.
 #[test]
 fn every_short_history_of_a_world_that_crashes_keeps_the_invariants() {
     let (world, steps) = crashing();
@@ -171,6 +172,7 @@ fn policy() -> impl Strategy<Value = Replacement> {
 }
 
 proptest! {
+    /// T51.
     #[test]
     fn any_history_equals_its_twin_after_every_step(
         replacement in policy(),
@@ -226,11 +228,13 @@ fn long_run(replacement: Replacement, seed: u64) {
     assert!(world.recycled > steps / 40, "gens come round");
 }
 
+/// T26.
 #[test]
 fn a_long_run_of_lru_equals_its_twin() {
     long_run(Replacement::Lru, 1);
 }
 
+/// T27.
 #[test]
 fn a_long_run_of_fifo_equals_its_twin() {
     long_run(Replacement::Fifo, 2);
@@ -278,7 +282,7 @@ fn a_run_with_many_buckets_equals_its_twin() {
     }
 }
 
-/// Gens of one bucket come round again and again while the power fails; the world looks at every pointer that is left. For
+/// T9: gens of one bucket come round again and again while the power fails; the world looks at every pointer that is left. For
 /// long times there is no collection, no table or no power loss, so that gens run as far ahead as they may.
 #[test]
 fn a_bucket_reused_many_times_never_brings_an_old_pointer_back() {

@@ -417,6 +417,7 @@ fn adopt_in_order(index: &mut Index, parents: &[NodeId], children: &[NodeId]) {
 mod tests {
     use super::*;
 
+    /// T105.
     #[test]
     fn content_up_to_four_fifths_stays_one_node_and_more_is_split_evenly() {
         assert_eq!(groups([].into_iter(), 100), [0]);

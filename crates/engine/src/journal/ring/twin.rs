@@ -80,6 +80,7 @@ fn run(count: u64, steps: &[(u64, u64)]) {
 }
 
 proptest! {
+    /// T116.
     #[test]
     fn a_ring_equals_its_twin_after_every_step(count in 3..7_u64, steps in steps()) {
         run(count, &steps);

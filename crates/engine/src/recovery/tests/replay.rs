@@ -18,6 +18,7 @@ fn a_live_clean_replayed_key_wins_over_anything() {
     assert_eq!(overlay(&loaded), vec![(2, 4, 101, false)]);
 }
 
+/// T170.
 #[test]
 fn a_live_dirty_replayed_key_is_dirty_unless_the_tree_has_the_same_location_clean() {
     let tree = [extent(0, 4, 100, 0, false), extent(8, 12, 101, 0, false)];
@@ -43,6 +44,7 @@ fn a_replayed_hole_and_a_check_pointer_hide_what_the_tree_has() {
     assert_eq!(overlay(&loaded), vec![(0, 2, 0, false), (4, 6, 0, false)]);
 }
 
+/// T166.
 #[test]
 fn a_stale_clean_replayed_key_hides_even_live_dirty_data() {
     let mut disk = disk(
@@ -55,6 +57,7 @@ fn a_stale_clean_replayed_key_hides_even_live_dirty_data() {
     assert_eq!(overlay(&loaded), vec![(2, 4, 0, false)]);
 }
 
+/// T165.
 #[test]
 fn a_stale_dirty_replayed_key_never_erases_live_dirty_data_and_bars_writing_unless_proved_older() {
     let mut disk = disk(
@@ -71,6 +74,7 @@ fn a_stale_dirty_replayed_key_never_erases_live_dirty_data_and_bars_writing_unle
     assert_eq!(found(&loaded, "F47"), vec![Severity::BarsWriting]);
 }
 
+/// T165.
 #[test]
 fn a_kept_extent_is_only_a_warning_if_its_leaf_proves_it_newer() {
     let mut disk = disk(
@@ -91,6 +95,7 @@ fn a_kept_extent_is_only_a_warning_if_its_leaf_proves_it_newer() {
     );
 }
 
+/// T168.
 #[test]
 fn what_an_older_replayed_key_placed_is_hidden_by_a_newer_stale_dirty_one() {
     let replayed = [extent(0, 3, 100, 0, true), extent(2, 4, 101, 4, true)];
@@ -114,6 +119,7 @@ fn what_an_older_replayed_key_placed_is_hidden_by_a_newer_stale_dirty_one() {
     );
 }
 
+/// T167.
 #[test]
 fn a_stale_dirty_replayed_key_over_clean_data_leaves_nothing_cached() {
     let mut disk = disk(
@@ -153,6 +159,7 @@ fn stale_dirty_data_of_a_flash_volume_is_lost_and_bars_writing() {
     );
 }
 
+/// T169.
 #[test]
 fn of_several_replayed_keys_the_newest_decides_and_survivors_come_last() {
     let mut disk = disk(
@@ -185,6 +192,7 @@ fn of_several_replayed_keys_the_newest_decides_and_survivors_come_last() {
     );
 }
 
+/// T104.
 #[test]
 fn decisions_are_cut_at_leaf_boundaries() {
     let mut disk = disk_of_level(1, &[], &[extent(0, 10, 100, 0, true), Key::hole(0, 30, 20)]);

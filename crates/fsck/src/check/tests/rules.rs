@@ -109,6 +109,7 @@ fn a_torn_entry_is_a_warning_only_where_the_next_one_belongs() {
     only_at(&check(&made.finish()), "F19", 3 * BUCKET + 2048);
 }
 
+/// T172.
 #[test]
 fn a_valid_entry_behind_a_damaged_one_is_an_error() {
     let mut made = Made::new();
@@ -253,6 +254,7 @@ fn a_freeing_key_takes_the_replaced_child_out_of_the_tree() {
     assert_eq!(report.sets[0].nodes, 2);
 }
 
+/// T175.
 #[test]
 fn a_damaged_last_set_names_the_range_in_doubt() {
     let mut made = Made::new();
@@ -423,6 +425,7 @@ fn lost_data_is_told_from_what_was_written_back() {
     assert_eq!(met(&check(&made.finish())), []);
 }
 
+/// T165.
 #[test]
 fn live_dirty_data_under_a_stale_replayed_key_is_an_error_unless_proved_newer() {
     let stale = Key::extent(0, 100, 8, pointer(DATA, 0), true);
