@@ -273,12 +273,27 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     /// Only in the cache.
     pub dirty_bytes: u64,
+    /// How its detaching goes, or how the last one failed.
+    pub detach: Option<DetachStatus>,
     /// Reads.
     pub reads: ReadStatus,
     /// Writes.
     pub writes: WriteStatus,
     /// Times.
     pub latency: LatencyStatus,
+}
+
+/// A detach.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DetachStatus {
+    /// It goes on; otherwise it failed or was cancelled.
+    pub running: bool,
+    /// What was to be written back when it began.
+    pub began_with_bytes: u64,
+    /// What is left of that.
+    pub dirty_bytes: u64,
+    /// What keeps it from going on, or what ended it.
+    pub trouble: Option<String>,
 }
 
 /// Reads of a volume.
