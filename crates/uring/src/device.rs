@@ -69,7 +69,7 @@ impl HostDevice {
     ) -> io::Result<HostDevice> {
         let Opened {
             fd,
-            geometry: Cell::new(geometry),
+            geometry,
             is_block,
             is_in_memory,
             unit_bytes,
@@ -84,7 +84,7 @@ impl HostDevice {
                 .flatten(),
             fd: Rc::new(fd),
             name: path.display().to_string(),
-            geometry,
+            geometry: Cell::new(geometry),
             is_block,
             is_in_memory,
             unit_bytes,
