@@ -214,7 +214,7 @@ impl Handle {
     }
 
     /// Runs a request on the cache's thread and waits for its answer.
-    fn call<T, F, R>(&self, request: R) -> Result<T, Error>
+    pub(crate) fn call<T, F, R>(&self, request: R) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = T> + 'static,

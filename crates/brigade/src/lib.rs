@@ -21,6 +21,7 @@ pub mod control;
 mod error;
 mod face;
 mod handle;
+mod lifecycle;
 mod state_dir;
 mod world;
 

@@ -8,7 +8,7 @@
 //! world only by closures posted to it; a thread-local holds it for them.
 
 use crate::builder::Builder;
-use crate::face::{Server, Volume};
+use crate::face::{Orphans, Server, Volume};
 use crate::handle::{Handle, VolumeInfo};
 use crate::{Error, state_dir};
 use brigade_env::sync::Notify;
@@ -31,6 +31,8 @@ thread_local! {
 pub(crate) struct World {
     pub(crate) server: Rc<Server<HostEnv>>,
     pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
+    pub(crate) env: HostEnv,
+    pub(crate) mode: OpenMode,
     warnings: Vec<String>,
     records: Vec<PathBuf>,
     is_stopping: Cell<bool>,
@@ -236,12 +238,17 @@ async fn open(
             .map_err(|e| troubles.borrow_mut().push(record_trouble(&path, &e)))
             .ok()
     };
-    let server = Server::open(
+    let orphans = match builder.run_anyway {
+        true => Orphans::RunAlone,
+        false => Orphans::Refused,
+    };
+    let server = Server::open_with(
         env.clone(),
         caches,
         backings,
         survivor,
         builder.options.clone(),
+        orphans,
     )
     .await
     .map_err(Error::new)?;
@@ -250,6 +257,8 @@ async fn open(
     warnings.append(&mut troubles.take());
     let world = World {
         server,
+        env: env.clone(),
+        mode: open_mode(builder.options.read_only),
         warnings,
         records: records.take(),
         volumes,
@@ -260,16 +269,32 @@ async fn open(
     Ok((Rc::new(world), listeners))
 }
 
+fn open_mode(read_only: bool) -> OpenMode {
+    match read_only {
+        true => OpenMode::ReadOnly,
+        false => OpenMode::ReadWrite,
+    }
+}
+
+/// A device that comes while everything is served. What is taken gets a second chance, without holding anybody up.
+pub(crate) async fn open_device(world: &World, path: &Path) -> Result<HostDevice, Error> {
+    let deadline = world.env.now() + PATIENCE;
+    loop {
+        match world.env.open_device(path, world.mode, true) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && world.env.now() < deadline => {
+                world.env.sleep(PATIENCE / 100).await;
+            }
+            opened => return opened.map_err(|error| named(path, &error)),
+        }
+    }
+}
+
 fn open_devices(
     env: &HostEnv,
     paths: &[PathBuf],
     read_only: bool,
 ) -> Result<Vec<HostDevice>, Error> {
-    let mode = if read_only {
-        OpenMode::ReadOnly
-    } else {
-        OpenMode::ReadWrite
-    };
+    let mode = open_mode(read_only);
     let open = |path: &PathBuf| {
         let mut outcome = Err(ErrorKind::ResourceBusy.into());
         patiently(|| {

@@ -6,8 +6,8 @@
 use super::attach::{self, Attach, Refusal};
 use super::cache_set::{CacheSet, uuid_text};
 use super::examine::{
-    FoundBacking, check_attach, find_backing, find_cache, refuse_copies, refuse_nothing,
-    refuse_orphans,
+    FoundBacking, check_attach, find_backing, find_cache, refuse_copies, refuse_orphans,
+    warn_of_nothing,
 };
 use super::open;
 use super::settle::settle;
@@ -44,6 +44,17 @@ pub struct Server<E: Env> {
     pub(super) detaches: Cell<usize>,
 }
 
+/// What becomes of backing devices that say that a cache counts which is not given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Orphans {
+    /// Nothing is served.
+    #[default]
+    Refused,
+    /// They are served without it. They say so before anything else happens, and from then on what a cache has of them is void, dirty
+    /// data too (docs/format.md 9.2).
+    RunAlone,
+}
+
 impl<E: Env> Server<E> {
     /// Opens everything; `survivor` gives the record in memory of a set, by the set's uuid. Refuses, with nothing written
     /// to any device, what must not be served.
@@ -53,6 +64,19 @@ impl<E: Env> Server<E> {
         backings: Vec<E::Device>,
         survivor: impl Fn(&str) -> Option<E::Survivor>,
         options: Options,
+    ) -> Result<Rc<Self>, Error> {
+        let orphans = Orphans::Refused;
+        Self::open_with(env, caches, backings, survivor, options, orphans).await
+    }
+
+    /// The same, with devices whose cache is not there served on request.
+    pub async fn open_with(
+        env: E,
+        caches: Vec<E::Device>,
+        backings: Vec<E::Device>,
+        survivor: impl Fn(&str) -> Option<E::Survivor>,
+        options: Options,
+        orphans: Orphans,
     ) -> Result<Rc<Self>, Error> {
         let options = Rc::new(options);
         let mut found_caches = Vec::new();
@@ -64,17 +88,18 @@ impl<E: Env> Server<E> {
             found_backings.push(find_backing(&env, device).await?);
         }
         refuse_copies(&found_caches, &found_backings)?;
-        refuse_orphans(&found_caches, &found_backings)?;
+        if orphans == Orphans::Refused {
+            refuse_orphans(&found_caches, &found_backings)?;
+        }
         let mut prepared = Vec::new();
         for found in found_caches {
             let store = survivor(&uuid_text(&found.superblock.set_uuid));
             prepared.push(open::prepare(&env, found, store, &options).await?);
         }
-        refuse_nothing(&prepared, &found_backings)?;
         for backing in &found_backings {
             check_attach(&env, &prepared, backing, &options).await?;
         }
-        let mut warnings = Vec::new();
+        let mut warnings = warn_of_nothing(&prepared, &found_backings);
         for set in prepared
             .iter_mut()
             .filter(|set| !set.is_read_only(&options))
@@ -113,8 +138,7 @@ impl<E: Env> Server<E> {
         let mine =
             |set: &Rc<CacheSet<E>>| set.superblock.get().set_uuid == found.superblock.set_uuid;
         let Some(at) = self.sets.iter().position(mine) else {
-            self.add_alone(found, position);
-            return Ok(());
+            return self.add_alone(found, position).await;
         };
         let uuids = self.sets[at].uuids.clone();
         let mut turn = uuids.turn().await;
@@ -143,7 +167,7 @@ impl<E: Env> Server<E> {
                     "{}: not attached, served without cache: {why}",
                     found.disk.name()
                 ));
-                self.add_alone(found, position);
+                self.add_alone(found, position).await?;
             }
             Err(Refusal::Waits(why)) => {
                 return Err(Error::refused(
@@ -388,21 +412,41 @@ impl<E: Env> Server<E> {
         Some(writeback)
     }
 
-    /// Serves a device without a cache.
-    fn add_alone(&self, found: FoundBacking<E>, position: usize) {
+    /// Serves a device without a cache. If it says that a cache counts it says first that it has run without (T154).
+    async fn add_alone(&self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
         let sectors = found.disk.sectors() - found.data_offset;
         let (label, uuid) = label_and_uuid(&found.superblock);
         let is_read_only = self.options.read_only;
+        let state = found.superblock.state();
+        let name = found.disk.name().to_string();
         let backing = Rc::new(Backing {
             superblock: Rc::new(BackingSuper::new(found.disk.clone(), found.superblock)),
             disk: found.disk,
             data_offset: found.data_offset,
             unflushed: Cell::new(!is_read_only),
         });
+        let counts = matches!(state, BackingState::Clean | BackingState::Dirty);
+        if counts {
+            self.warnings.borrow_mut().push(format!(
+                "{name}: state was {state}; served without its cache set, which counts no more"
+            ));
+        }
+        if counts && !is_read_only {
+            let stale = backing
+                .superblock
+                .change(|it| it.set_state(BackingState::Stale));
+            let io = |error: std::io::Error| Error::io(&name, "running without its cache", &error);
+            stale.await.map_err(io)?;
+        }
         let mode = CacheMode::None;
         let core = self.core(None, Some(backing), 0, sectors, is_read_only, mode, None);
         let names = self.names(&label, position as u32);
-        self.add_volume(Volume::new(names, label, uuid, Served::by(core)));
+        let served = Served {
+            state_if_attached: counts.then_some(BackingState::Stale),
+            ..Served::by(core)
+        };
+        self.add_volume(Volume::new(names, label, uuid, served));
+        Ok(())
     }
 
     fn add_flash_volumes(&self) {

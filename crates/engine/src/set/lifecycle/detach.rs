@@ -80,6 +80,25 @@ impl<E: Env> Server<E> {
     pub async fn detach(&self, name: &str) -> Result<(), Error> {
         let volume = self.volume(name)?;
         let bond = self.begin_detach(&volume)?;
+        self.finish_detach(volume, bond).await
+    }
+
+    /// The same without waiting; [`VolumeStatus::detach`] tells how it goes.
+    ///
+    /// [`VolumeStatus::detach`]: crate::VolumeStatus::detach
+    pub fn start_detach(self: &Rc<Self>, name: &str) -> Result<(), Error> {
+        let volume = self.volume(name)?;
+        let bond = self.begin_detach(&volume)?;
+        let server = self.clone();
+        self.env.spawn(async move {
+            if let Err(error) = server.finish_detach(volume, bond).await {
+                tracing::warn!(%error, "not detached");
+            }
+        });
+        Ok(())
+    }
+
+    async fn finish_detach(&self, volume: Rc<Volume<E>>, bond: Bond<E>) -> Result<(), Error> {
         let _under_way = UnderWay::begin(&self.detaches);
         let result = self.detach_with(&volume, bond).await;
         let mut status = volume.detach.borrow_mut();
