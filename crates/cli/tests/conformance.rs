@@ -5,7 +5,7 @@ mod common;
 use common::Bench;
 use std::process::Stdio;
 
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 14] = [
     "format",
     "show",
     "serve",
@@ -13,6 +13,9 @@ const VERBS: [&str; 11] = [
     "dump",
     "demo",
     "status",
+    "attach",
+    "detach",
+    "volume",
     "gc",
     "stop",
     "completions",

@@ -1,7 +1,9 @@
 //! One file per verb.
 
+pub mod attach;
 pub mod check;
 pub mod demo;
+pub mod detach;
 pub mod dump;
 pub mod format;
 pub mod gc;
@@ -9,3 +11,4 @@ pub mod pages;
 pub mod serve;
 pub mod show;
 pub mod status;
+pub mod volume;

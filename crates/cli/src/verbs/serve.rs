@@ -34,6 +34,7 @@ pub fn serve(flags: &ServeFlags) -> Outcome {
 fn builder(flags: &ServeFlags) -> Builder {
     let mut builder = Builder::new()
         .read_only(flags.read_only)
+        .run_anyway(flags.run_anyway)
         .engine(flags.engine.into())
         .expensive_checks(flags.expensive_checks)
         .ack(match flags.ack {
