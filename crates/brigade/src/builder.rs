@@ -27,6 +27,7 @@ pub struct Builder {
     pub(crate) config: Option<Config>,
     pub(crate) options: Options,
     pub(crate) host: HostOptions,
+    pub(crate) run_anyway: bool,
 }
 
 impl Builder {
@@ -62,6 +63,12 @@ impl Builder {
     /// Write nothing to any device.
     pub fn read_only(mut self, read_only: bool) -> Builder {
         self.options.read_only = read_only;
+        self
+    }
+
+    /// Serve backing devices whose cache set is not given without it. What that set has of them is void from then on, dirty data too.
+    pub fn run_anyway(mut self, run_anyway: bool) -> Builder {
+        self.run_anyway = run_anyway;
         self
     }
 

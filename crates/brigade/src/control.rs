@@ -128,6 +128,7 @@ fn router(handle: Handle) -> axum::Router {
         .route("/v1/gc", post(gc))
         .route("/v1/gc/pause", post(pause_gc))
         .route("/v1/gc/resume", post(resume_gc))
+        .merge(crate::lifecycle::routes())
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such resource") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
@@ -197,11 +198,13 @@ async fn resume_gc(State(handle): State<Handle>) -> Response {
     answer(move || handle.pause_gc(false)).await
 }
 
-async fn answer(work: impl FnOnce() -> Result<Value, Error> + Send + 'static) -> Response {
+pub(crate) async fn answer(
+    work: impl FnOnce() -> Result<Value, Error> + Send + 'static,
+) -> Response {
     answer_or(StatusCode::INTERNAL_SERVER_ERROR, work).await
 }
 
-async fn answer_or(
+pub(crate) async fn answer_or(
     if_not: StatusCode,
     work: impl FnOnce() -> Result<Value, Error> + Send + 'static,
 ) -> Response {
@@ -212,6 +215,6 @@ async fn answer_or(
     }
 }
 
-fn failure(status: StatusCode, what: &str) -> Response {
+pub(crate) fn failure(status: StatusCode, what: &str) -> Response {
     (status, Json(json!({ "error": what }))).into_response()
 }

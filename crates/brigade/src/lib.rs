@@ -22,6 +22,7 @@ pub mod control;
 mod error;
 mod face;
 mod handle;
+mod lifecycle;
 mod settings;
 mod state_dir;
 mod world;

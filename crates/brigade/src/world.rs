@@ -8,7 +8,7 @@
 //! world only by closures posted to it; a thread-local holds it for them.
 
 use crate::builder::Builder;
-use crate::face::{Server, Volume};
+use crate::face::{Orphans, Server, Volume};
 use crate::handle::{Handle, VolumeInfo};
 use crate::{Config, Error, settings, state_dir};
 use brigade_env::sync::Notify;
@@ -32,6 +32,8 @@ pub(crate) struct World {
     pub(crate) server: Rc<Server<HostEnv>>,
     pub(crate) volumes: Vec<Rc<Volume<HostEnv>>>,
     pub(crate) config: RefCell<Option<Config>>,
+    pub(crate) env: HostEnv,
+    pub(crate) mode: OpenMode,
     warnings: RefCell<Vec<String>>,
     records: Vec<PathBuf>,
     is_stopping: Cell<bool>,
@@ -237,12 +239,17 @@ async fn open(
             .map_err(|e| troubles.borrow_mut().push(record_trouble(&path, &e)))
             .ok()
     };
-    let server = Server::open(
+    let orphans = match builder.run_anyway {
+        true => Orphans::RunAlone,
+        false => Orphans::Refused,
+    };
+    let server = Server::open_with(
         env.clone(),
         caches,
         backings,
         survivor,
         builder.options.clone(),
+        orphans,
     )
     .await
     .map_err(Error::new)?;
@@ -252,6 +259,8 @@ async fn open(
     let world = World {
         server,
         config: RefCell::default(),
+        env: env.clone(),
+        mode: open_mode(builder.options.read_only),
         warnings: RefCell::new(warnings),
         records: records.take(),
         volumes,
@@ -269,16 +278,32 @@ async fn open(
     Ok((world, listeners))
 }
 
+fn open_mode(read_only: bool) -> OpenMode {
+    match read_only {
+        true => OpenMode::ReadOnly,
+        false => OpenMode::ReadWrite,
+    }
+}
+
+/// A device that comes while everything is served. What is taken gets a second chance, without holding anybody up.
+pub(crate) async fn open_device(world: &World, path: &Path) -> Result<HostDevice, Error> {
+    let deadline = world.env.now() + PATIENCE;
+    loop {
+        match world.env.open_device(path, world.mode, true) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && world.env.now() < deadline => {
+                world.env.sleep(PATIENCE / 100).await;
+            }
+            opened => return opened.map_err(|error| named(path, &error)),
+        }
+    }
+}
+
 fn open_devices(
     env: &HostEnv,
     paths: &[PathBuf],
     read_only: bool,
 ) -> Result<Vec<HostDevice>, Error> {
-    let mode = if read_only {
-        OpenMode::ReadOnly
-    } else {
-        OpenMode::ReadWrite
-    };
+    let mode = open_mode(read_only);
     let open = |path: &PathBuf| {
         let mut outcome = Err(ErrorKind::ResourceBusy.into());
         patiently(|| {

@@ -45,6 +45,12 @@ pub enum Verb {
     Status(StatusFlags),
     /// Shows or changes the settings of a running server
     Set(SetFlags),
+    /// Attaches a device to the cache of a running server
+    Attach(AttachFlags),
+    /// Writes back what the cache has of a volume, which is then served without it
+    Detach(DetachFlags),
+    /// Makes, deletes, resizes and names volumes of a running server
+    Volume(VolumeFlags),
     /// Has a running server collect its garbage, and waits for it
     Gc(GcFlags),
     /// Stops a running server in order
@@ -154,6 +160,9 @@ pub struct ServeFlags {
     /// Write nothing, anywhere
     #[arg(long)]
     pub read_only: bool,
+    /// Serve backing devices whose cache set is not given without it: what that set has of them is void then, dirty data too
+    #[arg(long, conflicts_with = "read_only")]
+    pub run_anyway: bool,
     /// Memory of the server, about; what does not fit of the index is read when it is wanted [default: 4G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
@@ -245,6 +254,159 @@ pub struct StatusFlags {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `attach`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade attach /dev/sdb\n  brigade attach disk.img --set 4f3c0e1a-0000-4000-8000-000000000001\n\n\
+        The device has a superblock (`brigade format --backing`). One that is served without a cache goes on being served. One that was \
+        in this set, and of which the set has newer data, gets that back. What is refused is not written to."
+)]
+pub struct AttachFlags {
+    /// Backing device, served or not
+    #[arg(value_name = "DEV")]
+    pub device: PathBuf,
+    /// Cache set [default: the one the device names, or the only one]
+    #[arg(long, value_name = "UUID")]
+    pub set: Option<String>,
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `detach`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade detach volume0\n  brigade detach volume0 --cancel\n\n\
+        Meanwhile and afterwards it is served. Ending this command does not end the detach. If the server ends first the device is \
+        still attached, and nothing is lost; ask again."
+)]
+pub struct DetachFlags {
+    /// Name, label or uuid of the volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+    /// Have it stay attached, if it still is
+    #[arg(long)]
+    pub cancel: bool,
+    /// Ask for it and leave
+    #[arg(long, conflicts_with = "cancel")]
+    pub no_wait: bool,
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `volume`.
+#[derive(Debug, Args)]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  brigade volume create 10G --label scratch\n  brigade volume resize scratch 20G\n  \
+        brigade volume delete scratch"
+)]
+pub struct VolumeFlags {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub verb: VolumeVerb,
+}
+
+/// What to do with a volume.
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Makes a volume that lives on the cache device only
+    #[command(after_help = "Example:\n  brigade volume create 10G --label scratch")]
+    Create(CreateFlags),
+    /// Deletes a volume that lives on the cache device only, and all its data
+    #[command(after_help = "Example:\n  brigade volume delete scratch")]
+    Delete(OneVolumeFlags),
+    /// Changes the size of such a volume, or notices that a backing device has grown
+    #[command(
+        after_help = "Examples:\n  brigade volume resize scratch 20G\n  brigade volume resize volume0"
+    )]
+    Resize(ResizeFlags),
+    /// Gives a volume another label, under which it is exported
+    #[command(after_help = "Example:\n  brigade volume label volume0 attic")]
+    Label(LabelFlags),
+    /// Ends serving a backing device; what is dirty of it stays in the cache, and `brigade attach` brings it back
+    #[command(after_help = "Example:\n  brigade volume stop volume1")]
+    Stop(OneVolumeFlags),
+}
+
+/// Which server, and how to answer.
+#[derive(Debug, Args)]
+pub struct ServerFlags {
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `volume create`.
+#[derive(Debug, Args)]
+pub struct CreateFlags {
+    /// How large it looks; room is taken by what is written
+    #[arg(value_name = "SIZE", value_parser = parse_size)]
+    pub size: u64,
+    /// Its label
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub label: String,
+    /// Cache set [default: the only one]
+    #[arg(long, value_name = "UUID")]
+    pub set: Option<String>,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerFlags,
+}
+
+/// Flags of `volume delete` and `volume stop`.
+#[derive(Debug, Args)]
+pub struct OneVolumeFlags {
+    /// Name, label or uuid of the volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerFlags,
+}
+
+/// Flags of `volume resize`.
+#[derive(Debug, Args)]
+pub struct ResizeFlags {
+    /// Name, label or uuid of the volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+    /// How large it is to be; not needed where a backing device says it
+    #[arg(value_name = "SIZE", value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// It may become smaller: what lies behind the new end is gone
+    #[arg(long)]
+    pub shrink: bool,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerFlags,
+}
+
+/// Flags of `volume label`.
+#[derive(Debug, Args)]
+pub struct LabelFlags {
+    /// Name, label or uuid of the volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+    /// At most 32 bytes; nothing takes the label away
+    #[arg(value_name = "LABEL")]
+    pub label: String,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerFlags,
 }
 
 /// Flags of `set`.

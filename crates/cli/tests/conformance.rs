@@ -5,7 +5,7 @@ mod common;
 use common::Bench;
 use std::process::Stdio;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 15] = [
     "format",
     "show",
     "serve",
@@ -14,6 +14,9 @@ const VERBS: [&str; 12] = [
     "demo",
     "status",
     "set",
+    "attach",
+    "detach",
+    "volume",
     "gc",
     "stop",
     "completions",

@@ -51,10 +51,10 @@ pub use limits::{
 };
 pub use options::{AckPolicy, Options};
 pub use set::change::{Changed, SettingsOf, SettingsStatus};
-pub use set::server::Server;
+pub use set::server::{Orphans, Server};
 pub use set::volume::Volume;
 pub use stats::{
-    BackingStatus, BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus,
-    LatencyStatus, ReadStatus, Status, VolumeStatus, WriteStatus,
+    BackingStatus, BtreeStatus, BucketStatus, CacheSetStatus, DetachStatus, DeviceStatus,
+    JournalStatus, LatencyStatus, ReadStatus, Status, VolumeStatus, WriteStatus,
 };
 pub use steps::StepStatus;

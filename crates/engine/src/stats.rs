@@ -277,6 +277,8 @@ pub struct VolumeStatus {
     pub dirty_bytes: u64,
     /// What the backing device was asked for; absent for a flash volume.
     pub backing: Option<BackingStatus>,
+    /// How its detaching goes, or how the last one failed.
+    pub detach: Option<DetachStatus>,
     /// Reads.
     pub reads: ReadStatus,
     /// Writes.
@@ -292,6 +294,19 @@ pub struct BackingStatus {
     pub flushes: u64,
     /// Bytes written.
     pub written_bytes: u64,
+}
+
+/// A detach.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DetachStatus {
+    /// It goes on; otherwise it failed or was cancelled.
+    pub running: bool,
+    /// What was to be written back when it began.
+    pub began_with_bytes: u64,
+    /// What is left of that.
+    pub dirty_bytes: u64,
+    /// What keeps it from going on, or what ended it.
+    pub trouble: Option<String>,
 }
 
 /// Reads of a volume.

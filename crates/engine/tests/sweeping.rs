@@ -305,7 +305,11 @@ fn goes_and_the_slot_is_given_out_again(rig: &Rig, options: &Options) {
     let all = DIRTY * SECTOR..=(DIRTY + CLEAN_READS * 8) * SECTOR;
     assert!(all.contains(&bytes), "{bytes} bytes");
     let (first, other) = (served.volume(0), served.volume(1));
-    assert!(first.names.contains(&"volume2".into()), "{:?}", first.names);
+    assert!(
+        first.names().contains(&"volume2".into()),
+        "{:?}",
+        first.names()
+    );
     served.does(async move {
         is_empty(&first).await;
         is_kept(&other, 0, 1).await;
@@ -320,7 +324,11 @@ fn goes_and_the_slot_is_given_out_again(rig: &Rig, options: &Options) {
     rig.runs_alone();
     let served = rig.serve(options.clone());
     let (first, other) = (served.volume(0), served.volume(1));
-    assert!(first.names.contains(&"volume0".into()), "{:?}", first.names);
+    assert!(
+        first.names().contains(&"volume0".into()),
+        "{:?}",
+        first.names()
+    );
     served.does(async move {
         is_empty(&first).await;
         write(&first, 4, 4).await;
@@ -572,7 +580,11 @@ fn a_free_slot_with_keys_that_nobody_looked_at_yet_is_not_given_out() {
     assert_eq!(marks::hits(Mark::OpenCountsLater), 1);
     assert_eq!(marks::hits(Mark::AttachSlotHasKeys), 2);
     let other = served.volume(0);
-    assert!(other.names.contains(&"volume2".into()), "{:?}", other.names);
+    assert!(
+        other.names().contains(&"volume2".into()),
+        "{:?}",
+        other.names()
+    );
     served.does(async move { is_empty(&other).await });
     set_count_pause(Duration::ZERO);
     served.stop();
@@ -598,7 +610,11 @@ fn nor_is_it_after_all_leaves_were_counted_while_another_device_was_attached() {
     assert_eq!(marks::hits(Mark::OpenCountsLater), 1);
     assert_eq!(marks::hits(Mark::AttachSlotHasKeys), 1);
     let other = served.volume(1);
-    assert!(other.names.contains(&"volume2".into()), "{:?}", other.names);
+    assert!(
+        other.names().contains(&"volume2".into()),
+        "{:?}",
+        other.names()
+    );
     served.does(async move { is_empty(&other).await });
     served.world.kill();
 }

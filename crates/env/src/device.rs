@@ -7,7 +7,7 @@ use std::io;
 /// A sector is 512 bytes, whatever the device's own block size.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// What a device is like. Fixed while it is open.
+/// What a device is like. Fixed while it is open, but for its size, which changes when [`Device::measure`] says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Usable size in bytes, a multiple of 512.
@@ -47,6 +47,10 @@ pub trait Device: 'static {
     fn name(&self) -> &str;
     /// Size and units.
     fn geometry(&self) -> Geometry;
+    /// Looks again how large it is: it may have grown. That it became smaller is an error, and its size as it was.
+    fn measure(&self) -> io::Result<Geometry> {
+        Ok(self.geometry())
+    }
     /// Fills `buffer` from `offset` bytes.
     fn read(
         &self,

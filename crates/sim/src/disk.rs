@@ -183,6 +183,15 @@ pub struct DiskState {
 }
 
 impl DiskState {
+    /// It has become larger, by zeros.
+    pub fn grow(&mut self, sectors: u64) {
+        let bytes = sectors * SECTOR as u64;
+        assert!(bytes >= self.geometry.size_bytes);
+        self.current.grow(bytes);
+        self.durable.grow(bytes);
+        self.geometry.size_bytes = bytes;
+    }
+
     /// A disk of zeros.
     pub fn new(name: &str, geometry: Geometry) -> Rc<RefCell<Self>> {
         let image = Image::new(geometry.size_bytes);

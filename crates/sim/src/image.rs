@@ -22,6 +22,12 @@ impl Image {
         }
     }
 
+    /// More zeros.
+    pub fn grow(&mut self, size_bytes: u64) {
+        let pages = size_bytes.div_ceil(PAGE as u64) as usize;
+        self.pages.resize(pages.max(self.pages.len()), None);
+    }
+
     /// Copies sectors out.
     pub fn read(&self, sector: u64, out: &mut [u8]) {
         let (mut at, mut done) = (sector, 0);

@@ -27,7 +27,7 @@ struct Shared {
     core: Rc<Core>,
     fd: Rc<OwnedFd>,
     name: String,
-    geometry: Geometry,
+    geometry: Cell<Geometry>,
     is_block: bool,
     is_in_memory: bool,
     view: Option<View>,
@@ -84,7 +84,7 @@ impl HostDevice {
                 .flatten(),
             fd: Rc::new(fd),
             name: path.display().to_string(),
-            geometry,
+            geometry: Cell::new(geometry),
             is_block,
             is_in_memory,
             unit_bytes,
@@ -139,7 +139,7 @@ impl Shared {
     fn check(&self, offset: u64, length: u64) -> io::Result<()> {
         let is_aligned = offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
         let end = offset.checked_add(length);
-        if is_aligned && end.is_some_and(|end| end <= self.geometry.size_bytes) {
+        if is_aligned && end.is_some_and(|end| end <= self.geometry.get().size_bytes) {
             return Ok(());
         }
         let what = if is_aligned {
@@ -155,10 +155,30 @@ impl Shared {
     }
 
     fn check_write(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.geometry.is_read_only {
+        if self.geometry.get().is_read_only {
             return Err(read_only());
         }
         self.check(offset, length)
+    }
+
+    fn measure(&self) -> io::Result<Geometry> {
+        let mut geometry = self.geometry.get();
+        let bytes = match self.is_block {
+            true => sys::block_size_bytes(&self.fd)?,
+            false => sys::length_bytes(&self.fd).ok_or_else(io::Error::last_os_error)?,
+        };
+        let unit = u64::from(geometry.logical_block_bytes).max(self.unit_bytes);
+        let size_bytes = bytes - bytes % unit;
+        if size_bytes < geometry.size_bytes {
+            let message = format!(
+                "{}: it has become smaller, {bytes} bytes instead of {}",
+                self.name, geometry.size_bytes
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        geometry.size_bytes = size_bytes;
+        self.geometry.set(geometry);
+        Ok(geometry)
     }
 
     fn is_whole(&self, offset: u64, length: u64) -> bool {
@@ -206,7 +226,8 @@ impl Shared {
     /// goes there ends there.
     fn may_be_cut(&self, bytes: &[u8]) -> bool {
         bytes.last() == Some(&0)
-            && sys::length_bytes(&self.fd).is_none_or(|length| length < self.geometry.size_bytes)
+            && sys::length_bytes(&self.fd)
+                .is_none_or(|length| length < self.geometry.get().size_bytes)
     }
 
     fn submit_write(&self, offset: u64, buffer: Buffer, durability: Durability) -> Op {
@@ -320,7 +341,7 @@ impl Shared {
     async fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         let start = offset.next_multiple_of(self.unit_bytes);
         let end = offset + length - (offset + length) % self.unit_bytes;
-        if start >= end || !self.geometry.can_discard || self.cannot_punch.get() {
+        if start >= end || !self.geometry.get().can_discard || self.cannot_punch.get() {
             return Ok(());
         }
         let result = if self.is_block {
@@ -400,7 +421,11 @@ impl Device for HostDevice {
     }
 
     fn geometry(&self) -> Geometry {
-        self.0.geometry
+        self.0.geometry.get()
+    }
+
+    fn measure(&self) -> io::Result<Geometry> {
+        self.0.measure()
     }
 
     fn read(
@@ -456,8 +481,8 @@ impl Device for HostDevice {
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         // A device opened for reading has nothing to make durable.
-        let op =
-            (!self.0.geometry.is_read_only).then(|| self.0.submit(Kind::Sync, Payload::Nothing));
+        let op = (!self.0.geometry.get().is_read_only)
+            .then(|| self.0.submit(Kind::Sync, Payload::Nothing));
         async move {
             match op {
                 Some(op) => finish(op).await.map(drop),

@@ -1,7 +1,9 @@
 //! One file per verb.
 
+pub mod attach;
 pub mod check;
 pub mod demo;
+pub mod detach;
 pub mod dump;
 pub mod format;
 pub mod gc;
@@ -11,3 +13,4 @@ pub mod set;
 pub mod settings_page;
 pub mod show;
 pub mod status;
+pub mod volume;

@@ -135,6 +135,7 @@ impl Plan {
     fn builder(&self, flags: &ServeFlags) -> Builder {
         let mut builder = Builder::new()
             .read_only(flags.read_only)
+            .run_anyway(flags.run_anyway)
             .engine(self.engine.unwrap_or(Engine::Auto).into())
             .expensive_checks(flags.expensive_checks)
             .ack(match self.ack {

@@ -185,4 +185,15 @@ impl<E: Env> BackingSuper<E> {
         write_superblock(&self.disk, &superblock).await?;
         Ok(true)
     }
+
+    /// Whether somebody makes data dirty now.
+    pub fn has_intents(&self) -> bool {
+        self.intents.get() > 0
+    }
+
+    /// Has the device say something else of itself from now on, durably. Nobody makes data dirty meanwhile that was clean before.
+    pub async fn change(&self, change: impl FnOnce(&mut Superblock)) -> io::Result<()> {
+        let _turn = self.turn.lock().await;
+        self.change_in_turn(change).await
+    }
 }

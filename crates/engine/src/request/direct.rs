@@ -280,6 +280,19 @@ async fn finish<E: Env>(
     }
 }
 
+/// Drops clean extents of a range, durably. For parts that nobody could ask for so far.
+pub async fn forget_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
+    let Some(cache) = core.cache.as_ref().filter(|cache| cache.writer.is_some()) else {
+        return Ok(());
+    };
+    let _held = core.locks.lock(start, end).await;
+    let dirty = let_go_of_clean(core, cache, start, end).await?;
+    if dirty.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other("the cache has dirty data there"))
+}
+
 /// Drops dirty extents whose range was just written, once the backing device durably has the new data.
 async fn let_go_of_dirty<E: Env>(
     cache: &Cache<E>,

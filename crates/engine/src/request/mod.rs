@@ -53,7 +53,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub use direct::{Clear, DirectWrite};
+pub use direct::{Clear, DirectWrite, forget_clean};
 pub use failing::Troubles;
 pub use flush::flush;
 pub use read::{prefetch, read};
@@ -125,7 +125,8 @@ pub struct Backing<E: Env> {
     pub unflushed: Cell<bool>,
 }
 
-/// A volume, as requests see it.
+/// A volume, as requests see it. Only requests, with what they leave in the background, and the volume itself keep one for longer than
+/// a step: when those of a core that was exchanged are over is seen by that (`set/volume.rs`).
 pub struct Core<E: Env> {
     /// The world.
     pub env: E,
@@ -163,6 +164,10 @@ pub struct Core<E: Env> {
     pub admission: Rc<Admission>,
     /// What went wrong with it.
     pub troubles: Troubles,
+    /// It is being detached: what is cached is used, nothing new gets into the cache.
+    pub detaching: Cell<bool>,
+    /// It was attached, and requests that know of no cache are still under way: nothing gets into the cache yet.
+    pub joining: Cell<bool>,
 }
 
 /// Who writes now. Closed before a set stops, so that nothing changes behind its last journal entry.
@@ -282,6 +287,11 @@ impl<E: Env> Core<E> {
         self.admission.enter()
     }
 
+    /// Whether nothing new may get into the cache, whatever the mode.
+    pub fn takes_nothing(&self) -> bool {
+        self.detaching.get() || self.joining.get()
+    }
+
     /// Whether a request must not leave data in the cache (in the order of rules of the kernel).
     fn bypasses(
         &self,
@@ -291,6 +301,9 @@ impl<E: Env> Core<E> {
         sectors: u64,
         is_write: bool,
     ) -> bool {
+        if self.takes_nothing() {
+            return true;
+        }
         let mode = self.mode();
         let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
         if in_use > CUTOFF_ALL_PERCENT {

@@ -203,7 +203,10 @@ async fn miss<E: Env>(
     fill: bool,
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
-    let is_wanted = fill && cache.writer.is_some() && piece.end - piece.start <= FILL_SECTORS_MAX;
+    let is_wanted = fill
+        && !core.takes_nothing()
+        && cache.writer.is_some()
+        && piece.end - piece.start <= FILL_SECTORS_MAX;
     if !is_wanted {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }

@@ -67,6 +67,11 @@ async fn write_piece<E: Env>(
         Some(backing) => Some(backing.superblock.dirty_intent().await?),
         None => None,
     };
+    if core.takes_nothing() && core.backing.is_some() && !mutations::is(Mutation::DetachTakesMore) {
+        // Since it was decided. Who detaches waits for the intent, and nothing becomes dirty after it (docs/durability.md).
+        marks::hit(Mark::DetachSendsAway);
+        return Ok(Outcome::NoRoom(buffer));
+    }
     let Some(placed) = place(core, cache, stream, start, sectors).await? else {
         return Ok(Outcome::NoRoom(buffer));
     };

@@ -71,14 +71,14 @@ impl<E: Env> Owner<E> {
     fn name(&self) -> String {
         match self {
             Owner::Set(set) => set.uuid(),
-            Owner::Volume(volume) => volume.names[0].clone(),
+            Owner::Volume(volume) => volume.name(),
         }
     }
 
     fn settings(&self) -> &Settings {
         match self {
             Owner::Set(set) => &set.cache.settings,
-            Owner::Volume(volume) => &volume.core.settings,
+            Owner::Volume(volume) => &volume.settings,
         }
     }
 
@@ -225,7 +225,7 @@ impl<E: Env> Server<E> {
                 uuid,
                 names: match &owner {
                     Owner::Set(_) => Vec::new(),
-                    Owner::Volume(volume) => volume.names.clone(),
+                    Owner::Volume(volume) => volume.names(),
                 },
                 settings: own
                     .map(|row| (row.name, row.plain(settings.get(row.knob))))
@@ -255,10 +255,6 @@ fn is_set<E: Env>(set: &CacheSet<E>, of: Option<&str>) -> bool {
 }
 
 fn is_volume<E: Env>(volume: &Volume<E>, of: Option<&str>) -> bool {
-    let is_it = |of: &str| {
-        of == Scope::Volume.section()
-            || of == volume.uuid
-            || volume.names.iter().any(|name| name == of)
-    };
+    let is_it = |of: &str| of == Scope::Volume.section() || volume.is_called(of);
     of.is_none_or(is_it)
 }

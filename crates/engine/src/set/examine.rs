@@ -168,18 +168,18 @@ fn refuse_same<'a>(
     Ok(())
 }
 
-/// A cache device alone is served for its flash volumes; without any there is nothing to do.
-pub(super) fn refuse_nothing<E: Env>(
+/// A cache device alone is served for its flash volumes, and for those to come.
+pub(super) fn warn_of_nothing<E: Env>(
     sets: &[Prepared<E>],
     backings: &[FoundBacking<E>],
-) -> Result<(), Error> {
+) -> Vec<String> {
     let has_flash = |set: &Prepared<E>| set.uuids().iter().any(UuidEntry::is_servable);
     match sets.first() {
-        Some(set) if backings.is_empty() && !sets.iter().any(has_flash) => {
-            let what = "UUID table: no volume to serve: no backing device given, and the set has no flash volume";
-            Err(Error::refused(set.found.disk.name(), what))
-        }
-        _ => Ok(()),
+        Some(set) if backings.is_empty() && !sets.iter().any(has_flash) => vec![format!(
+            "{}: no volume to serve yet: no backing device given, and the set has no flash volume",
+            set.found.disk.name()
+        )],
+        _ => Vec::new(),
     }
 }
 

@@ -8,6 +8,7 @@ mod blank;
 pub mod cache_set;
 pub mod change;
 mod examine;
+mod lifecycle;
 mod open;
 pub mod server;
 mod settle;

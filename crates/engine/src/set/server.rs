@@ -6,22 +6,23 @@
 use super::attach::{self, Attach, Refusal};
 use super::cache_set::{CacheSet, uuid_text};
 use super::examine::{
-    FoundBacking, check_attach, find_backing, find_cache, refuse_copies, refuse_nothing,
-    refuse_orphans,
+    FoundBacking, check_attach, find_backing, find_cache, refuse_copies, refuse_orphans,
+    warn_of_nothing,
 };
 use super::open;
 use super::settle::settle;
-use super::volume::Volume;
+use super::volume::{Served, Volume};
 use crate::data::{Candidates, RangeLocks, Writeback, WritebackParts};
 use crate::error::Error;
 use crate::marks::{self, Mark};
-use crate::meta::{BackingSuper, Turn, write_superblock};
+use crate::meta::{BackingSuper, Turn};
 use crate::options::Options;
 use crate::recovery::Finding;
 use crate::request::{Backing, Core, Troubles};
 use crate::settings::{Knob, Scope, Settings};
 use crate::stats::Status;
 use crate::steps::Task;
+use brigade_env::sync::Lock;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, CacheMode, Gen, Superblock};
@@ -30,11 +31,28 @@ use std::rc::Rc;
 
 /// See the module documentation.
 pub struct Server<E: Env> {
-    env: E,
-    options: Rc<Options>,
-    sets: Vec<Rc<CacheSet<E>>>,
-    volumes: Vec<Rc<Volume<E>>>,
-    warnings: Vec<String>,
+    pub(super) env: E,
+    pub(super) options: Rc<Options>,
+    pub(super) sets: Vec<Rc<CacheSet<E>>>,
+    pub(super) volumes: RefCell<Vec<Rc<Volume<E>>>>,
+    warnings: RefCell<Vec<String>>,
+    /// Who changes what is served, one at a time.
+    pub(super) changes: Lock,
+    /// Nothing is changed any more.
+    pub(super) is_stopping: Cell<bool>,
+    /// Detaches under way.
+    pub(super) detaches: Cell<usize>,
+}
+
+/// What becomes of backing devices that say that a cache counts which is not given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Orphans {
+    /// Nothing is served.
+    #[default]
+    Refused,
+    /// They are served without it. They say so before anything else happens, and from then on what a cache has of them is void, dirty
+    /// data too (docs/format.md 9.2).
+    RunAlone,
 }
 
 impl<E: Env> Server<E> {
@@ -47,6 +65,19 @@ impl<E: Env> Server<E> {
         survivor: impl Fn(&str) -> Option<E::Survivor>,
         options: Options,
     ) -> Result<Rc<Self>, Error> {
+        let orphans = Orphans::Refused;
+        Self::open_with(env, caches, backings, survivor, options, orphans).await
+    }
+
+    /// The same, with devices whose cache is not there served on request.
+    pub async fn open_with(
+        env: E,
+        caches: Vec<E::Device>,
+        backings: Vec<E::Device>,
+        survivor: impl Fn(&str) -> Option<E::Survivor>,
+        options: Options,
+        orphans: Orphans,
+    ) -> Result<Rc<Self>, Error> {
         let options = Rc::new(options);
         let mut found_caches = Vec::new();
         for device in caches {
@@ -57,17 +88,18 @@ impl<E: Env> Server<E> {
             found_backings.push(find_backing(&env, device).await?);
         }
         refuse_copies(&found_caches, &found_backings)?;
-        refuse_orphans(&found_caches, &found_backings)?;
+        if orphans == Orphans::Refused {
+            refuse_orphans(&found_caches, &found_backings)?;
+        }
         let mut prepared = Vec::new();
         for found in found_caches {
             let store = survivor(&uuid_text(&found.superblock.set_uuid));
             prepared.push(open::prepare(&env, found, store, &options).await?);
         }
-        refuse_nothing(&prepared, &found_backings)?;
         for backing in &found_backings {
             check_attach(&env, &prepared, backing, &options).await?;
         }
-        let mut warnings = Vec::new();
+        let mut warnings = warn_of_nothing(&prepared, &found_backings);
         for set in prepared
             .iter_mut()
             .filter(|set| !set.is_read_only(&options))
@@ -79,17 +111,21 @@ impl<E: Env> Server<E> {
                 }
             }
         }
-        let mut server = Server {
+        let mut sets = Vec::new();
+        for prepared in prepared {
+            let set = open::open(&env, prepared, &options).await?;
+            sets.push(Rc::new(set));
+        }
+        let server = Server {
             env,
             options,
-            sets: Vec::new(),
-            volumes: Vec::new(),
-            warnings,
+            sets,
+            volumes: RefCell::default(),
+            warnings: RefCell::new(warnings),
+            changes: Lock::default(),
+            is_stopping: Cell::new(false),
+            detaches: Cell::new(0),
         };
-        for prepared in prepared {
-            let set = open::open(&server.env, prepared, &server.options).await?;
-            server.sets.push(Rc::new(set));
-        }
         for (position, found) in found_backings.into_iter().enumerate() {
             server.add_backing(found, position).await?;
         }
@@ -98,37 +134,40 @@ impl<E: Env> Server<E> {
         Ok(Rc::new(server))
     }
 
-    async fn add_backing(&mut self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
+    async fn add_backing(&self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
         let mine =
             |set: &Rc<CacheSet<E>>| set.superblock.get().set_uuid == found.superblock.set_uuid;
         let Some(at) = self.sets.iter().position(mine) else {
-            self.add_alone(found, position);
-            return Ok(());
+            return self.add_alone(found, position).await;
         };
         let uuids = self.sets[at].uuids.clone();
         let mut turn = uuids.turn().await;
-        let mut plan = self.plan(at, &found, true).await?;
+        let mut plan = self.plan(at, &found.superblock, true).await?;
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
             if let Some(running) = &self.sets[at].running {
                 running.sweeper.swept().await;
             }
             turn = uuids.turn().await;
-            plan = self.plan(at, &found, false).await?;
+            plan = self.plan(at, &found.superblock, false).await?;
         }
         match plan {
             Ok(plan) => {
                 let lost = self.dirty_given_up(at, &found.superblock, &plan);
-                self.warnings.extend(lost);
-                let volume = self.attach(at, found, plan, &turn).await?;
-                self.add_volume(volume);
+                self.warnings.borrow_mut().extend(lost);
+                let (label, uuid) = label_and_uuid(&found.superblock);
+                let slot = plan.slot;
+                let backing = self.backing(found, at);
+                let served = self.attach_to(at, backing, plan, &turn, None).await?;
+                let names = self.names(&label, slot);
+                self.add_volume(Volume::new(names, label, uuid, served));
             }
             Err(Refusal::RunsAlone(why)) => {
-                self.warnings.push(format!(
+                self.warnings.borrow_mut().push(format!(
                     "{}: not attached, served without cache: {why}",
                     found.disk.name()
                 ));
-                self.add_alone(found, position);
+                self.add_alone(found, position).await?;
             }
             Err(Refusal::Waits(why)) => {
                 return Err(Error::refused(
@@ -161,10 +200,10 @@ impl<E: Env> Server<E> {
 
     /// What attaching a device to a set that is open means. The table may say that a slot is free although there are keys of it, which
     /// nobody knows before all leaves are counted: such a slot is not given out.
-    async fn plan(
+    pub(super) async fn plan(
         &self,
         at: usize,
-        found: &FoundBacking<E>,
+        superblock: &Superblock,
         may_wait: bool,
     ) -> Result<Result<Attach, Refusal>, Error> {
         let set = &self.sets[at];
@@ -174,7 +213,7 @@ impl<E: Env> Server<E> {
                 let (entries, seen) = (set.uuids.entries(), set.inodes_seen.borrow());
                 let (block, now) = (set.geometry.block_sectors, self.env.unix_seconds());
                 let may_sweep = may_wait && set.running.is_some();
-                attach::plan(&entries, &seen, &found.superblock, block, now, may_sweep)
+                attach::plan(&entries, &seen, superblock, block, now, may_sweep)
             };
             let (Ok(attach), Some(running)) = (&plan, &set.running) else {
                 return Ok(plan);
@@ -188,28 +227,42 @@ impl<E: Env> Server<E> {
         }
     }
 
-    async fn attach(
+    /// A backing device that was found, for the set it is to be attached to.
+    pub(super) fn backing(&self, found: FoundBacking<E>, at: usize) -> Rc<Backing<E>> {
+        Rc::new(Backing {
+            superblock: Rc::new(BackingSuper::new(found.disk.clone(), found.superblock)),
+            disk: found.disk,
+            data_offset: found.data_offset,
+            unflushed: Cell::new(self.sets[at].running.is_some()),
+        })
+    }
+
+    /// Attaches a device as planned: the table that has its slot is durable before the device says so (docs/format.md 9.3). Gives what
+    /// serves it from then on.
+    pub(super) async fn attach_to(
         &self,
         at: usize,
-        found: FoundBacking<E>,
+        backing: Rc<Backing<E>>,
         plan: Attach,
         turn: &Turn<'_>,
-    ) -> Result<Volume<E>, Error> {
+        kept: Option<&Core<E>>,
+    ) -> Result<Served<E>, Error> {
         let set = &self.sets[at];
-        let name = found.disk.name().to_string();
+        let name = backing.disk.name().to_string();
         let io = |error: std::io::Error| Error::io(&name, "attach", &error);
-        let range = (found.data_offset, found.disk.sectors());
+        let range = (backing.data_offset, backing.disk.sectors());
         let dirty = if plan.is_new {
             0
         } else {
             set.cache.index.borrow().dirty_sectors(plan.slot)
         };
-        let mut superblock = found.superblock;
+        let superblock = backing.superblock.get();
+        let mode = self.options.mode.or(superblock.cache_mode());
         let mut state_if_attached = None;
         let is_read_only = set.running.is_none();
         if let Some(running) = &set.running {
             // Its state is relied on from now on, and may have been under way when a process was killed.
-            found.disk.flush().await.map_err(io)?;
+            backing.disk.flush().await.map_err(io)?;
             set.uuids
                 .write(turn, &running.journal, plan.entries)
                 .await
@@ -227,8 +280,8 @@ impl<E: Env> Server<E> {
                 next.set_cache_mode(mode);
             }
             if next != superblock {
-                write_superblock(&found.disk, &next).await.map_err(io)?;
-                superblock = next;
+                let change = backing.superblock.change(|superblock| *superblock = next);
+                change.await.map_err(io)?;
             }
         } else {
             // What a kernel would have on the device after registering it.
@@ -239,43 +292,29 @@ impl<E: Env> Server<E> {
                 }
             });
         }
-        let label = superblock.label();
-        let uuid = uuid_text(&superblock.uuid);
-        let mode = self
-            .options
-            .mode
-            .or(superblock.cache_mode())
-            .unwrap_or_default();
-        let backing = Rc::new(Backing {
-            superblock: Rc::new(BackingSuper::new(found.disk.clone(), superblock)),
-            disk: found.disk,
-            data_offset: range.0,
-            unflushed: Cell::new(!is_read_only),
-        });
         let core = self.core(
             Some(at),
             Some(backing),
             plan.slot,
             range.1 - range.0,
             is_read_only,
-            mode,
+            mode.unwrap_or_default(),
+            kept,
         );
         if !is_read_only && !plan.is_new {
             self.correct_state(set, &core);
         }
-        let writeback = self.start_writeback(set, &core, range);
-        let names = self.names(&label, plan.slot);
-        Ok(Volume {
-            names,
-            label,
-            uuid,
+        let writeback = self.start_writeback(set, &core, range.0);
+        Ok(Served {
             core,
             writeback,
             state_if_attached,
         })
     }
 
-    fn core(
+    /// What requests to a volume work with; `kept` is what they worked with so far, if there was something.
+    #[allow(clippy::too_many_arguments, reason = "each is a fact of its own")]
+    pub(super) fn core(
         &self,
         set: Option<usize>,
         backing: Option<Rc<Backing<E>>>,
@@ -283,6 +322,7 @@ impl<E: Env> Server<E> {
         sectors: u64,
         is_read_only: bool,
         mode: CacheMode,
+        kept: Option<&Core<E>>,
     ) -> Rc<Core<E>> {
         let cache = set.map(|at| self.sets[at].cache.clone());
         let client = match &cache {
@@ -290,7 +330,10 @@ impl<E: Env> Server<E> {
             None => Rc::default(),
         };
         client.is_flash.set(backing.is_none());
-        let settings = Settings::new(Scope::Volume, &self.options.settings);
+        let settings = match kept {
+            Some(kept) => kept.settings.clone(),
+            None => Rc::new(Settings::new(Scope::Volume, &self.options.settings)),
+        };
         settings.set(Knob::CacheMode, mode as u64);
         let core = Rc::new(Core {
             env: self.env.clone(),
@@ -301,16 +344,18 @@ impl<E: Env> Server<E> {
             sectors,
             is_read_only,
             options: self.options.clone(),
-            settings: Rc::new(settings),
-            counters: Rc::default(),
+            settings,
+            counters: kept.map_or_else(Rc::default, |kept| kept.counters.clone()),
             locks: client.locks.clone(),
-            candidates: Rc::<Candidates>::default(),
+            candidates: kept.map_or_else(Rc::<Candidates>::default, |kept| kept.candidates.clone()),
             unflushed_fills: RefCell::default(),
             recent: RefCell::default(),
             last_request: client.last_request.clone(),
             fill_flush_set: Cell::new(false),
-            admission: Rc::default(),
+            admission: kept.map_or_else(Rc::default, |kept| kept.admission.clone()),
             troubles: Troubles::default(),
+            detaching: Cell::new(false),
+            joining: Cell::new(false),
         });
         core.watch_backing();
         core
@@ -339,7 +384,7 @@ impl<E: Env> Server<E> {
         &self,
         set: &CacheSet<E>,
         core: &Rc<Core<E>>,
-        range: (u64, u64),
+        data_offset: u64,
     ) -> Option<Rc<Writeback<E>>> {
         let (backing, writer) = (core.backing.as_ref()?, set.cache.writer.as_ref()?);
         let cache_sectors = set.geometry.nbuckets * u64::from(set.geometry.bucket_sectors);
@@ -350,7 +395,8 @@ impl<E: Env> Server<E> {
             cache: set.disk().clone(),
             backing: backing.disk.clone(),
             superblock: backing.superblock.clone(),
-            range,
+            // The device may grow; nothing of it is dirty behind its end.
+            range: (data_offset, u64::MAX >> 1),
             index: set.cache.index.clone(),
             pages: set.cache.pages.clone(),
             inserter: writer.inserter.clone(),
@@ -369,37 +415,44 @@ impl<E: Env> Server<E> {
         Some(writeback)
     }
 
-    fn add_alone(&mut self, found: FoundBacking<E>, position: usize) {
+    /// Serves a device without a cache. If it says that a cache counts it says first that it has run without (T154).
+    async fn add_alone(&self, found: FoundBacking<E>, position: usize) -> Result<(), Error> {
         let sectors = found.disk.sectors() - found.data_offset;
-        let label = found.superblock.label();
-        let uuid = uuid_text(&found.superblock.uuid);
+        let (label, uuid) = label_and_uuid(&found.superblock);
         let is_read_only = self.options.read_only;
+        let state = found.superblock.state();
+        let name = found.disk.name().to_string();
         let backing = Rc::new(Backing {
             superblock: Rc::new(BackingSuper::new(found.disk.clone(), found.superblock)),
             disk: found.disk,
             data_offset: found.data_offset,
             unflushed: Cell::new(!is_read_only),
         });
-        let core = self.core(
-            None,
-            Some(backing),
-            0,
-            sectors,
-            is_read_only,
-            CacheMode::None,
-        );
+        let counts = matches!(state, BackingState::Clean | BackingState::Dirty);
+        if counts {
+            self.warnings.borrow_mut().push(format!(
+                "{name}: state was {state}; served without its cache set, which counts no more"
+            ));
+        }
+        if counts && !is_read_only {
+            let stale = backing
+                .superblock
+                .change(|it| it.set_state(BackingState::Stale));
+            let io = |error: std::io::Error| Error::io(&name, "running without its cache", &error);
+            stale.await.map_err(io)?;
+        }
+        let mode = CacheMode::None;
+        let core = self.core(None, Some(backing), 0, sectors, is_read_only, mode, None);
         let names = self.names(&label, position as u32);
-        self.add_volume(Volume {
-            names,
-            label,
-            uuid,
-            core,
-            writeback: None,
-            state_if_attached: None,
-        });
+        let served = Served {
+            state_if_attached: counts.then_some(BackingState::Stale),
+            ..Served::by(core)
+        };
+        self.add_volume(Volume::new(names, label, uuid, served));
+        Ok(())
     }
 
-    fn add_flash_volumes(&mut self) {
+    fn add_flash_volumes(&self) {
         for at in 0..self.sets.len() {
             let entries = self.sets[at].uuids.entries().clone();
             for (slot, entry) in entries
@@ -412,35 +465,34 @@ impl<E: Env> Server<E> {
         }
     }
 
-    fn add_flash_volume(&mut self, at: usize, slot: u32, entry: &UuidEntry) {
+    pub(super) fn add_flash_volume(
+        &self,
+        at: usize,
+        slot: u32,
+        entry: &UuidEntry,
+    ) -> Rc<Volume<E>> {
         let is_read_only = self.sets[at].running.is_none();
+        let mode = CacheMode::Writeback;
         let core = self.core(
             Some(at),
             None,
             slot,
             entry.sectors,
             is_read_only,
-            CacheMode::Writeback,
+            mode,
+            None,
         );
         let (label, uuid) = (entry.label(), uuid_text(&entry.uuid));
         let names = self.names(&label, slot);
-        self.add_volume(Volume {
-            names,
-            label,
-            uuid,
-            core,
-            writeback: None,
-            state_if_attached: None,
-        });
+        let volume = Volume::new(names, label, uuid, Served::by(core));
+        self.add_volume(volume.clone());
+        volume
     }
 
     /// Names not taken yet: the label, and `volumeN`.
-    fn names(&self, label: &str, slot: u32) -> Vec<String> {
-        let taken = |name: &String| {
-            self.volumes
-                .iter()
-                .any(|volume| volume.names.contains(name))
-        };
+    pub(super) fn names(&self, label: &str, slot: u32) -> Vec<String> {
+        let volumes = self.volumes.borrow();
+        let taken = |name: &String| volumes.iter().any(|volume| volume.names().contains(name));
         let mut names = Vec::new();
         let wanted = format!("volume{slot}");
         let free = (0..)
@@ -460,11 +512,11 @@ impl<E: Env> Server<E> {
         names
     }
 
-    fn add_volume(&mut self, volume: Volume<E>) {
-        self.volumes.push(Rc::new(volume));
+    pub(super) fn add_volume(&self, volume: Rc<Volume<E>>) {
+        self.volumes.borrow_mut().push(volume);
     }
 
-    fn note_findings(&mut self) {
+    fn note_findings(&self) {
         for set in &self.sets {
             let name = set.disk().name();
             let line = |f: &Finding| {
@@ -473,13 +525,14 @@ impl<E: Env> Server<E> {
                     f.structure, f.offset, f.message, f.id
                 )
             };
-            self.warnings.extend(set.findings.iter().map(line));
+            let mut warnings = self.warnings.borrow_mut();
+            warnings.extend(set.findings.iter().map(line));
         }
     }
 
     /// Everything that is served, the default volume first.
     pub fn volumes(&self) -> Vec<Rc<Volume<E>>> {
-        self.volumes.clone()
+        self.volumes.borrow().clone()
     }
 
     pub(super) fn sets(&self) -> Vec<Rc<CacheSet<E>>> {
@@ -488,23 +541,32 @@ impl<E: Env> Server<E> {
 
     /// What was noticed at open, a line each.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
+        self.warnings.borrow().clone()
     }
 
     /// Facts and counters as they are now.
     pub fn status(&self) -> Status {
         let cache_sets: Vec<_> = self.sets.iter().map(|set| set.status()).collect();
+        let volumes = self.volumes();
         Status {
             cache_set: cache_sets.first().cloned(),
             cache_sets,
-            volumes: self.volumes.iter().map(|volume| volume.status()).collect(),
+            volumes: volumes
+                .iter()
+                .filter_map(|volume| volume.status())
+                .collect(),
             errors: self
                 .sets
                 .iter()
                 .flat_map(|set| set.troubles())
-                .chain(self.volumes.iter().flat_map(|it| it.core.troubles()))
+                .chain(
+                    volumes
+                        .iter()
+                        .filter_map(|it| it.served())
+                        .flat_map(|it| it.core.troubles()),
+                )
                 .collect(),
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.borrow().clone(),
         }
     }
 
@@ -531,17 +593,23 @@ impl<E: Env> Server<E> {
     /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.
     pub async fn stop(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for volume in &self.volumes {
-            volume.core.admission.close().await;
-            if let Some(writeback) = &volume.writeback {
+        self.is_stopping.set(true);
+        self.end_detaches().await;
+        let _held = self.changes.lock().await;
+        for volume in self.volumes() {
+            let Some(served) = volume.served() else {
+                continue;
+            };
+            served.core.admission.close().await;
+            if let Some(writeback) = &served.writeback {
                 writeback.stop().await;
             }
-            if volume.core.is_read_only {
+            if served.core.is_read_only {
                 continue;
             }
-            if let Err(error) = volume.core.flush_backing().await {
+            if let Err(error) = served.core.flush_backing().await {
                 result = Err(Error::io(
-                    &volume.names[0],
+                    &volume.name(),
                     "flush of the backing device",
                     &error,
                 ));
@@ -556,23 +624,24 @@ impl<E: Env> Server<E> {
     }
 }
 
+fn label_and_uuid(superblock: &Superblock) -> (String, String) {
+    (superblock.label(), uuid_text(&superblock.uuid))
+}
+
 impl<E: Env> Exports for Server<E> {
     type Device = Volume<E>;
 
     fn find(&self, name: &str) -> Option<Rc<Volume<E>>> {
-        if name.is_empty() {
-            return self.volumes.first().cloned();
-        }
-        self.volumes
-            .iter()
-            .find(|volume| volume.names.iter().any(|n| n == name))
+        let volumes = self.volumes.borrow();
+        let mut served = volumes.iter().filter(|volume| volume.served().is_some());
+        served
+            .find(|volume| name.is_empty() || volume.names().iter().any(|n| n == name))
             .cloned()
     }
 
     fn names(&self) -> Vec<String> {
-        self.volumes
-            .iter()
-            .flat_map(|volume| volume.names.clone())
-            .collect()
+        let volumes = self.volumes.borrow();
+        let served = volumes.iter().filter(|volume| volume.served().is_some());
+        served.flat_map(|volume| volume.names()).collect()
     }
 }

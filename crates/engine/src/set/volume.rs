@@ -1,43 +1,174 @@
 //! A volume: what a frontend serves.
+//!
+//! What serves it may be exchanged while requests come: each request takes the [`Core`] that is there when it comes and goes on with it
+//! to its end, so none waits and none fails because of an exchange. Who needs all requests on an older core to be over waits for
+//! that ([`quiet`]); what two cores must not both do meanwhile is with whoever exchanges them (`set/lifecycle`).
 
 use crate::data::Writeback;
 use crate::request;
 use crate::request::{Clear, Core};
-use crate::stats::{BackingStatus, VolumeStatus};
-use brigade_env::{BlockDevice, BlockSizes, Buffer, Env, StatusExtent, StreamId};
+use crate::settings::Settings;
+use crate::stats::{BackingStatus, DetachStatus, VolumeStatus};
+use brigade_env::{BlockDevice, BlockSizes, Buffer, BufferPool, Env, StatusExtent, StreamId};
 use brigade_format::{BackingState, CacheMode};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Longest request, in bytes.
 const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// Zeros are written in pieces of this many sectors where they must be stored.
 const ZERO_SECTORS: u64 = 2048;
 
+/// Time between looks whether the requests on an older core are over.
+const QUIET_LOOK: Duration = Duration::from_millis(2);
+
 /// A cached backing device, a flash-only volume, or a backing device without cache.
 pub struct Volume<E: Env> {
-    /// Export names, the main one first.
-    pub names: Vec<String>,
-    /// Its label.
-    pub label: String,
     /// Identity of the backing device or flash volume, as text.
     pub uuid: String,
+    names: RefCell<Vec<String>>,
+    label: RefCell<String>,
+    buffers: BufferPool,
+    /// Choices that may change; they stay when it is attached or detached.
+    pub(super) settings: Rc<Settings>,
+    served: RefCell<Option<Served<E>>>,
+    /// How a detach goes.
+    pub(super) detach: RefCell<Option<DetachStatus>>,
+}
+
+/// What serves a volume now.
+pub(super) struct Served<E: Env> {
     pub(super) core: Rc<Core<E>>,
     pub(super) writeback: Option<Rc<Writeback<E>>>,
     /// As a read-only opening would have it: nothing of it is on the device.
     pub(super) state_if_attached: Option<BackingState>,
 }
 
+impl<E: Env> Clone for Served<E> {
+    fn clone(&self) -> Self {
+        Served {
+            core: self.core.clone(),
+            writeback: self.writeback.clone(),
+            state_if_attached: self.state_if_attached,
+        }
+    }
+}
+
+impl<E: Env> Served<E> {
+    /// Without anything that is written back.
+    pub(super) fn by(core: Rc<Core<E>>) -> Self {
+        Served {
+            core,
+            writeback: None,
+            state_if_attached: None,
+        }
+    }
+}
+
+/// Waits until every request that came to a core, and everything it left in the background, is over. Nobody keeps a core but those and
+/// its volume, which has another one by now.
+pub(super) async fn quiet<E: Env>(core: &Rc<Core<E>>) {
+    // What waits for a bucket, or for memory, need not be cached any more.
+    core.candidates.cancel(0, u64::MAX);
+    while Rc::strong_count(core) > 1 {
+        core.env.sleep(QUIET_LOOK).await;
+        core.candidates.cancel(0, u64::MAX);
+    }
+}
+
 impl<E: Env> Volume<E> {
+    pub(super) fn new(
+        names: Vec<String>,
+        label: String,
+        uuid: String,
+        served: Served<E>,
+    ) -> Rc<Self> {
+        Rc::new(Volume {
+            uuid,
+            names: RefCell::new(names),
+            label: RefCell::new(label),
+            buffers: served.core.buffers.clone(),
+            settings: served.core.settings.clone(),
+            served: RefCell::new(Some(served)),
+            detach: RefCell::default(),
+        })
+    }
+
+    /// Export names, the main one first.
+    pub fn names(&self) -> Vec<String> {
+        self.names.borrow().clone()
+    }
+
+    /// The main name.
+    pub fn name(&self) -> String {
+        self.names.borrow().first().cloned().unwrap_or_default()
+    }
+
+    /// Whether it is exported by this name, or has this uuid.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.uuid == name || self.names.borrow().iter().any(|it| it == name)
+    }
+
+    /// Its label.
+    pub fn label(&self) -> String {
+        self.label.borrow().clone()
+    }
+
+    pub(super) fn add_name(&self, name: String) {
+        let mut names = self.names.borrow_mut();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+
+    /// The name of the old label goes.
+    pub(super) fn change_label(&self, label: &str) {
+        let old = self.label.replace(label.into());
+        let mut names = self.names.borrow_mut();
+        names.retain(|name| *name != old || name.starts_with("volume"));
+        if !label.is_empty() && !names.iter().any(|name| name == label) {
+            names.push(label.into());
+        }
+    }
+
+    /// What serves it, unless it was removed.
+    pub(super) fn served(&self) -> Option<Served<E>> {
+        self.served.borrow().clone()
+    }
+
+    /// Has something else serve it from now on, or nothing.
+    pub(super) fn serve_with(&self, next: Option<Served<E>>) -> Option<Served<E>> {
+        self.served.replace(next)
+    }
+
+    fn core(&self) -> io::Result<Rc<Core<E>>> {
+        let served = self.served.borrow();
+        let core = served.as_ref().map(|served| served.core.clone());
+        core.ok_or_else(|| io::Error::other("the volume is not served any more"))
+    }
+
+    /// The core for a range, which may have come to lie behind the end since the client was told of it.
+    fn core_of(&self, offset: u64, length: u64) -> io::Result<Rc<Core<E>>> {
+        let core = self.core()?;
+        let end = offset.checked_add(length);
+        if end.is_none_or(|end| end > core.sectors * 512) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(core)
+    }
+
     /// The way it stands to its cache: `no cache`, `clean`, `dirty`, `inconsistent` or `flash`.
     pub fn state(&self) -> &'static str {
-        let Some(backing) = &self.core.backing else {
+        let Some(served) = self.served() else {
+            return "removed";
+        };
+        let Some(backing) = &served.core.backing else {
             return "flash";
         };
-        match self
-            .state_if_attached
-            .unwrap_or_else(|| backing.superblock.state())
-        {
+        let state = served.state_if_attached;
+        match state.unwrap_or_else(|| backing.superblock.state()) {
             BackingState::None => "no cache",
             BackingState::Clean => "clean",
             BackingState::Dirty => "dirty",
@@ -47,48 +178,64 @@ impl<E: Env> Volume<E> {
 
     /// Bytes that are only in the cache.
     pub fn dirty_bytes(&self) -> u64 {
-        self.core.cache.as_ref().map_or(0, |cache| {
-            cache.index.borrow().dirty_sectors(self.core.inode) * 512
+        let Ok(core) = self.core() else { return 0 };
+        core.cache.as_ref().map_or(0, |cache| {
+            cache.index.borrow().dirty_sectors(core.inode) * 512
         })
     }
 
     /// Caches it in another way from now on, and after a restart that is not told otherwise. Requests under way go on as they
     /// began; what is dirty stays so until it is written back. A flash volume knows no modes.
     pub fn set_mode(&self, mode: CacheMode) -> impl Future<Output = io::Result<()>> + 'static {
-        request::set_mode(self.core.clone(), mode)
+        let core = self.core();
+        async move { request::set_mode(core?, mode).await }
+    }
+
+    /// Where its backing device is.
+    pub fn path(&self) -> Option<String> {
+        let served = self.served()?;
+        let backing = served.core.backing.as_ref()?;
+        Some(backing.disk.name().to_string())
     }
 
     /// For `status`.
-    pub fn status(&self) -> VolumeStatus {
-        let (reads, writes, latency) = self.core.counters.snapshot();
-        VolumeStatus {
-            name: self.names.first().cloned().unwrap_or_default(),
-            label: self.label.clone(),
+    pub fn status(&self) -> Option<VolumeStatus> {
+        let core = self.core().ok()?;
+        let (reads, writes, latency) = core.counters.snapshot();
+        let mode = match core.cache {
+            Some(_) => core.mode(),
+            None => CacheMode::None,
+        };
+        let dirty_bytes = self.dirty_bytes();
+        let mut detach = self.detach.borrow().clone();
+        if let Some(detach) = &mut detach {
+            detach.dirty_bytes = dirty_bytes;
+        }
+        Some(VolumeStatus {
+            name: self.name(),
+            label: self.label(),
             uuid: self.uuid.clone(),
-            path: self
-                .core
-                .backing
-                .as_ref()
-                .map(|backing| backing.disk.name().to_string()),
-            mode: self.core.mode().to_string(),
+            path: self.path(),
+            mode: mode.to_string(),
             state: self.state().into(),
-            read_only: self.core.is_read_only,
-            size_bytes: self.core.sectors * 512,
-            dirty_bytes: self.dirty_bytes(),
-            backing: self.core.backing.as_ref().map(|backing| BackingStatus {
+            read_only: core.is_read_only,
+            size_bytes: core.sectors * 512,
+            dirty_bytes,
+            backing: core.backing.as_ref().map(|backing| BackingStatus {
                 flushes: backing.disk.flushes(),
                 written_bytes: backing.disk.written().0,
             }),
+            detach,
             reads,
             writes,
             latency,
-        }
+        })
     }
 }
 
 impl<E: Env> BlockDevice for Volume<E> {
     fn size_bytes(&self) -> u64 {
-        self.core.sectors * 512
+        self.core().map_or(0, |core| core.sectors * 512)
     }
 
     fn block_sizes(&self) -> BlockSizes {
@@ -100,18 +247,18 @@ impl<E: Env> BlockDevice for Volume<E> {
     }
 
     fn is_read_only(&self) -> bool {
-        self.core.is_read_only
+        self.core().map_or(true, |core| core.is_read_only)
     }
 
     fn description(&self) -> String {
-        match &self.core.backing {
-            Some(backing) => format!("{} ({})", backing.disk.name(), self.state()),
+        match self.path() {
+            Some(path) => format!("{path} ({})", self.state()),
             None => format!("flash volume {}", self.uuid),
         }
     }
 
     fn buffer(&self, length: usize) -> Buffer {
-        self.core.buffers.get(length)
+        self.buffers.get(length)
     }
 
     fn read(
@@ -120,7 +267,8 @@ impl<E: Env> BlockDevice for Volume<E> {
         offset: u64,
         length: usize,
     ) -> impl Future<Output = io::Result<Buffer>> + 'static {
-        request::read(self.core.clone(), stream, offset / 512, length as u64 / 512)
+        let core = self.core_of(offset, length as u64);
+        async move { request::read(core?, stream, offset / 512, length as u64 / 512).await }
     }
 
     fn write(
@@ -130,11 +278,13 @@ impl<E: Env> BlockDevice for Volume<E> {
         buffer: Buffer,
         fua: bool,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        request::write(self.core.clone(), stream, offset / 512, buffer, fua)
+        let core = self.core_of(offset, buffer.len() as u64);
+        async move { request::write(core?, stream, offset / 512, buffer, fua).await }
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
-        request::flush(self.core.clone())
+        let core = self.core();
+        async move { request::flush(core?).await }
     }
 
     fn discard(
@@ -143,8 +293,8 @@ impl<E: Env> BlockDevice for Volume<E> {
         length: u64,
         fua: bool,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        let what = Clear::Discard;
-        request::clear(self.core.clone(), offset / 512, length / 512, what, fua)
+        let (core, what) = (self.core_of(offset, length), Clear::Discard);
+        async move { request::clear(core?, offset / 512, length / 512, what, fua).await }
     }
 
     fn write_zeroes(
@@ -155,14 +305,15 @@ impl<E: Env> BlockDevice for Volume<E> {
         only_if_fast: bool,
         fua: bool,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        let core = self.core.clone();
-        let stored = core.backing.is_none() && !may_unmap;
-        let is_fast = !stored
-            && core
-                .backing
-                .as_ref()
-                .is_none_or(|b| b.disk.geometry().can_discard);
+        let core = self.core_of(offset, length);
         async move {
+            let core = core?;
+            let stored = core.backing.is_none() && !may_unmap;
+            let is_fast = !stored
+                && core
+                    .backing
+                    .as_ref()
+                    .is_none_or(|b| b.disk.geometry().can_discard);
             if only_if_fast && !is_fast {
                 return Err(io::ErrorKind::Unsupported.into());
             }
@@ -187,7 +338,8 @@ impl<E: Env> BlockDevice for Volume<E> {
         offset: u64,
         length: u64,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        request::prefetch(self.core.clone(), stream, offset / 512, length / 512)
+        let core = self.core_of(offset, length);
+        async move { request::prefetch(core?, stream, offset / 512, length / 512).await }
     }
 
     fn status(
@@ -196,6 +348,7 @@ impl<E: Env> BlockDevice for Volume<E> {
         length: u64,
         most: usize,
     ) -> impl Future<Output = io::Result<Vec<StatusExtent>>> + 'static {
-        request::status(self.core.clone(), offset / 512, length / 512, most)
+        let core = self.core_of(offset, length);
+        async move { request::status(core?, offset / 512, length / 512, most).await }
     }
 }
