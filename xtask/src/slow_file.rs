@@ -32,11 +32,11 @@ impl SlowFile {
     /// What is in `image`, at a path beside it; each write is delayed.
     pub fn new(image: &Path, delay_ms: u64) -> Result<SlowFile> {
         let delay = format!("delay-write={delay_ms}ms");
-        SlowFile::filtered(image, "delay", &[&delay])
+        SlowFile::filtered(image, &["delay"], &[&delay])
     }
 
-    /// What is in `image`, at a path beside it, through a filter of nbdkit.
-    pub fn filtered(image: &Path, filter: &str, parameters: &[&str]) -> Result<SlowFile> {
+    /// What is in `image`, at a path beside it, through filters of nbdkit.
+    pub fn filtered(image: &Path, filters: &[&str], parameters: &[&str]) -> Result<SlowFile> {
         need_programs(&[("nbdkit", "nbdkit"), ("nbdfuse", "libnbd-bin")])?;
         let size = std::fs::metadata(image).context("no image")?.len();
         let [path, socket] = ["slow", "slow.sock"].map(|end| image.with_extension(end));
@@ -45,7 +45,7 @@ impl SlowFile {
         let nbdkit = Command::new(nbdkit)
             .args(["--foreground", "--threads", THREADS, "--unix"])
             .arg(&socket)
-            .arg(format!("--filter={filter}"))
+            .args(filters.iter().map(|filter| format!("--filter={filter}")))
             .arg("file")
             .arg(image)
             .args(parameters)

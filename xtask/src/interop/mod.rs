@@ -7,6 +7,7 @@
 mod alternation;
 mod check_kernel;
 mod check_own;
+mod faults;
 mod filesystem;
 mod golden_images;
 mod histories;
@@ -96,6 +97,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: false,
         rounds: [1, 1],
         run: filesystem::fio,
+    },
+    Test {
+        name: "faults",
+        shows: "a failing cache device is nothing to clients in clean modes, and loses nothing in writeback mode",
+        needs_kernel: false,
+        rounds: [4, 32],
+        run: faults::run,
     },
     Test {
         name: "kernel-judges",
