@@ -53,7 +53,8 @@ pub use set::change::{Changed, SettingsOf, SettingsStatus};
 pub use set::server::Server;
 pub use set::volume::Volume;
 pub use stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus,
-    ReadStatus, Status, VolumeStatus, WriteStatus,
+    BtreeStatus, BucketStatus, By, CacheSetStatus, Cause, DeviceStatus, Fate, FillStatus,
+    JournalStatus, LatencyStatus, Named, NotDirty, OtherStatus, ReadStatus, Reason, RecycledStatus,
+    StallStatus, Statistics, Status, Values, VolumeStatus, WriteStatus,
 };
 pub use steps::StepStatus;

@@ -87,6 +87,7 @@ use lists::Lists;
 use open::OpenBuckets;
 use order::{Order, past_at, recency_at};
 
+pub use batch::Recycled;
 pub use counting::PRIO_EMPTY;
 pub use discard::Discarding;
 pub use gc::GcBase;
@@ -194,6 +195,8 @@ pub struct Allocator {
     table_lag: u8,
     /// Leaves have yet to be counted.
     counting: Option<Counting>,
+    live_sectors: u64,
+    recycled: Recycled,
 }
 
 impl Allocator {
@@ -238,6 +241,8 @@ impl Allocator {
             need_gc_since: 0,
             table_lag: 0,
             counting: None,
+            live_sectors: 0,
+            recycled: Recycled::default(),
         }
     }
 
@@ -523,6 +528,16 @@ impl Allocator {
         }
     }
 
+    /// Live sectors of all buckets.
+    pub fn live_sectors(&self) -> u64 {
+        self.live_sectors
+    }
+
+    /// Buckets that were recycled.
+    pub fn recycled(&self) -> Recycled {
+        self.recycled
+    }
+
     // ---- helpers -------------------------------------------------------------------------------------------------
 
     fn assert_loading(&self) {
@@ -547,6 +562,8 @@ impl Allocator {
         let before = *bucket;
         change(bucket);
         let after = *bucket;
+        self.live_sectors += u64::from(after.live.get());
+        self.live_sectors -= u64::from(before.live.get());
         if before.class() != after.class() && !mutations::is(Mutation::AllocCountsStale) {
             self.counts.shift(before.class(), after.class());
         }

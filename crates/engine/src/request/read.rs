@@ -4,13 +4,16 @@
 //! was recycled meanwhile may hold other bytes by now, and the whole request is mapped anew, also where data was dirty (it
 //! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards.
 
+use super::policy::Kind;
 use super::{Backing, Cache, Core, fill};
 use crate::limits::FILL_SECTORS_MAX;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::join_all;
+use crate::stats::{Event, OtherOutcome, ReadOutcome, Reason};
+use brigade_env::sync::{join_all, yield_now};
 use brigade_env::{Buffer, Env, StreamId};
 use brigade_format::Ptr;
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -39,16 +42,35 @@ pub async fn read<E: Env>(
 ) -> io::Result<Buffer> {
     core.note_request();
     let started = core.last_request.get();
+    let counters = &core.counters;
+    counters.reads.all.begin();
     let start = sector + core.data_offset();
     let result = match (&core.cache, &core.backing) {
-        (None, Some(backing)) => backing.disk.read_bytes(start, sectors as usize * 512).await,
+        (None, Some(backing)) => backing
+            .disk
+            .read_bytes(start, sectors as usize * 512)
+            .await
+            .map(|buffer| (buffer, ReadOutcome::Bypassed(Reason::NoCache, false))),
         (Some(cache), _) => cached(&core, cache, stream, start, sectors).await,
         (None, None) => Err(io::ErrorKind::NotFound.into()),
     };
-    core.counters
-        .read_latency
-        .record(core.env.now().saturating_sub(started));
-    result
+    let outcome = result.as_ref().ok().map(|(_, outcome)| *outcome);
+    counters.reads.end(outcome, sectors * 512);
+    if let Some(outcome) = outcome {
+        core.note(event_of(outcome), 1);
+    }
+    let took = core.env.now().saturating_sub(started);
+    counters.latency.read.record(took);
+    result.map(|(buffer, _)| buffer)
+}
+
+fn event_of(outcome: ReadOutcome) -> Event {
+    match outcome {
+        ReadOutcome::Hit => Event::Hit,
+        ReadOutcome::Miss => Event::Miss,
+        ReadOutcome::Bypassed(_, true) => Event::BypassHit,
+        ReadOutcome::Bypassed(_, false) => Event::BypassMiss,
+    }
 }
 
 async fn cached<E: Env>(
@@ -57,11 +79,10 @@ async fn cached<E: Env>(
     stream: StreamId,
     start: u64,
     sectors: u64,
-) -> io::Result<Buffer> {
-    let is_flash = core.backing.is_none();
-    let bypass = is_flash || core.bypasses(cache, stream, start, sectors, false);
+) -> io::Result<(Buffer, ReadOutcome)> {
+    let bypass = core.bypasses(cache, stream, Kind::Read, (start, sectors));
     // Putting misses into the cache may recycle what was hit, in a small cache each time: a second round only reads.
-    let mut fills = !bypass;
+    let mut fills = bypass.is_none();
     loop {
         cache
             .pages
@@ -75,11 +96,16 @@ async fn cached<E: Env>(
                 .unwritten(core.inode, start, start + sectors)
         });
         let is_hit = pieces.iter().all(|piece| piece.ptr.is_some());
+        let ends = |is_hit| match (bypass, is_hit) {
+            (Some(reason), is_hit) => ReadOutcome::Bypassed(reason, is_hit),
+            (None, true) => ReadOutcome::Hit,
+            (None, false) => ReadOutcome::Miss,
+        };
         let outcome = match pieces[..] {
             [Piece { ptr: Some(ptr), .. }] => {
                 cache
                     .disk
-                    .read(ptr.sector(), core.buffers.get(sectors as usize * 512))
+                    .read_data(ptr.sector(), core.buffers.get(sectors as usize * 512))
                     .await
             }
             _ => read_pieces(core, cache, stream, &pieces, fills).await,
@@ -92,30 +118,22 @@ async fn cached<E: Env>(
         {
             marks::hit(Mark::ReadStale);
             core.counters.read_races.add(1);
+            cache.counters.read_races.add(1);
             fills = false;
             continue;
         }
         let buffer = match outcome {
             Ok(buffer) => buffer,
-            Err(error) => return retry_from_backing(core, &pieces, start, sectors, error).await,
+            Err(error) => {
+                let buffer = retry_from_backing(core, &pieces, start, sectors, error).await?;
+                return Ok((buffer, ends(false)));
+            }
         };
         if let (Some(seq), Some(writer)) = (unwritten, writer) {
             marks::hit(Mark::ReadUnwritten);
             writer.journal.survives(seq).await?;
         }
-        let counters = &core.counters;
-        match (is_hit, bypass) {
-            (true, _) => {
-                counters.hits.add(1);
-                counters.hit_bytes.add(buffer.len() as u64);
-            }
-            (false, false) => {
-                counters.misses.add(1);
-                counters.miss_bytes.add(buffer.len() as u64);
-            }
-            (false, true) => counters.read_bypassed.add(1),
-        }
-        return Ok(buffer);
+        return Ok((buffer, ends(is_hit)));
     }
 }
 
@@ -133,6 +151,7 @@ async fn retry_from_backing<E: Env>(
                 && pieces.iter().any(|piece| piece.ptr.is_some()) =>
         {
             marks::hit(Mark::ReadFallsBack);
+            core.counters.read_fallbacks.add(1);
             tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
             backing.disk.read_bytes(start, sectors as usize * 512).await
         }
@@ -189,7 +208,7 @@ async fn read_pieces<E: Env>(
             (Some(ptr), _) => {
                 cache
                     .disk
-                    .read(ptr.sector(), core.buffers.get(piece.bytes()))
+                    .read_data(ptr.sector(), core.buffers.get(piece.bytes()))
                     .await
             }
             (None, Some(backing)) => miss(core, cache, backing, stream, piece, fill).await,
@@ -221,35 +240,67 @@ async fn miss<E: Env>(
     fill: bool,
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
-    let is_wanted = fill && cache.writer.is_some() && piece.end - piece.start <= FILL_SECTORS_MAX;
-    if !is_wanted {
+    if !fill || cache.writer.is_none() {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }
     // Opened before the first byte is read: a write from here on cancels them.
-    let pieces = fill::candidates(core, cache, stream, (piece.start, piece.end));
+    let mut pieces = VecDeque::from(fill::candidates(
+        core,
+        cache,
+        stream,
+        (piece.start, piece.end),
+    ));
     let buffer = backing.disk.read_bytes(piece.start, bytes).await?;
-    fill::begin(core, cache, pieces, piece.start, &buffer).await;
+    // What is long is copied in several steps, as others would have to wait for one.
+    while let Some(first) = pieces.front() {
+        let end = first.start + FILL_SECTORS_MAX;
+        let count = pieces.partition_point(|piece| piece.end <= end).max(1);
+        let some = pieces.drain(..count).collect();
+        if !fill::begin(core, cache, some, piece.start, &buffer).await {
+            fill::no_memory(cache, pieces.make_contiguous());
+            break;
+        }
+        if !pieces.is_empty() {
+            yield_now().await;
+        }
+    }
     Ok(buffer)
 }
 
-/// Brings a range into the cache, whatever its size.
+/// Brings a range into the cache, whatever its size, unless that is to be left as it is.
 pub async fn prefetch<E: Env>(
     core: Rc<Core<E>>,
     stream: StreamId,
     sector: u64,
     sectors: u64,
 ) -> io::Result<()> {
-    let Some(cache) = core.cache.clone() else {
-        return Ok(());
+    core.note_request();
+    let counts = &core.counters.prefetches;
+    counts.all.begin();
+    let result = read_ahead(&core, stream, sector + core.data_offset(), sectors).await;
+    counts.end(result.as_ref().ok().copied(), sectors * 512);
+    result.map(|_| ())
+}
+
+async fn read_ahead<E: Env>(
+    core: &Rc<Core<E>>,
+    stream: StreamId,
+    start: u64,
+    sectors: u64,
+) -> io::Result<OtherOutcome> {
+    let Some(cache) = &core.cache else {
+        return Ok(OtherOutcome::Bypassed(Reason::NoCache));
     };
-    let start = sector + core.data_offset();
+    if let Some(reason) = core.bypasses(cache, stream, Kind::ReadAhead, (start, sectors)) {
+        return Ok(OtherOutcome::Bypassed(reason));
+    }
     let mut at = start;
     while at < start + sectors {
         let end = (start + sectors).min(at + FILL_SECTORS_MAX);
         cache.pages.bring(core.inode, at, end).await?;
-        let pieces = map(&core, &cache, at, end);
-        read_pieces(&core, &cache, stream, &pieces, true).await?;
+        let pieces = map(core, cache, at, end);
+        read_pieces(core, cache, stream, &pieces, true).await?;
         at = end;
     }
-    Ok(())
+    Ok(OtherOutcome::Done)
 }

@@ -58,9 +58,15 @@ impl<E: Env> Volume<E> {
         request::set_mode(self.core.clone(), mode)
     }
 
+    /// Panics if what is counted does not add up.
+    pub fn audit(&self) {
+        self.core.counters.audit();
+    }
+
     /// For `status`.
     pub fn status(&self) -> VolumeStatus {
-        let (reads, writes, latency) = self.core.counters.snapshot();
+        let now = self.core.env.now();
+        let counts = self.core.counters.snapshot(now);
         VolumeStatus {
             name: self.names.first().cloned().unwrap_or_default(),
             label: self.label.clone(),
@@ -75,9 +81,15 @@ impl<E: Env> Volume<E> {
             read_only: self.core.is_read_only,
             size_bytes: self.core.sectors * 512,
             dirty_bytes: self.dirty_bytes(),
-            reads,
-            writes,
-            latency,
+            reads: counts.reads,
+            writes: counts.writes,
+            discards: counts.discards,
+            zeroes: counts.zeroes,
+            flushes: counts.flushes,
+            prefetches: counts.prefetches,
+            fills: counts.fills,
+            stats: counts.stats,
+            latency: counts.latency,
         }
     }
 }
