@@ -3,16 +3,23 @@
 //! Requests that ask for a flush while one is under way all wait for the *next* one together, so queue depth pays for it
 //! once. A failed flush or metadata write throws the set's [`Poison`]. Errors are counted, and somebody is told when there are too
 //! many, or when the device is no longer there.
+//!
+//! What is written is counted by cause, and of a cache device how long data and nodes take ([`Congestion`]).
+
+mod congestion;
 
 use crate::error::Poison;
 use crate::health::{self, ErrorBudget, Limits};
 use crate::limits::SECTOR;
-use crate::settings::Settings;
+use crate::settings::{Knob, Settings};
+use crate::stats::{By, Cause};
 use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Device, Durability, Env, Geometry};
-use std::cell::{Cell, RefCell};
+use congestion::Congestion;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What is wrong with a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +47,7 @@ struct Errors {
 
 /// A cache or backing device. Shared by everything that does I/O on it.
 pub struct Disk<E: Env> {
+    env: E,
     device: E::Device,
     buffers: BufferPool,
     poison: Rc<Poison>,
@@ -54,12 +62,17 @@ pub struct Disk<E: Env> {
     flushes: Cell<u64>,
     watch: RefCell<Option<Watch>>,
     errors: RefCell<Errors>,
+    written_by: By<Cause>,
+    congestion: Congestion,
+    /// Where thresholds of congestion are; only of a cache device.
+    thresholds: OnceCell<Rc<Settings>>,
 }
 
 impl<E: Env> Disk<E> {
     /// Wraps an open device.
     pub fn new(env: &E, device: E::Device, poison: Rc<Poison>) -> Rc<Self> {
         Rc::new(Disk {
+            env: env.clone(),
             device,
             buffers: env.buffers().clone(),
             poison,
@@ -73,6 +86,9 @@ impl<E: Env> Disk<E> {
             flushes: Cell::new(0),
             watch: RefCell::default(),
             errors: RefCell::default(),
+            written_by: By::default(),
+            congestion: Congestion::default(),
+            thresholds: OnceCell::new(),
         })
     }
 
@@ -148,6 +164,40 @@ impl<E: Env> Disk<E> {
         self.flushes.get()
     }
 
+    /// The same by cause.
+    pub fn written_by(&self) -> By<Cause> {
+        let (sum, written) = (self.written_by.sum(), self.written_bytes.get());
+        assert_eq!(sum, written, "what is written has one cause");
+        self.written_by.clone()
+    }
+
+    /// From now on slow requests of data and nodes are signs of congestion, by the thresholds of a cache set.
+    pub fn watch_congestion(&self, settings: &Rc<Settings>) {
+        // Once per opening.
+        let _ = self.thresholds.set(settings.clone());
+    }
+
+    /// Sectors of a run from which on its requests had better go elsewhere; 0: the device is not too busy.
+    pub fn congested(&self) -> u64 {
+        let is_off = |settings: &Rc<Settings>| {
+            settings.get(Knob::CongestedReadThresholdUs) == 0
+                && settings.get(Knob::CongestedWriteThresholdUs) == 0
+        };
+        if self.thresholds.get().is_none_or(is_off) {
+            return 0;
+        }
+        let random = || self.env.random_u64() as u32;
+        self.congestion.cutoff(self.env.now(), random)
+    }
+
+    fn note_time(&self, began: Duration, threshold: Knob) {
+        if let Some(settings) = self.thresholds.get() {
+            let now = self.env.now();
+            let took = now.saturating_sub(began);
+            self.congestion.record(now, took, settings.get(threshold));
+        }
+    }
+
     /// Where buffers come from.
     pub fn buffers(&self) -> &BufferPool {
         &self.buffers
@@ -159,34 +209,54 @@ impl<E: Env> Disk<E> {
         self.counted("read", sector * SECTOR, result)
     }
 
+    /// The same for cached data.
+    pub async fn read_data(&self, sector: u64, buffer: Buffer) -> io::Result<Buffer> {
+        let began = self.env.now();
+        let result = self.read(sector, buffer).await;
+        self.note_time(began, Knob::CongestedReadThresholdUs);
+        result
+    }
+
     /// Writes data.
     pub async fn write(
         &self,
+        cause: Cause,
         sector: u64,
         buffer: Buffer,
         durability: Durability,
     ) -> io::Result<Buffer> {
         self.written_bytes
             .set(self.written_bytes.get() + buffer.len() as u64);
+        self.written_by.add(cause, buffer.len() as u64);
+        let began = self.env.now();
         let result = self.device.write(sector * SECTOR, buffer, durability).await;
+        if matches!(
+            cause,
+            Cause::Client | Cause::Fill | Cause::Moved | Cause::Nodes
+        ) {
+            self.note_time(began, Knob::CongestedWriteThresholdUs);
+        }
         self.counted("write", sector * SECTOR, result)
     }
 
     /// Writes metadata; a failure poisons the set.
     pub async fn write_metadata(
         &self,
+        cause: Cause,
         sector: u64,
         bytes: &[u8],
         durability: Durability,
     ) -> io::Result<()> {
         let mut buffer = self.buffers.get(bytes.len());
         buffer.copy_from_slice(bytes);
-        self.write_metadata_buffer(sector, buffer, durability).await
+        self.write_metadata_buffer(cause, sector, buffer, durability)
+            .await
     }
 
     /// The same of what is in a buffer already.
     pub async fn write_metadata_buffer(
         &self,
+        cause: Cause,
         sector: u64,
         buffer: Buffer,
         durability: Durability,
@@ -194,7 +264,7 @@ impl<E: Env> Disk<E> {
         self.poison.check()?;
         self.metadata_bytes
             .set(self.metadata_bytes.get() + buffer.len() as u64);
-        let result = self.write(sector, buffer, durability).await;
+        let result = self.write(cause, sector, buffer, durability).await;
         if let Err(error) = &result {
             self.poison.throw(format!(
                 "{}: metadata write at byte {}: {error}",

@@ -54,7 +54,9 @@ pub use set::change::{Changed, SettingsOf, SettingsStatus};
 pub use set::server::{Orphans, Server};
 pub use set::volume::Volume;
 pub use stats::{
-    BackingStatus, BtreeStatus, BucketStatus, CacheSetStatus, DetachStatus, DeviceStatus,
-    JournalStatus, LatencyStatus, ReadStatus, Status, VolumeStatus, WriteStatus,
+    BackingStatus, BtreeStatus, BucketStatus, By, CacheSetStatus, Cause, DetachStatus,
+    DeviceStatus, Fate, FillStatus, JournalStatus, LatencyStatus, Named, NotDirty, OtherStatus,
+    ReadStatus, Reason, RecycledStatus, StallStatus, Statistics, Status, Values, VolumeStatus,
+    WriteStatus,
 };
 pub use steps::StepStatus;

@@ -10,7 +10,7 @@ pub const EXTENT_SECTORS_MAX: u64 = 65535;
 pub const HOLE_SECTORS_MAX: u64 = 32768;
 /// Longest piece of a discard or of zeroes handled at once, in sectors.
 pub const CLEAR_SECTORS_MAX: u64 = 1 << 16;
-/// Largest range of one miss that is put into the cache, in sectors (kernel: 2048).
+/// Largest part of a miss that is put into the cache in one step, and largest copy of a write, in sectors (kernel: 2048 of a miss).
 pub const FILL_SECTORS_MAX: u64 = 2048;
 /// Bytes of fills of a set that wait for a bucket or are being written after a miss, unless an eighth of all memory is less; the
 /// requests behind more of them wait too, for a while. They count as memory of the index does.
@@ -70,10 +70,6 @@ pub const WRITEBACK_EXTENTS: usize = 128;
 pub const WRITEBACK_BYTES: u64 = 8 << 20;
 /// In-use percentage above which dirty data is written back at full speed (kernel: fragmentation counts from 50 on).
 pub const WRITEBACK_IN_USE_PERCENT: u64 = 50;
-/// In-use percentage above which nothing more becomes dirty (kernel: 70).
-pub const CUTOFF_SYNC_PERCENT: u64 = 70;
-/// In-use percentage above which nothing more is cached (kernel: 95).
-pub const CUTOFF_ALL_PERCENT: u64 = 95;
 /// In-use percentage above which data moves out of buckets that are mostly dead: below it there is room enough without.
 pub const MOVING_IN_USE_PERCENT: u64 = 50;
 /// A bucket is worth emptying if no more than this part of it is live, in percent: two then become one at most.

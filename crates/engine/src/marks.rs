@@ -104,6 +104,7 @@ marks! {
     ReplayKeys: "keys are replayed",
     ReplayOverTree: "a replayed key and the tree disagree",
     RouteBypassAlignment: "a request bypasses the cache, as it is not aligned to its blocks",
+    RouteBypassCongested: "a request bypasses the cache, as its device is busy",
     RouteBypassFull: "a request bypasses the cache, as that is full",
     RouteBypassMemory: "a request bypasses the cache, as the index may not grow",
     RouteBypassSequential: "a request bypasses the cache, as it continues a run",

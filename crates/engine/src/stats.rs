@@ -1,8 +1,22 @@
 //! Counters, and the shape in which `status` shows them. Sizes are bytes, times seconds.
 
+mod decaying;
+mod histogram;
+mod reasons;
+mod requests;
+
+pub use decaying::{Decaying, Event, Statistics, Values};
+pub use histogram::Histogram;
+pub use reasons::{By, Cause, Fate, Named, NotDirty, Reason};
+pub use requests::{
+    FillCounts, Filling, OtherCounts, OtherOutcome, ReadCounts, ReadOutcome, WriteCounts,
+    WriteOutcome,
+};
+
 use crate::steps::StepStatus;
 use serde::Serialize;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// A count that tasks of one thread add to.
 #[derive(Debug, Default)]
@@ -20,79 +34,91 @@ impl Counter {
     }
 }
 
-/// Latencies in powers of two of microseconds: enough for percentiles within a factor of two.
-#[derive(Debug, Default)]
-pub struct Latencies {
-    buckets: [Cell<u64>; 32],
+/// What happened on a cache set, whichever of its volumes did it.
+#[derive(Default)]
+pub struct SetCounters {
+    /// What the kernel counts.
+    pub decaying: Decaying,
+    /// Cached reads whose bucket was recycled meanwhile.
+    pub read_races: Counter,
+    /// Writes that had to wait for buckets.
+    pub bucket_waits: Counter,
+    /// Clean data that had to wait for buckets.
+    pub fill_waits: Counter,
+    /// Requests that had to wait, as much clean data was on its way.
+    pub fill_request_waits: Counter,
 }
 
-impl Latencies {
-    /// Records one.
-    pub fn record(&self, took: std::time::Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let slot = (64 - micros.leading_zeros() as usize).min(31);
-        self.buckets[slot].set(self.buckets[slot].get() + 1);
-    }
-
-    /// Upper bound, in seconds, of the `percent` smallest.
-    pub fn percentile(&self, percent: u64) -> f64 {
-        let total: u64 = self.buckets.iter().map(Cell::get).sum();
-        let mut left = (total * percent).div_ceil(100);
-        for (slot, count) in self.buckets.iter().enumerate() {
-            if left <= count.get() && total > 0 {
-                return (1u64 << slot) as f64 / 1e6;
-            }
-            left = left.saturating_sub(count.get());
-        }
-        0.0
-    }
+/// Times of requests, from their coming to their answer.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// Reads.
+    pub read: Histogram,
+    /// Writes.
+    pub write: Histogram,
+    /// Flushes.
+    pub flush: Histogram,
+    /// Discards.
+    pub discard: Histogram,
+    /// Zeroes.
+    pub zeroes: Histogram,
 }
 
 /// What happened on one volume.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct VolumeCounters {
-    /// Reads served from the cache alone, and their bytes.
-    pub hits: Counter,
-    /// Bytes of hits.
-    pub hit_bytes: Counter,
-    /// Reads of which any part came from the backing device.
-    pub misses: Counter,
-    /// Bytes of misses.
-    pub miss_bytes: Counter,
-    /// Reads that were not to be cached.
-    pub read_bypassed: Counter,
-    /// Bytes put into the cache after misses.
-    pub fill_bytes: Counter,
-    /// Fills that lost against a write.
-    pub fill_collisions: Counter,
-    /// Fills that had to wait for a bucket, or their request for them.
-    pub fill_waits: Counter,
-    /// Fills that waited for a bucket when their range was written, and left.
-    pub fill_cancelled: Counter,
-    /// Fills dropped as nothing could be recycled.
-    pub fill_dropped_dry: Counter,
-    /// Fills dropped as too many bytes were under way to the cache or waited for buckets.
-    pub fill_dropped_memory: Counter,
-    /// Fills dropped as the index could not grow.
-    pub fill_dropped_keys: Counter,
+    /// Reads.
+    pub reads: ReadCounts,
     /// Cached reads whose bucket was recycled meanwhile.
     pub read_races: Counter,
-    /// Writes that went to the cache alone.
-    pub writeback: Counter,
-    /// Writes that went to both.
-    pub writethrough: Counter,
-    /// Writes that went to the backing device alone.
-    pub write_bypassed: Counter,
-    /// Bytes written by clients.
-    pub write_bytes: Counter,
+    /// Reads of clean data that the cache device refused and the backing device served.
+    pub read_fallbacks: Counter,
+    /// Writes.
+    pub writes: WriteCounts,
     /// Flushes.
-    pub flushes: Counter,
+    pub flushes: OtherCounts,
+    /// Discards.
+    pub discards: OtherCounts,
+    /// Zeroes.
+    pub zeroes: OtherCounts,
+    /// Reads ahead.
+    pub prefetches: OtherCounts,
+    /// Clean data on its way into the cache.
+    pub fills: FillCounts,
     /// Bytes written back.
     pub written_back_bytes: Counter,
-    /// Time of reads.
-    pub read_latency: Latencies,
-    /// Time of writes.
-    pub write_latency: Latencies,
+    /// Times.
+    pub latency: Latencies,
+    /// What the kernel counts.
+    pub decaying: Decaying,
+}
+
+impl VolumeCounters {
+    /// Panics with what does not add up.
+    pub fn audit(&self) {
+        self.reads.audit();
+        self.writes.audit();
+        self.flushes.audit("flushes");
+        self.discards.audit("discards");
+        self.zeroes.audit("zeroes");
+        self.prefetches.audit("reads ahead");
+        self.fills.audit();
+    }
+
+    /// Totals of statistics and times begin anew. Nothing is decided by them.
+    pub fn clear(&self) {
+        self.decaying.clear_totals();
+        let times = &self.latency;
+        for times in [
+            &times.read,
+            &times.write,
+            &times.flush,
+            &times.discard,
+            &times.zeroes,
+        ] {
+            times.clear();
+        }
+    }
 }
 
 /// Everything `status` says.
@@ -127,6 +153,37 @@ pub struct CacheSetStatus {
     pub gc: GcStatus,
     /// Steps of background tasks; a request may have to wait for one of them.
     pub background: Vec<StepStatus>,
+    /// What its volumes but for those of flash count as the kernel does, together.
+    pub stats: Statistics,
+    /// How often something had to wait for what the set did not have at once.
+    pub stalls: StallStatus,
+    /// Cached reads whose bucket was recycled meanwhile.
+    pub cache_read_races: u64,
+    /// Share of buckets that can be had without writing anything back.
+    pub cache_available_percent: u64,
+    /// Bytes of an extent, on average.
+    pub average_key_size: u64,
+    /// Bytes of a run from which on its requests bypass the cache, as its device is busy; 0 if it is not.
+    pub congested: u64,
+    /// Bytes of nodes on disk, but for the root.
+    pub btree_cache_size: u64,
+    /// Part of the root that keys take.
+    pub root_usage_percent: u64,
+}
+
+/// Waits.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct StallStatus {
+    /// Of writes for buckets.
+    pub bucket: u64,
+    /// Of clean data for buckets.
+    pub fill_bucket: u64,
+    /// Of requests, as much clean data was on its way.
+    pub fill_memory: u64,
+    /// Of keys for room in the journal.
+    pub journal: u64,
+    /// Of anything for a leaf that was not in memory.
+    pub leaf: u64,
 }
 
 /// A cache device.
@@ -144,6 +201,23 @@ pub struct DeviceStatus {
     pub written_bytes: u64,
     /// Of these, metadata.
     pub metadata_written_bytes: u64,
+    /// All of these by cause.
+    pub written_by: By<Cause>,
+    /// Buckets that were recycled since then.
+    pub recycled: RecycledStatus,
+}
+
+/// Buckets that were recycled.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct RecycledStatus {
+    /// All.
+    pub buckets: u64,
+    /// Nothing in them was live.
+    pub empty: u64,
+    /// They held clean data, which left the cache.
+    pub evicted: u64,
+    /// Bytes of it.
+    pub evicted_bytes: u64,
 }
 
 /// Why buckets that came up were not recycled.
@@ -283,6 +357,18 @@ pub struct VolumeStatus {
     pub reads: ReadStatus,
     /// Writes.
     pub writes: WriteStatus,
+    /// Discards.
+    pub discards: OtherStatus,
+    /// Zeroes.
+    pub zeroes: OtherStatus,
+    /// Flushes.
+    pub flushes: OtherStatus,
+    /// Reads ahead.
+    pub prefetches: OtherStatus,
+    /// Clean data on its way into the cache.
+    pub fills: FillStatus,
+    /// What the kernel counts; nothing of flash volumes.
+    pub stats: Statistics,
     /// Times.
     pub latency: LatencyStatus,
 }
@@ -309,15 +395,22 @@ pub struct DetachStatus {
     pub trouble: Option<String>,
 }
 
-/// Reads of a volume.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// Reads of a volume. `requests` is the sum of `hits`, `misses`, `bypassed`, `failed` and `in_flight`.
+#[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
 pub struct ReadStatus {
+    pub requests: u64,
     pub hits: u64,
     pub misses: u64,
     pub bypassed: u64,
+    pub failed: u64,
+    pub in_flight: u64,
+    pub bypass_hits: u64,
+    pub bypass_misses: u64,
+    pub bypassed_by: By<Reason>,
     pub hit_bytes: u64,
     pub miss_bytes: u64,
+    pub bypassed_bytes: u64,
     pub fill_bytes: u64,
     pub fill_collisions: u64,
     pub fill_dropped: u64,
@@ -327,68 +420,202 @@ pub struct ReadStatus {
     pub fill_cancelled: u64,
     pub fill_waits: u64,
     pub races: u64,
+    pub fallbacks: u64,
 }
 
-/// Writes of a volume.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// Writes of a volume. `requests` is the sum of `writeback`, `writethrough`, `bypassed`, `failed` and `in_flight`.
+#[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
 pub struct WriteStatus {
+    pub requests: u64,
     pub writeback: u64,
     pub writethrough: u64,
     pub bypassed: u64,
+    pub failed: u64,
+    pub in_flight: u64,
+    pub not_dirty_by: By<NotDirty>,
+    pub bypassed_by: By<Reason>,
     pub bytes: u64,
+    pub bypassed_bytes: u64,
     pub flushes: u64,
     pub written_back_bytes: u64,
+    pub bucket_waits: u64,
 }
 
-/// Upper bounds in seconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// Other requests. `requests` is the sum of `done`, `ignored`, `failed` and `in_flight`.
+#[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
-pub struct LatencyStatus {
-    pub read_p50: f64,
-    pub read_p99: f64,
-    pub write_p50: f64,
-    pub write_p99: f64,
+pub struct OtherStatus {
+    pub requests: u64,
+    pub done: u64,
+    pub ignored: u64,
+    pub failed: u64,
+    pub in_flight: u64,
+    pub ignored_by: By<Reason>,
+    pub bytes: u64,
+}
+
+/// Clean data on its way into the cache. `begun` is the sum of `under_way` and `ended_by`.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
+pub struct FillStatus {
+    pub begun: u64,
+    pub under_way: u64,
+    pub ended_by: By<Fate>,
+    pub bytes: u64,
+    pub waits: u64,
+    pub request_waits: u64,
+}
+
+macro_rules! latency {
+    ($($times:ident: $p50:ident $p90:ident $p99:ident $p999:ident $max:ident $count:ident;)*) => {
+        /// Upper bounds in seconds, at most a sixteenth too high; and how many there were.
+        #[derive(Clone, Copy, Debug, Default, Serialize)]
+        #[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
+        pub struct LatencyStatus {
+            $(pub $p50: f64, pub $p90: f64, pub $p99: f64, pub $p999: f64, pub $max: f64, pub $count: u64,)*
+        }
+
+        impl Latencies {
+            fn snapshot(&self) -> LatencyStatus {
+                LatencyStatus {
+                    $(
+                        $p50: self.$times.permille(500),
+                        $p90: self.$times.permille(900),
+                        $p99: self.$times.permille(990),
+                        $p999: self.$times.permille(999),
+                        $max: self.$times.max(),
+                        $count: self.$times.count(),
+                    )*
+                }
+            }
+        }
+    };
+}
+
+latency! {
+    read: read_p50 read_p90 read_p99 read_p999 read_max read_count;
+    write: write_p50 write_p90 write_p99 write_p999 write_max write_count;
+    flush: flush_p50 flush_p90 flush_p99 flush_p999 flush_max flush_count;
+    discard: discard_p50 discard_p90 discard_p99 discard_p999 discard_max discard_count;
+    zeroes: zeroes_p50 zeroes_p90 zeroes_p99 zeroes_p999 zeroes_max zeroes_count;
+}
+
+/// Everything that is counted on a volume, as `status` shows it.
+pub struct Counts {
+    /// Reads.
+    pub reads: ReadStatus,
+    /// Writes.
+    pub writes: WriteStatus,
+    /// Discards.
+    pub discards: OtherStatus,
+    /// Zeroes.
+    pub zeroes: OtherStatus,
+    /// Flushes.
+    pub flushes: OtherStatus,
+    /// Reads ahead.
+    pub prefetches: OtherStatus,
+    /// Fills.
+    pub fills: FillStatus,
+    /// What the kernel counts.
+    pub stats: Statistics,
+    /// Times.
+    pub latency: LatencyStatus,
 }
 
 impl VolumeCounters {
     /// As `status` shows them.
-    pub fn snapshot(&self) -> (ReadStatus, WriteStatus, LatencyStatus) {
+    pub fn snapshot(&self, now: Duration) -> Counts {
+        Counts {
+            reads: self.read_status(),
+            writes: self.write_status(),
+            discards: self.discards.snapshot(),
+            zeroes: self.zeroes.snapshot(),
+            flushes: self.flushes.snapshot(),
+            prefetches: self.prefetches.snapshot(),
+            fills: self.fills.snapshot(),
+            stats: self.decaying.shown(now),
+            latency: self.latency.snapshot(),
+        }
+    }
+
+    fn read_status(&self) -> ReadStatus {
+        let (reads, fills) = (&self.reads, &self.fills);
+        let ended = |fate| fills.ended_by.get(fate);
         let (dry, memory, keys) = (
-            self.fill_dropped_dry.get(),
-            self.fill_dropped_memory.get(),
-            self.fill_dropped_keys.get(),
+            ended(Fate::DroppedDry),
+            ended(Fate::DroppedMemory),
+            ended(Fate::DroppedKeys),
         );
-        let reads = ReadStatus {
-            hits: self.hits.get(),
-            misses: self.misses.get(),
-            bypassed: self.read_bypassed.get(),
-            hit_bytes: self.hit_bytes.get(),
-            miss_bytes: self.miss_bytes.get(),
-            fill_bytes: self.fill_bytes.get(),
-            fill_collisions: self.fill_collisions.get(),
+        ReadStatus {
+            requests: reads.all.requests.get(),
+            hits: reads.hits.get(),
+            misses: reads.misses.get(),
+            bypassed: reads.bypassed.get(),
+            failed: reads.all.failed.get(),
+            in_flight: reads.all.in_flight.get(),
+            bypass_hits: reads.bypass_hits.get(),
+            bypass_misses: reads.bypass_misses.get(),
+            bypassed_by: reads.bypassed_by.clone(),
+            hit_bytes: reads.hit_bytes.get(),
+            miss_bytes: reads.miss_bytes.get(),
+            bypassed_bytes: reads.bypassed_bytes.get(),
+            fill_bytes: fills.bytes.get(),
+            fill_collisions: ended(Fate::Collided),
             fill_dropped: dry + memory + keys,
             fill_dropped_dry: dry,
             fill_dropped_memory: memory,
             fill_dropped_keys: keys,
-            fill_cancelled: self.fill_cancelled.get(),
-            fill_waits: self.fill_waits.get(),
+            fill_cancelled: ended(Fate::Cancelled),
+            fill_waits: fills.waits.get(),
             races: self.read_races.get(),
-        };
-        let writes = WriteStatus {
-            writeback: self.writeback.get(),
-            writethrough: self.writethrough.get(),
-            bypassed: self.write_bypassed.get(),
-            bytes: self.write_bytes.get(),
-            flushes: self.flushes.get(),
+            fallbacks: self.read_fallbacks.get(),
+        }
+    }
+
+    fn write_status(&self) -> WriteStatus {
+        let writes = &self.writes;
+        WriteStatus {
+            requests: writes.all.requests.get(),
+            writeback: writes.writeback.get(),
+            writethrough: writes.writethrough.get(),
+            bypassed: writes.bypassed.get(),
+            failed: writes.all.failed.get(),
+            in_flight: writes.all.in_flight.get(),
+            not_dirty_by: writes.not_dirty_by.clone(),
+            bypassed_by: writes.bypassed_by.clone(),
+            bytes: writes.bytes.get(),
+            bypassed_bytes: writes.bypassed_bytes.get(),
+            flushes: self.flushes.all.requests.get(),
             written_back_bytes: self.written_back_bytes.get(),
-        };
-        let latency = LatencyStatus {
-            read_p50: self.read_latency.percentile(50),
-            read_p99: self.read_latency.percentile(99),
-            write_p50: self.write_latency.percentile(50),
-            write_p99: self.write_latency.percentile(99),
-        };
-        (reads, writes, latency)
+            bucket_waits: writes.bucket_waits.get(),
+        }
+    }
+}
+
+impl OtherCounts {
+    fn snapshot(&self) -> OtherStatus {
+        OtherStatus {
+            requests: self.all.requests.get(),
+            done: self.done.get(),
+            ignored: self.ignored.get(),
+            failed: self.all.failed.get(),
+            in_flight: self.all.in_flight.get(),
+            ignored_by: self.ignored_by.clone(),
+            bytes: self.bytes.get(),
+        }
+    }
+}
+
+impl FillCounts {
+    fn snapshot(&self) -> FillStatus {
+        FillStatus {
+            begun: self.begun.get(),
+            under_way: self.under_way.get(),
+            ended_by: self.ended_by.clone(),
+            bytes: self.bytes.get(),
+            waits: self.waits.get(),
+            request_waits: self.request_waits.get(),
+        }
     }
 }

@@ -73,7 +73,7 @@ fn assert_reached(marks: &[Mark]) {
 }
 
 fn reads(server: &Server<World>) -> ReadStatus {
-    server.status().volumes[0].reads
+    server.status().volumes[0].reads.clone()
 }
 
 /// Goes over the whole volume once, `depth` requests at a time, each as soon as one before is done.

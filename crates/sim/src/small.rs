@@ -81,6 +81,9 @@ pub fn options(running: bool) -> Options {
         ack: AckPolicy::Memory,
         settings: Initial::from([
             (Knob::SequentialCutoff, 0),
+            (Knob::CongestedReadThresholdUs, 0),
+            (Knob::CongestedWriteThresholdUs, 0),
+            (Knob::CutoffWriteback, 70),
             (Knob::WritebackDelay, 1_000_000_000),
             (Knob::WritebackRunning, u64::from(running)),
             (Knob::CopyGcEnabled, 0),

@@ -11,6 +11,17 @@ use super::tokens::{Batch, Incoming, Ready, TableDurable};
 use super::victims::Gathered;
 use super::{Allocator, GATHER_STEP, LOOKS_STEP, PRIO_FRESH, TABLE_LAG_WANTS_WRITE};
 
+/// Buckets that were recycled so far.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Recycled {
+    /// Nothing in them was live.
+    pub empty: u64,
+    /// They held clean data.
+    pub evicted: u64,
+    /// Sectors of it.
+    pub evicted_sectors: u64,
+}
+
 impl Allocator {
     /// Should a table be written soon? True when buckets for data run low and there are some to recycle, or when gens
     /// run ahead of the durable table; never while a batch is under way.
@@ -197,6 +208,10 @@ impl Allocator {
     fn invalidate(&mut self, nr: BucketNr) -> Incoming {
         let bucket = *self.bucket(nr);
         assert!(bucket.is_eligible(), "ALLOC-5");
+        let live = u64::from(bucket.live.get());
+        self.recycled.empty += u64::from(live == 0);
+        self.recycled.evicted += u64::from(live > 0);
+        self.recycled.evicted_sectors += live;
         if bucket.live.get() > 0 {
             let sector = nr.0 * u64::from(self.config.bucket_sectors);
             tracing::trace!(

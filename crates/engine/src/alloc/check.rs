@@ -6,7 +6,7 @@ use crate::mutations::{self, Mutation};
 use brigade_format::BucketNr;
 
 use super::Allocator;
-use super::bucket::{Counts, Flag, Place};
+use super::bucket::{Bucket, Counts, Flag, Place};
 use super::lists::Reserve;
 use super::order::recency_at;
 use super::tokens::{Batch, Incoming};
@@ -112,6 +112,9 @@ impl Allocator {
             );
         }
         assert_eq!(Counts::of(&self.buckets), self.counts, "ALLOC-8");
+        let live = |bucket: &Bucket| u64::from(bucket.live.get());
+        let live: u64 = self.buckets.iter().map(live).sum();
+        assert_eq!(live, self.live_sectors, "ALLOC-8");
     }
 
     /// A bucket that was just taken is in no list any more.

@@ -89,6 +89,7 @@ use lists::Lists;
 use open::OpenBuckets;
 use order::{Order, past_at, recency_at};
 
+pub use batch::Recycled;
 pub use counting::PRIO_EMPTY;
 pub use discard::Discarding;
 pub use gc::GcBase;
@@ -198,6 +199,8 @@ pub struct Allocator {
     counting: Option<Counting>,
     /// Buckets that are bad.
     bad: BTreeSet<BucketNr>,
+    live_sectors: u64,
+    recycled: Recycled,
 }
 
 impl Allocator {
@@ -243,6 +246,8 @@ impl Allocator {
             table_lag: 0,
             counting: None,
             bad: BTreeSet::new(),
+            live_sectors: 0,
+            recycled: Recycled::default(),
         }
     }
 
@@ -528,6 +533,16 @@ impl Allocator {
         }
     }
 
+    /// Live sectors of all buckets.
+    pub fn live_sectors(&self) -> u64 {
+        self.live_sectors
+    }
+
+    /// Buckets that were recycled.
+    pub fn recycled(&self) -> Recycled {
+        self.recycled
+    }
+
     // ---- helpers -------------------------------------------------------------------------------------------------
 
     fn assert_loading(&self) {
@@ -552,6 +567,8 @@ impl Allocator {
         let before = *bucket;
         change(bucket);
         let after = *bucket;
+        self.live_sectors += u64::from(after.live.get());
+        self.live_sectors -= u64::from(before.live.get());
         if before.class() != after.class() && !mutations::is(Mutation::AllocCountsStale) {
             self.counts.shift(before.class(), after.class());
         }

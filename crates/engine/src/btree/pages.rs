@@ -64,6 +64,7 @@ pub struct Pages<E: Env> {
     /// Raised when leaves could go if they were written.
     pub leaf_writes_wanted: Notify,
     loads: Cell<u64>,
+    waits: Cell<u64>,
     read_bytes: Cell<u64>,
     is_closing: Cell<bool>,
 }
@@ -131,6 +132,7 @@ impl<E: Env> Pages<E> {
             let_in: Cell::new(0),
             leaf_writes_wanted: Notify::new(),
             loads: Cell::new(0),
+            waits: Cell::new(0),
             read_bytes: Cell::new(0),
             is_closing: Cell::new(false),
         });
@@ -146,6 +148,11 @@ impl<E: Env> Pages<E> {
     /// Leaves read since the start, and their bytes.
     pub fn loads(&self) -> (u64, u64) {
         (self.loads.get(), self.read_bytes.get())
+    }
+
+    /// How often somebody waited for leaves.
+    pub fn waits(&self) -> u64 {
+        self.waits.get()
     }
 
     /// Leaves that have yet to be counted, and all of them.
@@ -178,6 +185,7 @@ impl<E: Env> Pages<E> {
         if self.is_here(inode, start, end) {
             return Ok(());
         }
+        self.waits.set(self.waits.get() + 1);
         let pos = |offset| Pos { inode, offset };
         let _wanted = self.want(pos(start), pos(end));
         loop {

@@ -32,6 +32,7 @@ use crate::journal::Journal;
 use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, keys_most, leaf_batch};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::Cause;
 use brigade_env::sync::{Lock, Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::{BucketNr, Key, key_words, node};
@@ -308,7 +309,7 @@ impl<E: Env> Tree<E> {
         let head = |write: Write| async move {
             let head = &write.bytes[..unit.min(write.bytes.len())];
             self.disk
-                .write_metadata(write.sector, head, Durability::Durable)
+                .write_metadata(Cause::Nodes, write.sector, head, Durability::Durable)
                 .await
         };
         all_ok(join_by(APPENDS_AT_ONCE, writes.into_iter().map(head)).await)
@@ -319,7 +320,7 @@ impl<E: Env> Tree<E> {
         let unit = self.layout.unit_bytes;
         let (sector, bytes) = (write.sector + unit as u64 / SECTOR, &write.bytes[unit..]);
         self.disk
-            .write_metadata(sector, bytes, Durability::Volatile)
+            .write_metadata(Cause::Nodes, sector, bytes, Durability::Volatile)
             .await
     }
 
@@ -331,7 +332,7 @@ impl<E: Env> Tree<E> {
         }
         let write = |(sector, buffer): (u64, Buffer)| async move {
             self.disk
-                .write_metadata_buffer(sector, buffer, Durability::Durable)
+                .write_metadata_buffer(Cause::Nodes, sector, buffer, Durability::Durable)
                 .await
         };
         all_ok(join_by(1, writes.into_iter().map(write)).await)

@@ -34,7 +34,7 @@ use crate::limits::{
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::settings::{Knob, Settings};
-use crate::stats::Counter;
+use crate::stats::{Cause, Counter};
 use brigade_env::sync::{Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::Pos;
@@ -345,7 +345,7 @@ impl<E: Env> Mover<E> {
         let source = old.ptr.expect("what moves has a place");
         let bytes = (old.sectors() * SECTOR) as usize;
         let buffer = parts.cache.buffers().get(bytes);
-        let read = match parts.cache.read(source.sector(), buffer).await {
+        let read = match parts.cache.read_data(source.sector(), buffer).await {
             Ok(read) => read,
             // It stays where it is, and keeps nothing else from moving.
             Err(error) => {
@@ -359,7 +359,12 @@ impl<E: Env> Mover<E> {
         self.credit.set(self.credit.get() - written as i64);
         parts
             .cache
-            .write(place.ptr.sector(), buffer, Durability::Volatile)
+            .write(
+                Cause::Moved,
+                place.ptr.sector(),
+                buffer,
+                Durability::Volatile,
+            )
             .await?;
         let new = Extent {
             ptr: Some(place.ptr),

@@ -22,7 +22,7 @@ use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::settings::{Knob, Settings};
-use crate::stats::VolumeCounters;
+use crate::stats::{Cause, VolumeCounters};
 use brigade_env::sync::{Notify, join_all, join_by, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::BackingState;
@@ -282,7 +282,7 @@ impl<E: Env> Writeback<E> {
             let ptr = piece.ptr.expect("dirty data has a place");
             parts
                 .cache
-                .read(ptr.sector(), buffer)
+                .read_data(ptr.sector(), buffer)
                 .await
                 .map(|buffer| (piece, buffer))
         };
@@ -295,7 +295,12 @@ impl<E: Env> Writeback<E> {
             }
             parts
                 .backing
-                .write(piece.start, buffer, Durability::Volatile)
+                .write(
+                    Cause::WrittenBack,
+                    piece.start,
+                    buffer,
+                    Durability::Volatile,
+                )
                 .await
                 .map(|_| Some(piece))
         };

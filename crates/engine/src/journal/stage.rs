@@ -10,6 +10,7 @@ use crate::limits::{
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::settings::{Knob, Settings};
+use crate::stats::{Cause, Counter};
 use brigade_env::sync::Notify;
 use brigade_env::{Durability, Env};
 use brigade_format::{Key, jset};
@@ -86,6 +87,7 @@ pub struct Journal<E: Env> {
     state: RefCell<State<E::Survivor>>,
     work: Notify,
     progress: Notify,
+    room_waits: Counter,
     /// Raised when leaves should be written to make room.
     pub pressure: Notify,
 }
@@ -137,6 +139,7 @@ impl<E: Env> Journal<E> {
             }),
             work: Notify::new(),
             progress: Notify::new(),
+            room_waits: Counter::default(),
             pressure: Notify::new(),
         });
         let weak = Rc::downgrade(&journal);
@@ -172,6 +175,9 @@ impl<E: Env> Journal<E> {
     /// Waits until [`Journal::has_room`].
     pub async fn room(&self, words: usize) -> io::Result<()> {
         assert!(words <= self.words_max, "one operation's keys fit an entry");
+        if !self.has_room(words) {
+            self.room_waits.add(1);
+        }
         loop {
             self.poison.check()?;
             if self.has_room(words) {
@@ -342,6 +348,11 @@ impl<E: Env> Journal<E> {
         state.ring.free(last_seq(&state)) > state.ring.free(state.durable_last_seq)
     }
 
+    /// How often keys had to wait for room.
+    pub fn room_waits(&self) -> u64 {
+        self.room_waits.get()
+    }
+
     /// For `status`.
     pub fn status(&self) -> crate::stats::JournalStatus {
         let state = self.state.borrow();
@@ -469,7 +480,9 @@ impl<E: Env> Journal<E> {
         } else {
             Durability::Durable
         };
-        self.disk.write_metadata(sector, entry, durability).await
+        self.disk
+            .write_metadata(Cause::Journal, sector, entry, durability)
+            .await
     }
 
     /// Closes the stage and opens the next: what is to be written where. `None` if the ring has no room.

@@ -3,6 +3,7 @@
 use crate::device::Disk;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::Cause;
 use brigade_env::sync::{Lock, Notify};
 use brigade_env::{Durability, Env};
 use brigade_format::{BackingState, CacheMode, Superblock};
@@ -16,8 +17,13 @@ const SUPERBLOCK_SECTOR: u64 = 8;
 /// Writes a superblock; what it refers to is made durable before, it itself is when this returns.
 pub async fn write_superblock<E: Env>(disk: &Disk<E>, superblock: &Superblock) -> io::Result<()> {
     disk.flush().await?;
-    disk.write_metadata(SUPERBLOCK_SECTOR, &superblock.encode(), Durability::Durable)
-        .await
+    disk.write_metadata(
+        Cause::Superblock,
+        SUPERBLOCK_SECTOR,
+        &superblock.encode(),
+        Durability::Durable,
+    )
+    .await
 }
 
 /// The superblock of a cache device that is open.

@@ -14,6 +14,7 @@ use crate::error::Poison;
 use crate::journal::Journal;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::Cause;
 use brigade_env::sync::{Notify, join_all, join_by, yield_now};
 use brigade_env::{Durability, Env};
 use brigade_format::{BucketNr, prio};
@@ -141,7 +142,7 @@ impl<E: Env> GenTable<E> {
         yield_now().await;
         let sector = nr.0 * self.setup.bucket_sectors;
         self.disk
-            .write_metadata(sector, &bytes, Durability::Volatile)
+            .write_metadata(Cause::GenTable, sector, &bytes, Durability::Volatile)
             .await
     }
 

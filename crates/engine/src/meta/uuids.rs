@@ -6,6 +6,7 @@
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::journal::Journal;
+use crate::stats::Cause;
 use brigade_env::sync::{Lock, Permits};
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
@@ -65,7 +66,7 @@ impl<E: Env> UuidTable<E> {
         let sector = bucket.nr.0 * u64::from(self.bucket_sectors);
         let bytes = uuid_table::encode(&entries);
         self.disk
-            .write_metadata(sector, &bytes, Durability::Durable)
+            .write_metadata(Cause::UuidTable, sector, &bytes, Durability::Durable)
             .await?;
         *self.entries.borrow_mut() = entries;
         Ok(Key::node(

@@ -15,6 +15,7 @@ use crate::extents::Extent;
 use crate::limits::{FILL_SECTORS_MAX, HOLE_SECTORS_MAX};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::{Cause, Fate, Filling};
 use brigade_env::sync::join;
 use brigade_env::{Buffer, Durability, Env, StreamId};
 use std::cell::Cell;
@@ -58,6 +59,9 @@ pub async fn write<E: Env>(
         return to_backing(backing, start, end - start, what, fua).await;
     };
     let is_copied = admit && end - start <= FILL_SECTORS_MAX;
+    if admit && !is_copied {
+        core.counters.fills.count(Fate::DroppedSize);
+    }
     // Memory for a copy that may have to wait for a bucket is waited for before anything is held.
     let room = if is_copied {
         fill::ahead(core, &cache, (end - start) as usize * 512).await
@@ -98,10 +102,10 @@ pub async fn write<E: Env>(
     let (written, copied) = match copy {
         Copy::None => (to_backing.await, Copied::None),
         Copy::Waits(copy, room) => (to_backing.await, Copied::Waits(copy, room)),
-        Copy::Placed(placed, copy) => {
-            let to_cache = core.write_placed(&cache, &placed, copy);
+        Copy::Placed(placed, copy, filling) => {
+            let to_cache = core.write_placed(&cache, Cause::Fill, &placed, copy);
             let (written, copied) = join(to_backing, to_cache).await;
-            (written, Copied::Written(placed, copied))
+            (written, Copied::Written(placed, copied, filling))
         }
     };
     let finished = match written {
@@ -117,7 +121,7 @@ pub async fn write<E: Env>(
     match copied {
         Copied::None => (),
         // The new candidates begin after that: they have what was just written.
-        Copied::Written(placed, Ok(())) if may_enter && finished.is_ok() => {
+        Copied::Written(placed, Ok(()), filling) if may_enter && finished.is_ok() => {
             let candidate = core.candidates.open(start, end);
             drop(_held);
             core.admit(
@@ -126,6 +130,7 @@ pub async fn write<E: Env>(
                     candidate,
                     extents: placed.extents,
                     pinned: placed.pinned,
+                    filling,
                 },
             );
         }
@@ -134,8 +139,19 @@ pub async fn write<E: Env>(
             drop(_held);
             fill::wait_for_all(core, &cache, pieces, &copy, room);
         }
-        Copied::Written(placed, _) => core.unpin(&cache, placed.pinned),
-        Copied::Waits(..) => (),
+        Copied::Written(placed, copied, filling) => {
+            if copied.is_ok() && finished.is_ok() {
+                filling.ends(Fate::Collided);
+            }
+            core.unpin(&cache, placed.pinned);
+        }
+        Copied::Waits(..) => {
+            let fate = match finished.is_ok() {
+                true => Fate::Collided,
+                false => Fate::Failed,
+            };
+            core.counters.fills.count(fate);
+        }
     }
     finished
 }
@@ -143,7 +159,7 @@ pub async fn write<E: Env>(
 /// What is to be put into the cache beside the backing device.
 enum Copy {
     None,
-    Placed(Placed, Buffer),
+    Placed(Placed, Buffer, Filling),
     /// Once that is done, since there is no bucket now and a range is held.
     Waits(Buffer, FillRoom),
 }
@@ -151,7 +167,7 @@ enum Copy {
 /// What became of it so far.
 enum Copied {
     None,
-    Written(Placed, io::Result<()>),
+    Written(Placed, io::Result<()>, Filling),
     Waits(Buffer, FillRoom),
 }
 
@@ -169,10 +185,13 @@ fn place_copy<E: Env>(
         copy
     };
     match core.place(cache, stream, (start, end - start), false, None) {
-        Ok(placed) => Copy::Placed(placed, copy()),
-        Err(why) => match fill::room_at_once(core, cache, why, room, buffer.len()) {
-            Some(room) => Copy::Waits(copy(), room),
-            None => Copy::None,
+        Ok(placed) => Copy::Placed(placed, copy(), Filling::begin(&core.counters)),
+        Err(why) => match fill::room_at_once(cache, why, room, buffer.len()) {
+            Ok(room) => Copy::Waits(copy(), room),
+            Err(fate) => {
+                core.counters.fills.count(fate);
+                Copy::None
+            }
         },
     }
 }
@@ -203,7 +222,7 @@ async fn to_backing<E: Env>(
             };
             return backing
                 .disk
-                .write(start, buffer, durability)
+                .write(Cause::Client, start, buffer, durability)
                 .await
                 .map(|_| ());
         }

@@ -129,6 +129,7 @@ impl<E: Env> Core<E> {
         match &self.backing {
             Some(backing) if self.backing_has_all(cache) => {
                 marks::hit(Mark::ReadFallsBack);
+                self.counters.read_fallbacks.add(1);
                 backing.disk.read_bytes(start, sectors as usize * 512).await
             }
             _ => Err(error),
@@ -143,7 +144,7 @@ impl<E: Env> Core<E> {
     ) -> io::Result<Buffer> {
         let bytes = piece.sectors() as usize * 512;
         let ptr = piece.ptr.expect("it is cached");
-        let read = cache.disk.read(ptr.sector(), self.buffers.get(bytes));
+        let read = cache.disk.read_data(ptr.sector(), self.buffers.get(bytes));
         let error = match read.await {
             Ok(buffer) => return Ok(buffer),
             Err(error) => error,
@@ -153,6 +154,7 @@ impl<E: Env> Core<E> {
             return Err(error);
         };
         marks::hit(Mark::ReadFallsBack);
+        self.counters.read_fallbacks.add(1);
         let (start, sectors) = (piece.start, piece.sectors());
         tracing::warn!(%error, start, sectors, "cached read failed; reading the backing device");
         self.drop_copy(cache, piece);

@@ -19,7 +19,7 @@ use crate::buckets::FillRoom;
 use crate::data::Candidate;
 use crate::limits::{FILL_PATIENCE, FILL_PATIENCE_DEVICE};
 use crate::marks::{self, Mark};
-use crate::stats::Counter;
+use crate::stats::{Cause, Fate, Filling};
 use crate::steps::Task;
 use crate::wait::either;
 use brigade_env::{Buffer, Env, StreamId};
@@ -29,6 +29,7 @@ use std::rc::Rc;
 /// Clean data that is not in the cache yet.
 pub(super) struct Wanted {
     pub candidate: Candidate,
+    pub filling: Filling,
     pub stream: StreamId,
     pub start: u64,
     pub end: u64,
@@ -58,6 +59,7 @@ pub(super) fn candidates<E: Env>(
         let piece_end = end.min(at + most);
         pieces.push(Wanted {
             candidate: core.candidates.open(at, piece_end),
+            filling: Filling::begin(&core.counters),
             stream,
             start: at,
             end: piece_end,
@@ -73,16 +75,19 @@ pub(super) fn sure_sectors<E: Env>(cache: &Cache<E>) -> u64 {
     (sure / cache.block_sectors * cache.block_sectors).max(cache.block_sectors)
 }
 
-/// Starts putting pieces of what was read from `start` on into the cache. Waits only while much else is on its way.
+/// Starts putting pieces of what was read from `start` on into the cache. Waits only while much else is on its way; says whether
+/// there was memory for them.
 pub(super) async fn begin<E: Env>(
     core: &Rc<Core<E>>,
     cache: &Rc<Cache<E>>,
     pieces: Vec<Wanted>,
     start: u64,
     buffer: &Buffer,
-) {
-    let Some(mut room) = ahead(core, cache, buffer.len()).await else {
-        return no_memory(core, cache);
+) -> bool {
+    let bytes = pieces.iter().map(Wanted::bytes).sum();
+    let Some(mut room) = ahead(core, cache, bytes).await else {
+        no_memory(cache, &pieces);
+        return false;
     };
     for piece in pieces {
         let copy = copy_of(core, &piece, start, buffer);
@@ -98,10 +103,13 @@ pub(super) async fn begin<E: Env>(
                 };
                 env.spawn(steps.timed(&env, Task::Fill, fill));
             }
-            Err(why) if may_wait(core, cache, why) => wait_apart(core, cache, piece, copy, room),
-            Err(_) => (),
+            Err(why) => match refusal(cache, why) {
+                None => wait_apart(core, cache, piece, copy, room),
+                Some(fate) => piece.filling.ends(fate),
+            },
         }
     }
+    true
 }
 
 fn copy_of<E: Env>(core: &Core<E>, piece: &Wanted, start: u64, whole: &Buffer) -> Buffer {
@@ -111,32 +119,37 @@ fn copy_of<E: Env>(core: &Core<E>, piece: &Wanted, start: u64, whole: &Buffer) -
     copy
 }
 
-/// Whether a fill that found no room may wait. If not, that is counted.
-fn may_wait<E: Env>(core: &Core<E>, cache: &Cache<E>, why: NoPlace) -> bool {
-    let counters = &core.counters;
-    match why {
-        NoPlace::Keys => drop_fill(&counters.fill_dropped_keys, Mark::FillDroppedKeys),
-        NoPlace::Now if cache.buckets.is_drought() => {
-            drop_fill(&counters.fill_dropped_dry, Mark::FillDroppedDry)
-        }
-        NoPlace::Now => return true,
-    }
-    false
-}
-
-fn no_memory<E: Env>(core: &Core<E>, cache: &Cache<E>) {
-    let counters = &core.counters;
-    if cache.buckets.is_drought() {
-        drop_fill(&counters.fill_dropped_dry, Mark::FillDroppedDry);
-    } else {
-        drop_fill(&counters.fill_dropped_memory, Mark::FillDroppedMemory);
-    }
-}
-
-fn drop_fill(counter: &Counter, mark: Mark) {
+/// What becomes of a fill that found no room, unless it may wait.
+fn refusal<E: Env>(cache: &Cache<E>, why: NoPlace) -> Option<Fate> {
+    let (fate, mark) = match why {
+        NoPlace::Keys => (Fate::DroppedKeys, Mark::FillDroppedKeys),
+        NoPlace::Now if cache.buckets.is_drought() => (Fate::DroppedDry, Mark::FillDroppedDry),
+        NoPlace::Now => return None,
+    };
     marks::hit(Mark::CopyDropped);
     marks::hit(mark);
-    counter.add(1);
+    Some(fate)
+}
+
+/// What becomes of a fill for which there is no memory.
+fn refusal_of_memory<E: Env>(cache: &Cache<E>) -> Fate {
+    let (fate, mark) = if cache.buckets.is_closed() {
+        return Fate::Stopped;
+    } else if cache.buckets.is_drought() {
+        (Fate::DroppedDry, Mark::FillDroppedDry)
+    } else {
+        (Fate::DroppedMemory, Mark::FillDroppedMemory)
+    };
+    marks::hit(Mark::CopyDropped);
+    marks::hit(mark);
+    fate
+}
+
+/// There is no memory for these.
+pub(super) fn no_memory<E: Env>(cache: &Cache<E>, pieces: &[Wanted]) {
+    for piece in pieces {
+        piece.filling.ends(refusal_of_memory(cache));
+    }
 }
 
 /// Memory for a fill, waited for no longer than is bearable. Whoever calls this holds nothing.
@@ -149,6 +162,8 @@ pub(super) async fn ahead<E: Env>(
         return Some(room);
     }
     marks::hit(Mark::FillRequestWaits);
+    core.counters.fills.request_waits.add(1);
+    cache.counters.fill_request_waits.add(1);
     let room = RefCell::new(None);
     let wait = async {
         let found = cache.buckets.fill_room(bytes).await;
@@ -163,20 +178,18 @@ pub(super) async fn ahead<E: Env>(
     room.into_inner()
 }
 
-/// Memory for a copy that is made under a range that is held: there it must not wait.
+/// Memory for a copy that is made under a range that is held: there it must not wait. If there is none, what becomes of the copy.
 pub(super) fn room_at_once<E: Env>(
-    core: &Core<E>,
     cache: &Cache<E>,
     why: NoPlace,
     ahead: Option<FillRoom>,
     bytes: usize,
-) -> Option<FillRoom> {
-    may_wait(core, cache, why).then_some(())?;
-    let room = ahead.or_else(|| cache.buckets.try_fill_room(bytes));
-    if room.is_none() {
-        no_memory(core, cache);
+) -> Result<FillRoom, Fate> {
+    if let Some(fate) = refusal(cache, why) {
+        return Err(fate);
     }
-    room
+    let room = ahead.or_else(|| cache.buckets.try_fill_room(bytes));
+    room.ok_or_else(|| refusal_of_memory(cache))
 }
 
 /// Puts pieces of a copy into the cache in the background, each as soon as there is room.
@@ -221,21 +234,28 @@ async fn wait_for_room<E: Env>(
     wanted: &Wanted,
 ) -> Option<Placed> {
     marks::hit(Mark::FillWaits);
-    core.counters.fill_waits.add(1);
+    core.counters.fills.waits.add(1);
+    cache.counters.fill_waits.add(1);
     let (start, sectors) = (wanted.start, wanted.sectors());
     let ticket = cache.buckets.queue_for_data(sectors, core.kind());
     loop {
         if cache.buckets.is_closed() {
+            wanted.filling.ends(Fate::Stopped);
             return None;
         }
         if wanted.candidate.is_cancelled() {
             marks::hit(Mark::FillCancelled);
-            core.counters.fill_cancelled.add(1);
+            wanted.filling.ends(Fate::Cancelled);
             return None;
         }
         match core.place(cache, wanted.stream, (start, sectors), false, Some(&ticket)) {
             Ok(placed) => return Some(placed),
-            Err(why) => may_wait(core, cache, why).then_some(())?,
+            Err(why) => {
+                if let Some(fate) = refusal(cache, why) {
+                    wanted.filling.ends(fate);
+                    return None;
+                }
+            }
         }
         either(ticket.turn(), wanted.candidate.cancelled()).await;
     }
@@ -248,13 +268,18 @@ async fn store<E: Env>(
     placed: Placed,
     copy: Buffer,
 ) {
-    if core.write_placed(cache, &placed, copy).await.is_err() {
+    if core
+        .write_placed(cache, Cause::Fill, &placed, copy)
+        .await
+        .is_err()
+    {
         return core.unpin(cache, placed.pinned);
     }
     let fill = Fill {
         candidate: wanted.candidate,
         extents: placed.extents,
         pinned: placed.pinned,
+        filling: wanted.filling,
     };
     core.admit(cache, fill);
 }

@@ -3,6 +3,7 @@
 use super::Core;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::OtherOutcome;
 use brigade_env::Env;
 use brigade_env::sync::join;
 use std::io;
@@ -11,7 +12,22 @@ use std::rc::Rc;
 /// Everything acknowledged before the call survives a power loss once it returns.
 pub async fn flush<E: Env>(core: Rc<Core<E>>) -> io::Result<()> {
     core.note_request();
-    core.counters.flushes.add(1);
+    let started = core.last_request.get();
+    let counters = &core.counters;
+    counters.flushes.all.begin();
+    let result = flush_all(&core).await;
+    let outcome = match core.is_read_only {
+        true => OtherOutcome::Ignored,
+        false => OtherOutcome::Done,
+    };
+    let outcome = result.as_ref().ok().map(|()| outcome);
+    counters.flushes.end(outcome, 0);
+    let took = core.env.now().saturating_sub(started);
+    counters.latency.flush.record(took);
+    result
+}
+
+async fn flush_all<E: Env>(core: &Rc<Core<E>>) -> io::Result<()> {
     if core.is_read_only {
         return Ok(());
     }

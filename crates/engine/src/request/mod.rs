@@ -17,10 +17,13 @@
 //! - **REQ-3** While the backing device is written, no durable clean extent covers the range: a hole over clean extents
 //!   is durable before.
 
+mod clear;
+mod decide;
 mod direct;
 mod failing;
 mod fill;
 mod flush;
+mod policy;
 mod read;
 mod recent;
 mod status;
@@ -34,18 +37,18 @@ use crate::device::Disk;
 use crate::error::Poison;
 use crate::extents::Extent;
 use crate::journal::Journal;
-use crate::limits::{
-    CLEAR_SECTORS_MAX, CUTOFF_ALL_PERCENT, CUTOFF_SYNC_PERCENT, UNFLUSHED_FILLS_PART,
-};
+use crate::limits::UNFLUSHED_FILLS_PART;
 use crate::marks::{self, Mark};
 use crate::meta::BackingSuper;
 use crate::mutations::{self, Mutation};
 use crate::options::Options;
 use crate::settings::{Knob, Settings};
-use crate::stats::VolumeCounters;
+use crate::stats::{
+    Cause, Event, Fate, Filling, NotDirty, Reason, SetCounters, VolumeCounters, WriteOutcome,
+};
 use crate::steps::{Steps, Task};
 use brigade_env::sync::Notify;
-use brigade_env::{Buffer, BufferPool, Env, StreamId};
+use brigade_env::{Buffer, BufferPool, Durability, Env, StreamId};
 use brigade_format::{BucketNr, CacheMode};
 use recent::Recent;
 use std::cell::{Cell, RefCell};
@@ -53,6 +56,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+pub use clear::clear;
 pub use direct::{Clear, DirectWrite, forget_clean};
 pub use failing::Troubles;
 pub use flush::flush;
@@ -79,6 +83,8 @@ pub struct Cache<E: Env> {
     pub steps: Rc<Steps>,
     /// Its volumes, for background work on all of it.
     pub clients: Rc<Clients>,
+    /// What happened, on all volumes that were ever served.
+    pub counters: SetCounters,
     /// Sectors of a bucket.
     pub bucket_sectors: u32,
     /// Sectors of a block.
@@ -212,6 +218,7 @@ pub struct Fill {
     candidate: Candidate,
     extents: Vec<Extent>,
     pinned: Vec<BucketNr>,
+    filling: Filling,
 }
 
 /// Clean data that waits for a flush of the backing device.
@@ -289,61 +296,8 @@ impl<E: Env> Core<E> {
 
     /// Whether nothing new may get into the cache, whatever the mode.
     pub fn takes_nothing(&self) -> bool {
-        self.detaching.get() || self.joining.get()
-    }
-
-    /// Whether a request must not leave data in the cache (in the order of rules of the kernel).
-    fn bypasses(
-        &self,
-        cache: &Cache<E>,
-        stream: StreamId,
-        start: u64,
-        sectors: u64,
-        is_write: bool,
-    ) -> bool {
-        if self.takes_nothing() {
-            return true;
-        }
-        let mode = self.mode();
-        let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
-        if in_use > CUTOFF_ALL_PERCENT {
-            marks::hit(Mark::RouteBypassFull);
-        }
-        if in_use > CUTOFF_ALL_PERCENT
-            || mode == CacheMode::None
-            || (is_write && mode == CacheMode::Writearound)
-        {
-            return true;
-        }
-        if !start.is_multiple_of(cache.block_sectors)
-            || !sectors.is_multiple_of(cache.block_sectors)
-        {
-            marks::hit(Mark::RouteBypassAlignment);
-            return true;
-        }
-        let is_full = || {
-            let fill_bytes = cache.buckets.fill_bytes() as u64;
-            cache.index.borrow().memory_bytes() + fill_bytes > self.options.memory_bytes
-        };
-        if is_full() {
-            cache.pages.shrink();
-        }
-        if is_full() {
-            marks::hit(Mark::RouteBypassMemory);
-            return true;
-        }
-        let cutoff = self.settings.get(Knob::SequentialCutoff);
-        // The time of this very request: nothing was awaited since it was noted.
-        let run = self
-            .recent
-            .borrow_mut()
-            .note(stream, start, sectors, self.last_request.get());
-        if cutoff != 0 && run >= cutoff {
-            marks::hit(Mark::RouteBypassSequential);
-            return true;
-        }
-        cache.buckets.get_mut().account_traffic(sectors);
-        false
+        let is_leaving = |backing: &Rc<Backing<E>>| backing.superblock.is_leaving();
+        self.detaching.get() || self.joining.get() || self.backing.as_ref().is_some_and(is_leaving)
     }
 
     /// Goes on without the cache if that failed; fails if it cannot.
@@ -352,18 +306,6 @@ impl<E: Env> Core<E> {
             Some(Err(error)) => self.leave(error).await,
             Some(Ok(())) | None => Ok(()),
         }
-    }
-
-    fn may_become_dirty(&self, cache: &Cache<E>) -> bool {
-        let is_leaving = |backing: &Rc<Backing<E>>| backing.superblock.is_leaving();
-        if self.backing.as_ref().is_some_and(is_leaving) {
-            return false;
-        }
-        let in_use = u64::from(cache.buckets.get().stats().in_use_percent);
-        if self.mode() == CacheMode::Writeback && in_use > CUTOFF_SYNC_PERCENT {
-            marks::hit(Mark::RouteNotDirty);
-        }
-        self.mode() == CacheMode::Writeback && in_use <= CUTOFF_SYNC_PERCENT
     }
 
     /// What kind of data the volume has.
@@ -446,10 +388,11 @@ impl<E: Env> Core<E> {
     async fn write_placed(
         &self,
         cache: &Cache<E>,
+        cause: Cause,
         placed: &Placed,
         buffer: Buffer,
     ) -> io::Result<()> {
-        let written = self.write_extents(cache, placed, buffer).await;
+        let written = self.write_extents(cache, cause, placed, buffer).await;
         if written.is_err() {
             let places = placed.extents.iter().filter_map(|extent| extent.ptr);
             cache.buckets.set_aside(places);
@@ -460,6 +403,7 @@ impl<E: Env> Core<E> {
     async fn write_extents(
         &self,
         cache: &Cache<E>,
+        cause: Cause,
         placed: &Placed,
         buffer: Buffer,
     ) -> io::Result<()> {
@@ -467,7 +411,7 @@ impl<E: Env> Core<E> {
             let ptr = only.ptr.expect("placed");
             return cache
                 .disk
-                .write(ptr.sector(), buffer, brigade_env::Durability::Volatile)
+                .write(cause, ptr.sector(), buffer, Durability::Volatile)
                 .await
                 .map(|_| ());
         }
@@ -480,7 +424,7 @@ impl<E: Env> Core<E> {
             async move {
                 cache
                     .disk
-                    .write(ptr.sector(), piece, brigade_env::Durability::Volatile)
+                    .write(cause, ptr.sector(), piece, Durability::Volatile)
                     .await
                     .map(|_| ())
             }
@@ -500,6 +444,7 @@ impl<E: Env> Core<E> {
     /// written.
     fn finish_fill(self: &Rc<Self>, cache: &Rc<Cache<E>>, fill: Fill) {
         let is_here = |extent: &Extent| cache.pages.is_here(self.inode, extent.start, extent.end);
+        fill.filling.ends(Fate::Entered);
         for (entered, extent) in fill.extents.iter().enumerate() {
             // Each is looked for by itself: leaves may go as soon as one was entered.
             if !is_here(extent) {
@@ -521,7 +466,11 @@ impl<E: Env> Core<E> {
                     .pages
                     .bring(core.inode, extent.start, extent.end)
                     .await;
-                if here.is_err() || !core.enter(&cache, &fill, extent) {
+                if here.is_err() {
+                    fill.filling.ends(Fate::Failed);
+                    break;
+                }
+                if !core.enter(&cache, &fill, extent) {
                     break;
                 }
             }
@@ -532,18 +481,17 @@ impl<E: Env> Core<E> {
 
     /// Enters a part of a fill, whose leaves are here, unless the range was written; says whether it did.
     fn enter(&self, cache: &Cache<E>, fill: &Fill, extent: &Extent) -> bool {
-        let Some(writer) = &cache.writer else {
-            return false;
-        };
+        let writer = cache.writer.as_ref().expect("filled since it is writable");
         let is_written =
             fill.candidate.is_cancelled() || self.locks.is_held(extent.start, extent.end);
         if is_written && !mutations::is(Mutation::CopyIgnoresWrites) {
             marks::hit(Mark::CopyLostRace);
-            self.counters.fill_collisions.add(1);
+            fill.filling.ends(Fate::Collided);
+            self.note(Event::Collision, 1);
             return false;
         }
         let sectors = writer.inserter.fill(*extent);
-        self.counters.fill_bytes.add(sectors * 512);
+        self.counters.fills.bytes.add(sectors * 512);
         true
     }
 
@@ -595,12 +543,25 @@ pub async fn write<E: Env>(
 ) -> io::Result<()> {
     core.note_request();
     let started = core.last_request.get();
+    let (counters, bytes) = (&core.counters, buffer.len() as u64);
+    counters.writes.all.begin();
+    let result = write_admitted(&core, stream, sector, buffer, fua).await;
+    counters.writes.end(result.as_ref().ok().copied(), bytes);
+    let took = core.env.now().saturating_sub(started);
+    counters.latency.write.record(took);
+    result.map(|_| ())
+}
+
+async fn write_admitted<E: Env>(
+    core: &Rc<Core<E>>,
+    stream: StreamId,
+    sector: u64,
+    buffer: Buffer,
+    fua: bool,
+) -> io::Result<WriteOutcome> {
     let _admitted = core.admit_write().await?;
-    core.counters.write_bytes.add(buffer.len() as u64);
-    let result = route(&core, stream, sector + core.data_offset(), buffer, fua).await;
-    core.counters
-        .write_latency
-        .record(core.env.now().saturating_sub(started));
+    core.counters.writes.bytes.add(buffer.len() as u64);
+    let result = route(core, stream, sector + core.data_offset(), buffer, fua).await;
     core.leave_if_failed().await?;
     result
 }
@@ -611,49 +572,30 @@ async fn route<E: Env>(
     start: u64,
     buffer: Buffer,
     fua: bool,
-) -> io::Result<()> {
+) -> io::Result<WriteOutcome> {
     let sectors = buffer.len() as u64 / 512;
-    let counters = &core.counters;
-    let (bypass, dirty) = match (core.attached(), &core.backing) {
-        (None, _) => (true, false),
-        (Some(_), None) => (false, true),
-        (Some(cache), Some(_)) => {
-            let bypass = core.bypasses(cache, stream, start, sectors, true);
-            (bypass, !bypass && core.may_become_dirty(cache))
-        }
+    let way = match (core.attached(), &core.backing) {
+        (None, _) => WriteOutcome::Bypassed(Reason::NoCache),
+        (Some(_), None) => WriteOutcome::Writeback,
+        (Some(cache), Some(_)) => core.way(cache, stream, (start, sectors), fua),
     };
-    let mut buffer = buffer;
-    if let (true, Some(cache)) = (dirty, core.attached()) {
+    let (mut way, mut buffer) = (way, buffer);
+    if let (WriteOutcome::Writeback, Some(cache)) = (way, core.attached()) {
         match writeback::write(core, cache, stream, start, buffer, fua).await? {
-            writeback::Outcome::Done => {
-                counters.writeback.add(1);
-                return Ok(());
-            }
+            writeback::Outcome::Done => return Ok(way),
             writeback::Outcome::NoRoom(back) => {
                 marks::hit(Mark::PlaceNoRoom);
-                buffer = back;
+                (way, buffer) = (WriteOutcome::Writethrough(NotDirty::NoRoom), back);
             }
         }
     }
     let Some(backing) = &core.backing else {
         return Err(io::ErrorKind::StorageFull.into());
     };
-    if bypass {
-        counters.write_bypassed.add(1)
-    } else {
-        counters.writethrough.add(1)
-    }
-    let what = DirectWrite::Data(buffer);
-    direct::write(
-        core,
-        backing,
-        stream,
-        (start, start + sectors),
-        what,
-        fua,
-        !bypass,
-    )
-    .await
+    let is_admitted = matches!(way, WriteOutcome::Writethrough(_));
+    let (what, range) = (DirectWrite::Data(buffer), (start, start + sectors));
+    direct::write(core, backing, stream, range, what, fua, is_admitted).await?;
+    Ok(way)
 }
 
 /// Caches in another way from now on, also after a restart. Requests under way go on as they began, and dirty data stays until
@@ -666,89 +608,4 @@ pub async fn set_mode<E: Env>(core: Rc<Core<E>>, mode: CacheMode) -> io::Result<
     backing.superblock.set_mode(mode).await?;
     core.settings.set(Knob::CacheMode, mode as u64);
     Ok(())
-}
-
-/// Zeroes or discards a range.
-pub async fn clear<E: Env>(
-    core: Rc<Core<E>>,
-    sector: u64,
-    sectors: u64,
-    what: Clear,
-    fua: bool,
-) -> io::Result<()> {
-    core.note_request();
-    let _admitted = core.admit_write().await?;
-    if sectors == 0 {
-        return Ok(());
-    }
-    // In pieces: what is cached of a range is looked through in one go.
-    let (mut at, end) = (
-        sector + core.data_offset(),
-        sector + core.data_offset() + sectors,
-    );
-    while at < end {
-        let piece = (at, end.min(at + CLEAR_SECTORS_MAX));
-        clear_piece(&core, piece, what, fua).await?;
-        at = piece.1;
-    }
-    Ok(())
-}
-
-async fn clear_piece<E: Env>(
-    core: &Rc<Core<E>>,
-    (start, end): (u64, u64),
-    what: Clear,
-    fua: bool,
-) -> io::Result<()> {
-    match (&core.backing, &core.cache) {
-        (Some(backing), _) => {
-            // What the backing device cannot drop, the cache does not drop either: old content must not come back.
-            if what == Clear::Discard && !backing.disk.geometry().can_discard {
-                return Ok(());
-            }
-            let what = DirectWrite::Clear(what);
-            direct::write(
-                core,
-                backing,
-                StreamId::default(),
-                (start, end),
-                what,
-                fua,
-                false,
-            )
-            .await
-        }
-        (None, Some(cache)) => clear_flash(core, cache, start, end, fua).await,
-        (None, None) => Ok(()),
-    }
-}
-
-/// Drops a range of a flash volume, which reads as zeros then.
-async fn clear_flash<E: Env>(
-    core: &Core<E>,
-    cache: &Cache<E>,
-    start: u64,
-    end: u64,
-    fua: bool,
-) -> io::Result<()> {
-    let Some(writer) = &cache.writer else {
-        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
-    };
-    let (before, after) = (start.saturating_sub(1), end + 1);
-    cache.pages.bring(core.inode, before, after).await?;
-    let live = cache
-        .index
-        .borrow()
-        .live(&cache.buckets.get(), core.inode, start, end);
-    if cache.hole_splits(core.inode, start, end) && !cache.has_room_for_keys() {
-        marks::hit(Mark::ClearSplitRefused);
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    let inserted = writer.inserter.insert_all(&direct::holes(&live)).await?;
-    match inserted {
-        // What hides the range may have been journalled by an earlier, plain request.
-        _ if fua => writer.journal.flush().await,
-        Some(seq) => writer.journal.survives(seq).await,
-        None => Ok(()),
-    }
 }

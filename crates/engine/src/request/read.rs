@@ -5,14 +5,17 @@
 //! was written back, then recycled). Gaps come from the backing device and are put into the cache afterwards. What is clean and
 //! cannot be read comes from there, too (`failing`).
 
+use super::policy::Kind;
 use super::{Backing, Cache, Core, fill};
 use crate::extents::Extent;
 use crate::limits::FILL_SECTORS_MAX;
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
-use brigade_env::sync::join_all;
+use crate::stats::{Event, OtherOutcome, ReadOutcome, Reason};
+use brigade_env::sync::{join_all, yield_now};
 use brigade_env::{Buffer, Env, StreamId};
 use brigade_format::Ptr;
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -51,17 +54,52 @@ pub async fn read<E: Env>(
 ) -> io::Result<Buffer> {
     core.note_request();
     let started = core.last_request.get();
+    let counters = &core.counters;
+    counters.reads.all.begin();
+    let result = read_enabled(&core, stream, sector + core.data_offset(), sectors).await;
+    let outcome = result.as_ref().ok().map(|(_, outcome)| *outcome);
+    counters.reads.end(outcome, sectors * 512);
+    if let Some(outcome) = outcome {
+        core.note(event_of(outcome), 1);
+    }
+    let took = core.env.now().saturating_sub(started);
+    counters.latency.read.record(took);
+    result.map(|(buffer, _)| buffer)
+}
+
+async fn read_enabled<E: Env>(
+    core: &Rc<Core<E>>,
+    stream: StreamId,
+    start: u64,
+    sectors: u64,
+) -> io::Result<(Buffer, ReadOutcome)> {
     core.check_enabled()?;
-    let start = sector + core.data_offset();
-    let result = match (core.attached(), &core.backing) {
-        (None, Some(backing)) => backing.disk.read_bytes(start, sectors as usize * 512).await,
-        (Some(cache), _) => cached(&core, cache, stream, start, sectors).await,
+    match (core.attached(), &core.backing) {
+        (None, Some(backing)) => backing
+            .disk
+            .read_bytes(start, sectors as usize * 512)
+            .await
+            .map(|buffer| (buffer, ReadOutcome::Bypassed(Reason::NoCache, false))),
+        (Some(cache), _) => cached(core, cache, stream, start, sectors).await,
         (None, None) => Err(io::ErrorKind::NotFound.into()),
-    };
-    core.counters
-        .read_latency
-        .record(core.env.now().saturating_sub(started));
-    result
+    }
+}
+
+fn event_of(outcome: ReadOutcome) -> Event {
+    match outcome {
+        ReadOutcome::Hit => Event::Hit,
+        ReadOutcome::Miss => Event::Miss,
+        ReadOutcome::Bypassed(_, true) => Event::BypassHit,
+        ReadOutcome::Bypassed(_, false) => Event::BypassMiss,
+    }
+}
+
+/// Not all of it came from the cache.
+fn missed(bypass: Option<Reason>) -> ReadOutcome {
+    match bypass {
+        Some(reason) => ReadOutcome::Bypassed(reason, false),
+        None => ReadOutcome::Miss,
+    }
 }
 
 async fn cached<E: Env>(
@@ -70,14 +108,14 @@ async fn cached<E: Env>(
     stream: StreamId,
     start: u64,
     sectors: u64,
-) -> io::Result<Buffer> {
-    let is_flash = core.backing.is_none();
-    let bypass = is_flash || core.bypasses(cache, stream, start, sectors, false);
+) -> io::Result<(Buffer, ReadOutcome)> {
+    let bypass = core.bypasses(cache, stream, Kind::Read, (start, sectors));
     // Putting misses into the cache may recycle what was hit, in a small cache each time: a second round only reads.
-    let mut fills = !bypass;
+    let mut fills = bypass.is_none();
     loop {
         if let Err(error) = core.bring(cache, start, start + sectors).await {
-            return core.read_instead(cache, start, sectors, error).await;
+            let buffer = core.read_instead(cache, start, sectors, error).await?;
+            return Ok((buffer, missed(bypass)));
         }
         let pieces = map(core, cache, start, start + sectors);
         let writer = cache.writer.as_ref();
@@ -101,6 +139,7 @@ async fn cached<E: Env>(
         {
             marks::hit(Mark::ReadStale);
             core.counters.read_races.add(1);
+            cache.counters.read_races.add(1);
             fills = false;
             continue;
         }
@@ -108,22 +147,16 @@ async fn cached<E: Env>(
         if let (Some(seq), Some(writer)) = (unwritten, writer) {
             marks::hit(Mark::ReadUnwritten);
             if let Err(error) = writer.journal.survives(seq).await {
-                return core.read_instead(cache, start, sectors, error).await;
+                let buffer = core.read_instead(cache, start, sectors, error).await?;
+                return Ok((buffer, missed(bypass)));
             }
         }
-        let counters = &core.counters;
-        match (is_hit, bypass) {
-            (true, _) => {
-                counters.hits.add(1);
-                counters.hit_bytes.add(buffer.len() as u64);
-            }
-            (false, false) => {
-                counters.misses.add(1);
-                counters.miss_bytes.add(buffer.len() as u64);
-            }
-            (false, true) => counters.read_bypassed.add(1),
-        }
-        return Ok(buffer);
+        let outcome = match (bypass, is_hit) {
+            (Some(reason), true) => ReadOutcome::Bypassed(reason, true),
+            (None, true) => ReadOutcome::Hit,
+            (_, false) => missed(bypass),
+        };
+        return Ok((buffer, outcome));
     }
 }
 
@@ -203,39 +236,68 @@ async fn miss<E: Env>(
     fill: bool,
 ) -> io::Result<Buffer> {
     let bytes = piece.bytes();
-    let is_wanted = fill
-        && !core.takes_nothing()
-        && cache.writer.is_some()
-        && piece.end - piece.start <= FILL_SECTORS_MAX;
-    if !is_wanted {
+    if !fill || core.takes_nothing() || cache.writer.is_none() {
         return backing.disk.read_bytes(piece.start, bytes).await;
     }
     // Opened before the first byte is read: a write from here on cancels them.
-    let pieces = fill::candidates(core, cache, stream, (piece.start, piece.end));
+    let mut pieces = VecDeque::from(fill::candidates(
+        core,
+        cache,
+        stream,
+        (piece.start, piece.end),
+    ));
     let buffer = backing.disk.read_bytes(piece.start, bytes).await?;
-    fill::begin(core, cache, pieces, piece.start, &buffer).await;
+    // What is long is copied in several steps, as others would have to wait for one.
+    while let Some(first) = pieces.front() {
+        let end = first.start + FILL_SECTORS_MAX;
+        let count = pieces.partition_point(|piece| piece.end <= end).max(1);
+        let some = pieces.drain(..count).collect();
+        if !fill::begin(core, cache, some, piece.start, &buffer).await {
+            fill::no_memory(cache, pieces.make_contiguous());
+            break;
+        }
+        if !pieces.is_empty() {
+            yield_now().await;
+        }
+    }
     Ok(buffer)
 }
 
-/// Brings a range into the cache, whatever its size.
+/// Brings a range into the cache, whatever its size, unless that is to be left as it is.
 pub async fn prefetch<E: Env>(
     core: Rc<Core<E>>,
     stream: StreamId,
     sector: u64,
     sectors: u64,
 ) -> io::Result<()> {
+    core.note_request();
+    let counts = &core.counters.prefetches;
+    counts.all.begin();
+    let result = read_ahead(&core, stream, sector + core.data_offset(), sectors).await;
+    counts.end(result.as_ref().ok().copied(), sectors * 512);
+    result.map(|_| ())
+}
+
+async fn read_ahead<E: Env>(
+    core: &Rc<Core<E>>,
+    stream: StreamId,
+    start: u64,
+    sectors: u64,
+) -> io::Result<OtherOutcome> {
     core.check_enabled()?;
     let Some(cache) = core.attached().cloned() else {
-        return Ok(());
+        return Ok(OtherOutcome::Bypassed(Reason::NoCache));
     };
-    let start = sector + core.data_offset();
+    if let Some(reason) = core.bypasses(&cache, stream, Kind::ReadAhead, (start, sectors)) {
+        return Ok(OtherOutcome::Bypassed(reason));
+    }
     let mut at = start;
     while at < start + sectors {
         let end = (start + sectors).min(at + FILL_SECTORS_MAX);
         core.bring(&cache, at, end).await?;
-        let pieces = map(&core, &cache, at, end);
-        read_pieces(&core, &cache, stream, &pieces, true).await?;
+        let pieces = map(core, &cache, at, end);
+        read_pieces(core, &cache, stream, &pieces, true).await?;
         at = end;
     }
-    Ok(())
+    Ok(OtherOutcome::Done)
 }

@@ -8,6 +8,7 @@
 use super::{Cache, Core, NoPlace, Placed, fill};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
+use crate::stats::Cause;
 use brigade_env::{Buffer, Env, StreamId};
 use std::io;
 use std::rc::Rc;
@@ -79,7 +80,9 @@ async fn write_piece<E: Env>(
     if mutations::is(Mutation::PinLost) {
         core.unpin(cache, std::mem::take(&mut placed.pinned));
     }
-    if let Err(error) = core.write_placed(cache, &placed, buffer).await
+    if let Err(error) = core
+        .write_placed(cache, Cause::Client, &placed, buffer)
+        .await
         && !mutations::is(Mutation::AckWithFailedData)
     {
         core.unpin(cache, placed.pinned);
@@ -131,6 +134,8 @@ async fn place<E: Env>(
             Err(NoPlace::Now) => marks::hit(Mark::PlaceWaits),
         }
         if ticket.is_none() {
+            core.counters.writes.bucket_waits.add(1);
+            cache.counters.bucket_waits.add(1);
             // Who waits to put there what this is going to cover only stands in the way.
             core.candidates.cancel(start, start + sectors);
         }

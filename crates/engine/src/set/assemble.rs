@@ -12,6 +12,7 @@ use crate::limits::{BUCKET_MEMORY_BYTES, OTHER_MEMORY_BYTES};
 use crate::options::Options;
 use crate::recovery::Loaded;
 use crate::request::{Cache, CacheWriter};
+use crate::stats::SetCounters;
 use brigade_env::Env;
 use brigade_format::{BucketNr, Ptr};
 use std::cell::RefCell;
@@ -149,6 +150,7 @@ fn cache<E: Env>(
     buckets: &Rc<Buckets>,
     writer: Option<CacheWriter<E>>,
 ) -> Rc<Cache<E>> {
+    found.disk.watch_congestion(&found.settings);
     Rc::new(Cache {
         disk: found.disk.clone(),
         poison: found.poison.clone(),
@@ -159,6 +161,7 @@ fn cache<E: Env>(
         settings: found.settings.clone(),
         steps: found.steps.clone(),
         clients: Rc::default(),
+        counters: SetCounters::default(),
         bucket_sectors: found.geometry.bucket_sectors,
         block_sectors: u64::from(found.geometry.block_sectors),
     })

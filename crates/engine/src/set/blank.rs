@@ -19,6 +19,7 @@ use crate::meta::{CacheSuper, write_superblock};
 use crate::options::Options;
 use crate::recovery::LoadStats;
 use crate::settings::Knob;
+use crate::stats::Cause;
 use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
@@ -176,7 +177,12 @@ async fn wipe_journal<E: Env>(found: &Found<E>) -> io::Result<()> {
     for nr in &found.geometry.journal_buckets {
         found
             .disk
-            .write_metadata(nr * bucket_sectors, &zeros, Durability::Volatile)
+            .write_metadata(
+                Cause::Journal,
+                nr * bucket_sectors,
+                &zeros,
+                Durability::Volatile,
+            )
             .await?;
     }
     // The bucket with the first entries whole: an old entry behind them would look like a lost tail (docs/format.md 5.9).
@@ -206,7 +212,7 @@ async fn write_root<E: Env>(
     );
     found
         .disk
-        .write_metadata(sector, &bytes, Durability::Durable)
+        .write_metadata(Cause::Nodes, sector, &bytes, Durability::Durable)
         .await?;
     Ok((Key::node(Pos::MAX, found.geometry.node_sectors, ptr), seq))
 }

@@ -10,7 +10,8 @@ use crate::recovery::{Finding, LoadStats};
 use crate::request::Cache;
 use crate::settings::Knob;
 use crate::stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus, VictimStatus,
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, GcStatus, JournalStatus,
+    RecycledStatus, StallStatus, VictimStatus,
 };
 use brigade_env::Env;
 use brigade_format::{BucketNr, CacheGeometry, Gen};
@@ -18,6 +19,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Bytes of a key with one pointer.
+const KEY_BYTES: u64 = 24;
 
 /// See the module documentation.
 pub struct CacheSet<E: Env> {
@@ -72,6 +76,7 @@ impl<E: Env> CacheSet<E> {
     pub fn audit(&self) {
         let (index, alloc) = (self.cache.index.borrow(), self.cache.buckets.get());
         index.audit(&alloc);
+        self.disk().written_by();
         alloc.audit();
         if let Some(running) = &self.running {
             running.journal.audit(index.nodes.pinned_seqs());
@@ -215,13 +220,32 @@ impl<E: Env> CacheSet<E> {
         self.inodes_seen.borrow().iter().all(is_named)
     }
 
+    fn stalls(&self) -> StallStatus {
+        let counters = &self.cache.counters;
+        let running = self.running.as_ref();
+        StallStatus {
+            bucket: counters.bucket_waits.get(),
+            fill_bucket: counters.fill_waits.get(),
+            fill_memory: counters.fill_request_waits.get(),
+            journal: running.map_or(0, |running| running.journal.room_waits()),
+            leaf: self.cache.pages.waits(),
+        }
+    }
+
     /// For `status`.
     pub fn status(&self) -> CacheSetStatus {
         let index = self.cache.index.borrow();
         let buckets = self.cache.buckets.get();
         let (stats, refused) = (buckets.stats(), buckets.refusals());
         let (written_bytes, metadata_written_bytes) = self.disk().written();
+        let counters = &self.cache.counters;
+        let recycled = buckets.recycled();
         let root = index.nodes.root();
+        let node_bytes = u64::from(self.geometry.node_sectors) * 512;
+        let root_keys = match index.nodes.get(root).level {
+            0 => index.extents(),
+            _ => index.nodes.get(root).children.len(),
+        } as u64;
         let (leaf_reads, leaf_read_bytes) = self.cache.pages.loads();
         let state = match (self.cache.poison.is_thrown(), &self.running) {
             (true, _) => "poisoned",
@@ -251,6 +275,13 @@ impl<E: Env> CacheSet<E> {
                 },
                 written_bytes,
                 metadata_written_bytes,
+                written_by: self.disk().written_by(),
+                recycled: RecycledStatus {
+                    buckets: recycled.empty + recycled.evicted,
+                    empty: recycled.empty,
+                    evicted: recycled.evicted,
+                    evicted_bytes: recycled.evicted_sectors * 512,
+                },
             }],
             btree: BtreeStatus {
                 keys: index.extents() as u64,
@@ -267,6 +298,14 @@ impl<E: Env> CacheSet<E> {
                 .map_or(JournalStatus::default(), |running| running.journal.status()),
             gc: self.gc_status(),
             background: self.cache.steps.status(),
+            stats: counters.decaying.shown(self.cache.pages.now()),
+            stalls: self.stalls(),
+            cache_read_races: counters.read_races.get(),
+            cache_available_percent: 100 - u64::from(stats.in_use_percent),
+            average_key_size: buckets.live_sectors() * 512 / (index.extents() as u64).max(1),
+            congested: self.disk().congested() * 512,
+            btree_cache_size: (index.nodes.count() as u64).saturating_sub(1) * node_bytes,
+            root_usage_percent: root_keys * KEY_BYTES * 100 / node_bytes.max(1),
         }
     }
 }

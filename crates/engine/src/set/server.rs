@@ -570,6 +570,15 @@ impl<E: Env> Server<E> {
         }
     }
 
+    /// Statistics and times of all sets and volumes begin anew; nothing is decided by them (H.41).
+    pub fn clear_stats(&self) {
+        let sets = self.sets.iter();
+        sets.for_each(|set| set.cache.counters.decaying.clear_totals());
+        let volumes = self.volumes();
+        let served = volumes.iter().filter_map(|volume| volume.served());
+        served.for_each(|served| served.core.counters.clear());
+    }
+
     /// Has all nodes of all sets rewritten soon; `status` tells how it goes.
     pub fn collect(&self) {
         self.sets.iter().for_each(|set| set.ask_for_gc());
@@ -583,6 +592,7 @@ impl<E: Env> Server<E> {
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
         self.sets.iter().for_each(|set| set.audit());
+        self.volumes().iter().for_each(|volume| volume.audit());
     }
 
     /// Per cache set and bucket the gen that no pointer in the tree is older than. For simulation and tests.

@@ -198,10 +198,17 @@ impl<E: Env> Volume<E> {
         Some(backing.disk.name().to_string())
     }
 
+    /// Panics if what is counted does not add up.
+    pub fn audit(&self) {
+        if let Some(served) = self.served() {
+            served.core.counters.audit();
+        }
+    }
+
     /// For `status`.
     pub fn status(&self) -> Option<VolumeStatus> {
         let core = self.core().ok()?;
-        let (reads, writes, latency) = core.counters.snapshot();
+        let counts = core.counters.snapshot(core.env.now());
         let mode = match core.cache {
             Some(_) => core.mode(),
             None => CacheMode::None,
@@ -226,9 +233,15 @@ impl<E: Env> Volume<E> {
                 written_bytes: backing.disk.written().0,
             }),
             detach,
-            reads,
-            writes,
-            latency,
+            reads: counts.reads,
+            writes: counts.writes,
+            discards: counts.discards,
+            zeroes: counts.zeroes,
+            flushes: counts.flushes,
+            prefetches: counts.prefetches,
+            fills: counts.fills,
+            stats: counts.stats,
+            latency: counts.latency,
         })
     }
 }
