@@ -68,9 +68,20 @@ pub fn request(
     path: &str,
     patience: Option<Duration>,
 ) -> Outcome<Value> {
+    request_with(socket, method, path, "", patience)
+}
+
+/// The same with a body.
+pub fn request_with(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    patience: Option<Duration>,
+) -> Outcome<Value> {
     let at =
         |error: io::Error| Failure::cannot(format!("control socket {}: {error}", socket.display()));
-    let answer = exchange(socket, method, path, patience).map_err(at)?;
+    let answer = exchange(socket, method, path, body, patience).map_err(at)?;
     let (status, body) = parse_answer(&answer).map_err(at)?;
     let value: Value = serde_json::from_slice(body)
         .map_err(|e| at(io::Error::other(format!("answer is no JSON: {e}"))))?;
@@ -90,14 +101,16 @@ fn exchange(
     socket: &Path,
     method: &str,
     path: &str,
+    body: &str,
     patience: Option<Duration>,
 ) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(patience)?;
+    let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: brigade\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: brigade\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;

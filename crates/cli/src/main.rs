@@ -6,6 +6,7 @@ mod failure;
 mod flags;
 mod log;
 mod output;
+mod progress;
 mod signatures;
 mod size;
 mod target;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Demo(flags) => verbs::demo::demo(&flags),
         Verb::Status(flags) => verbs::status::status(&flags),
         Verb::Gc(flags) => verbs::gc::gc(&flags),
+        Verb::Drain(flags) => verbs::drain::drain(&flags),
         Verb::Stop(flags) => verbs::status::stop(&flags),
         Verb::Completions(flags) => verbs::pages::completions(&flags),
         Verb::Man => verbs::pages::man(),

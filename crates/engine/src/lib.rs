@@ -42,6 +42,7 @@ mod wait;
 /// The index in memory, for benchmarks.
 #[doc(hidden)]
 pub use btree::{Change, Index, Nodes};
+pub use data::DrainEnd;
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
 pub use limits::{
@@ -53,7 +54,7 @@ pub use set::change::{Changed, SettingsOf, SettingsStatus};
 pub use set::server::Server;
 pub use set::volume::Volume;
 pub use stats::{
-    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, JournalStatus, LatencyStatus,
-    ReadStatus, Status, VolumeStatus, WriteStatus,
+    BtreeStatus, BucketStatus, CacheSetStatus, DeviceStatus, DrainStatus, JournalStatus,
+    LatencyStatus, ReadStatus, Status, VolumeStatus, WriteStatus, WritebackStatus,
 };
 pub use steps::StepStatus;

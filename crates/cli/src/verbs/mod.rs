@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod drain;
 pub mod dump;
 pub mod format;
 pub mod gc;

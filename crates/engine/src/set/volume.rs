@@ -78,6 +78,7 @@ impl<E: Env> Volume<E> {
             reads,
             writes,
             latency,
+            writeback: self.writeback.as_ref().map(|it| it.status()),
         }
     }
 }
