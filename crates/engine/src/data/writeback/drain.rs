@@ -12,6 +12,8 @@ use std::time::Duration;
 const SAMPLES: usize = 256;
 /// The last while is no shorter than this, if there was so much.
 const WHILE_MIN: Duration = Duration::from_secs(2);
+/// And this part of all the time it took.
+const WHILE_PART: u32 = 8;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +84,7 @@ impl Drain {
     fn speed(&self) -> Option<f64> {
         let (last, written) = *self.samples.back()?;
         let elapsed = last.saturating_sub(self.began);
-        let from = last.saturating_sub((elapsed / 2).max(WHILE_MIN));
+        let from = last.saturating_sub((elapsed / WHILE_PART).max(WHILE_MIN));
         let is_before = |sample: &&(Duration, u64)| sample.0 <= from;
         let (since, before) = match self.samples.iter().rev().find(is_before) {
             Some(sample) => *sample,
