@@ -292,6 +292,9 @@ pub struct DrainFlags {
     /// Backing device of it; may be given several times
     #[arg(long, value_name = "DEV", requires = "cache")]
     pub backing: Vec<PathBuf>,
+    /// Where the acknowledgement record of its last server lies [default: as for serve]
+    #[arg(long, value_name = "DIR", requires = "cache")]
+    pub state_dir: Option<PathBuf>,
     /// Print what it did as JSON
     #[arg(long)]
     pub json: bool,

@@ -59,6 +59,7 @@ fn offline(flags: &DrainFlags) -> Outcome {
     let ending = heed_signals()?;
     let builder = flags.cache.iter().fold(Builder::new(), Builder::cache);
     let builder = flags.backing.iter().fold(builder, Builder::backing);
+    let builder = flags.state_dir.iter().fold(builder, Builder::state_dir);
     let handle = builder.open().map_err(Failure::cannot)?;
     let _ = ending.set(handle.clone());
     for warning in handle.warnings() {
