@@ -97,8 +97,8 @@ pub struct Writeback<E: Env> {
     /// The last request when the set was found idle.
     idle_since: Cell<Option<Duration>>,
     pass: Cell<Pass>,
-    /// No pass begins before, unless more is dirty than is meant to be.
-    rests_until: Cell<Duration>,
+    /// No pass begins for the delay after this, unless more is dirty than is meant to be.
+    rests_since: Cell<Option<Duration>>,
     drain: RefCell<Option<Drain>>,
 }
 
@@ -125,7 +125,6 @@ impl<E: Env> Writeback<E> {
         let together = &parts.clients.writeback;
         together.attach(parts.inode, parts.backing.sectors());
         let now = parts.env.now();
-        let delay = parts.settings.time(Knob::WritebackDelay);
         Rc::new(Writeback {
             cursor: Cell::new(0),
             is_closing: Cell::new(false),
@@ -138,7 +137,7 @@ impl<E: Env> Writeback<E> {
             updated: Cell::new(now),
             idle_since: Cell::new(None),
             pass: Cell::default(),
-            rests_until: Cell::new(now.saturating_add(delay)),
+            rests_since: Cell::new(Some(now)),
             drain: RefCell::default(),
             parts,
         })
@@ -208,8 +207,10 @@ impl<E: Env> Writeback<E> {
             return Work::Round(FULL, None);
         }
         let has_no_target = settings.get(Knob::WritebackPercent) == 0;
-        if now < self.rests_until.get() && (has_no_target || dirty <= self.target()) {
-            return Work::Rest(self.rests_until.get().saturating_sub(now));
+        let rest = self.rest_of_delay(now);
+        if !rest.is_zero() && (has_no_target || dirty <= self.target()) {
+            self.change(&self.limiter, |limiter| limiter.reset(now));
+            return Work::Rest(rest);
         }
         if has_no_target || self.is_idle() {
             return Work::Round(FULL, None);
@@ -289,16 +290,20 @@ impl<E: Env> Writeback<E> {
 
     fn end_pass(&self, extents: u64) {
         self.pass.set(Pass::default());
+        self.rests_since.set(None);
         if extents < WRITEBACK_LITTLE {
             self.rest_for_delay();
         }
     }
 
     fn rest_for_delay(&self) {
-        let now = self.now();
+        self.rests_since.set(Some(self.now()));
+    }
+
+    fn rest_of_delay(&self, now: Duration) -> Duration {
         let delay = self.parts.settings.time(Knob::WritebackDelay);
-        self.rests_until.set(now.saturating_add(delay));
-        self.change(&self.limiter, |limiter| limiter.reset(now));
+        let until = |since: Duration| since.saturating_add(delay).saturating_sub(now);
+        self.rests_since.get().map_or(Duration::ZERO, until)
     }
 
     // ---- nothing dirty -------------------------------------------------------------------------------------------
@@ -467,14 +472,14 @@ impl<E: Env> Writeback<E> {
 
     /// Completes when the last drain has ended, with how it did; at once if there was none.
     pub async fn drained(&self) -> Option<DrainEnd> {
-        while self.running.get() && self.drain.borrow().is_some() {
+        loop {
             let changed = self.changed.wait();
-            if self.drain_outcome().is_some() {
-                break;
+            let is_over = self.is_closing.get() && !self.running.get();
+            if self.drain.borrow().is_none() || self.drain_outcome().is_some() || is_over {
+                return self.drain_outcome();
             }
             changed.await;
         }
-        self.drain_outcome()
     }
 
     fn drain_outcome(&self) -> Option<DrainEnd> {
