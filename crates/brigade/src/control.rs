@@ -129,6 +129,8 @@ fn router(handle: Handle) -> axum::Router {
         .route("/v1/gc/pause", post(pause_gc))
         .route("/v1/gc/resume", post(resume_gc))
         .merge(crate::lifecycle::routes())
+        .route("/v1/drain", post(drain))
+        .route("/v1/drain/cancel", post(cancel_drain))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "no such resource") })
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
@@ -198,6 +200,45 @@ async fn resume_gc(State(handle): State<Handle>) -> Response {
     answer(move || handle.pause_gc(false)).await
 }
 
+async fn drain(State(handle): State<Handle>, body: Bytes) -> Response {
+    match volume_of(&body) {
+        Ok(volume) => {
+            answer_or(StatusCode::CONFLICT, move || {
+                handle.drain(volume.as_deref())
+            })
+            .await
+        }
+        Err(why) => failure(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+async fn cancel_drain(State(handle): State<Handle>, body: Bytes) -> Response {
+    match volume_of(&body) {
+        Ok(volume) => {
+            answer_or(StatusCode::CONFLICT, move || {
+                handle.cancel_drain(volume.as_deref())
+            })
+            .await
+        }
+        Err(why) => failure(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+/// The volume that a body names, which may be absent.
+fn volume_of(body: &[u8]) -> Result<Option<String>, String> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || r#"expected nothing, or {"volume": NAME}"#.to_owned();
+    let value: Value = serde_json::from_slice(body).map_err(|_| wrong())?;
+    let object = value.as_object().ok_or_else(wrong)?;
+    match object.get("volume") {
+        Some(Value::String(name)) if object.len() == 1 => Ok(Some(name.clone())),
+        None if object.is_empty() => Ok(None),
+        _ => Err(wrong()),
+    }
+}
+
 pub(crate) async fn answer(
     work: impl FnOnce() -> Result<Value, Error> + Send + 'static,
 ) -> Response {
@@ -217,4 +258,25 @@ pub(crate) async fn answer_or(
 
 pub(crate) fn failure(status: StatusCode, what: &str) -> Response {
     (status, Json(json!({ "error": what }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_names_one_volume_or_none() {
+        let of = |body: &str| volume_of(body.as_bytes());
+        assert_eq!((of(""), of("{}")), (Ok(None), Ok(None)));
+        assert_eq!(of(r#"{"volume": "a"}"#), Ok(Some("a".into())));
+        for bad in [
+            "x",
+            "[]",
+            r#"{"volume": 1}"#,
+            r#"{"volume": "a", "b": 1}"#,
+            r#"{"b": 1}"#,
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -156,6 +156,26 @@ impl Handle {
         })
     }
 
+    /// Begins to write all dirty data of a volume, or of all, back to the backing devices, at full speed, and does not wait for it;
+    /// [`Handle::status`] tells how it goes. The answer names the volumes.
+    pub fn drain(&self, volume: Option<&str>) -> Result<Value, Error> {
+        let name = volume.map(str::to_owned);
+        self.call(move |world| async move {
+            let drained = world.server.drain(name.as_deref()).map_err(Error::new)?;
+            Ok(json!({ "started": true, "volumes": names(&drained) }))
+        })?
+    }
+
+    /// Ends the drain of a volume, or all drains. What was written back stays so.
+    pub fn cancel_drain(&self, volume: Option<&str>) -> Result<Value, Error> {
+        let name = volume.map(str::to_owned);
+        self.call(move |world| async move {
+            let ended = world.server.cancel_drain(name.as_deref());
+            let ended = ended.map_err(Error::new)?;
+            Ok(json!({ "cancelled": !ended.is_empty(), "volumes": names(&ended) }))
+        })?
+    }
+
     /// Stops in order: no new requests, running ones end, everything written. Waits for it; all callers get the outcome.
     pub fn stop(&self) -> Result<(), Error> {
         ask_to_stop(&self.0.opened.remote);
@@ -246,6 +266,10 @@ impl Handle {
             }
         }
     }
+}
+
+fn names(volumes: &[Rc<Volume<HostEnv>>]) -> Vec<String> {
+    volumes.iter().map(|volume| volume.name()).collect()
 }
 
 /// State of a set that takes writes.

@@ -53,6 +53,8 @@ pub enum Verb {
     Volume(VolumeFlags),
     /// Has a running server collect its garbage, and waits for it
     Gc(GcFlags),
+    /// Writes all dirty data back to the backing devices, in a running server or without one
+    Drain(DrainFlags),
     /// Stops a running server in order
     Stop(StopFlags),
     /// Prints a completion script for a shell
@@ -453,6 +455,43 @@ pub struct GcFlags {
     /// Let it go on
     #[arg(long, conflicts_with = "no_wait")]
     pub resume: bool,
+    /// Print what it did as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `drain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  brigade drain volume0\n  brigade drain --cache /dev/nvme0n1p3 --backing /dev/sdb\n\n\
+        A running server drains at full speed, whatever its settings say, and serves as ever; ending this command does not end \
+        the drain, --cancel does. What is written meanwhile in writeback mode becomes dirty again, so a volume that clients write to \
+        faster than its backing device takes it is never drained: change its mode first. With --cache and --backing the set is \
+        opened, drained and closed with nothing served; a signal stops that in order, and running it again goes on. Exit status 0 \
+        says that nothing was dirty."
+)]
+pub struct DrainFlags {
+    /// Volume to drain [default: all]
+    #[arg(value_name = "VOLUME", conflicts_with = "cache")]
+    pub volume: Option<String>,
+    /// Control socket of the server [default: that of the one running server]
+    #[arg(long, value_name = "PATH", conflicts_with = "cache")]
+    pub control: Option<PathBuf>,
+    /// Ask for it and leave
+    #[arg(long, conflicts_with = "cache")]
+    pub no_wait: bool,
+    /// End a drain; what was written back stays so
+    #[arg(long, conflicts_with_all = ["cache", "no_wait"])]
+    pub cancel: bool,
+    /// Cache device of a set that nobody serves
+    #[arg(long, value_name = "DEV", requires = "backing")]
+    pub cache: Vec<PathBuf>,
+    /// Backing device of it; may be given several times
+    #[arg(long, value_name = "DEV", requires = "cache")]
+    pub backing: Vec<PathBuf>,
+    /// Where the acknowledgement record of its last server lies [default: as for serve]
+    #[arg(long, value_name = "DIR", requires = "cache")]
+    pub state_dir: Option<PathBuf>,
     /// Print what it did as JSON
     #[arg(long)]
     pub json: bool,

@@ -6,6 +6,7 @@ mod failure;
 mod flags;
 mod log;
 mod output;
+mod progress;
 mod signatures;
 mod size;
 mod target;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Verb::Detach(flags) => verbs::detach::detach(&flags),
         Verb::Volume(flags) => verbs::volume::volume(&flags),
         Verb::Gc(flags) => verbs::gc::gc(&flags),
+        Verb::Drain(flags) => verbs::drain::drain(&flags),
         Verb::Stop(flags) => verbs::status::stop(&flags),
         Verb::Completions(flags) => verbs::pages::completions(&flags),
         Verb::Man => verbs::pages::man(),

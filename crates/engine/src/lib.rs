@@ -43,6 +43,7 @@ mod wait;
 /// The index in memory, for benchmarks.
 #[doc(hidden)]
 pub use btree::{Change, Index, Nodes};
+pub use data::DrainEnd;
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
 pub use limits::{
@@ -55,8 +56,8 @@ pub use set::server::{Orphans, Server};
 pub use set::volume::Volume;
 pub use stats::{
     BackingStatus, BtreeStatus, BucketStatus, By, CacheSetStatus, Cause, DetachStatus,
-    DeviceStatus, Fate, FillStatus, JournalStatus, LatencyStatus, Named, NotDirty, OtherStatus,
-    ReadStatus, Reason, RecycledStatus, StallStatus, Statistics, Status, Values, VolumeStatus,
-    WriteStatus,
+    DeviceStatus, DrainStatus, Fate, FillStatus, JournalStatus, LatencyStatus, Named, NotDirty,
+    OtherStatus, ReadStatus, Reason, RecycledStatus, StallStatus, Statistics, Status, Values,
+    VolumeStatus, WriteStatus, WritebackStatus,
 };
 pub use steps::StepStatus;

@@ -64,11 +64,22 @@ pub const PROBE_PAUSE: Duration = Duration::from_secs(1);
 pub const GONE_PROBES: u32 = 5;
 /// How long one is remembered (kernel: 5 s).
 pub const RECENT_VALID: Duration = Duration::from_secs(5);
-/// Dirty extents written back in one round, and their bytes.
-pub const WRITEBACK_EXTENTS: usize = 128;
+/// Dirty extents written back in one round, which ends with a flush of the backing device (kernel: without any flush).
+pub const WRITEBACK_EXTENTS: usize = 256;
 /// Bytes written back in one round.
-pub const WRITEBACK_BYTES: u64 = 8 << 20;
-/// In-use percentage above which dirty data is written back at full speed (kernel: fragmentation counts from 50 on).
+pub const WRITEBACK_BYTES: u64 = 16 << 20;
+/// Longest run of adjacent extents that is written to the backing device at once, in sectors (kernel: one extent).
+pub const WRITEBACK_RUN_SECTORS: u64 = 2048;
+/// Runs that are written back at the same time (kernel: 64 extents).
+pub const WRITEBACK_DEPTH_MAX: usize = 32;
+/// A backing device whose writes take no longer on average is not too busy for more at once.
+pub const WRITEBACK_LATENCY_FINE: Duration = Duration::from_millis(20);
+/// What is written back within this time, at a given rate, goes in one round.
+pub const WRITEBACK_ROUND: Duration = Duration::from_secs(1);
+/// A whole pass through a volume that found no more extents has found little (kernel: 500).
+pub const WRITEBACK_LITTLE: u64 = 500;
+/// In-use percentage above which dirty data is written back at full speed, whatever the rate (kernel: fragmentation counts from 50 on,
+/// which is little until 64).
 pub const WRITEBACK_IN_USE_PERCENT: u64 = 50;
 /// In-use percentage above which data moves out of buckets that are mostly dead: below it there is room enough without.
 pub const MOVING_IN_USE_PERCENT: u64 = 50;

@@ -118,6 +118,9 @@ marks! {
     SuperblockStaysDirty: "a backing device does not become clean, as somebody is about to write",
     WritebackChanged: "an extent changed while it was written back",
     WritebackFailed: "a round of writeback failed",
+    WritebackIdle: "an idle set is written back at full speed",
+    WritebackMerges: "adjacent extents are written back in one piece",
+    WritebackUrgent: "dirty data is written back at full speed as clean buckets are needed",
     WritebackWraps: "writeback begins again at the start of the volume",
 }
 

@@ -87,6 +87,10 @@ pub struct VolumeCounters {
     pub fills: FillCounts,
     /// Bytes written back.
     pub written_back_bytes: Counter,
+    /// Extents that became clean.
+    pub writeback_done: Counter,
+    /// Extents that were written while they were written back, and stay dirty.
+    pub writeback_failed: Counter,
     /// Times.
     pub latency: Latencies,
     /// What the kernel counts.
@@ -369,8 +373,54 @@ pub struct VolumeStatus {
     pub fills: FillStatus,
     /// What the kernel counts; nothing of flash volumes.
     pub stats: Statistics,
+    /// Its writing back, if anything of it can be dirty.
+    pub writeback: Option<WritebackStatus>,
     /// Times.
     pub latency: LatencyStatus,
+}
+
+/// Writing back of a volume's dirty data: bytes, and bytes a second.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
+pub struct WritebackStatus {
+    pub running: bool,
+    pub rate: u64,
+    pub dirty: u64,
+    pub target: u64,
+    pub proportional: i64,
+    pub integral: i64,
+    pub change: i64,
+    pub next_io_ms: u64,
+    /// At full speed, as nobody asks for anything.
+    pub idle: bool,
+    /// At full speed, as clean buckets are needed.
+    pub urgent: bool,
+    pub detaching: bool,
+    pub keys_done: u64,
+    pub keys_failed: u64,
+    /// Writes to the backing device at the same time, at most.
+    pub depth: u64,
+    /// What they take on average, in seconds.
+    pub latency: f64,
+    /// The last drain.
+    pub drain: Option<DrainStatus>,
+}
+
+/// A drain. Left is what is dirty now, also if it became so later.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
+pub struct DrainStatus {
+    /// `running`, `done`, `cancelled` or `stopped`.
+    pub state: String,
+    pub dirty_at_start_bytes: u64,
+    pub left_bytes: u64,
+    pub written_bytes: u64,
+    pub seconds: f64,
+    /// In the last while.
+    pub bytes_per_second: u64,
+    /// Nothing while there is no speed to go by.
+    pub eta_seconds: Option<f64>,
+    pub last_error: Option<String>,
 }
 
 /// What a backing device was asked for since the server started.

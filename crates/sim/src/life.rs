@@ -112,6 +112,13 @@ impl Life {
             (Knob::WritebackPercent, chance.pick(&[0, 1, 10, 40])),
             (Knob::WritebackDelay, 1000 * chance.pick(&[10, 200, 5000])),
             (Knob::WritebackRunning, u64::from(runs)),
+            (Knob::WritebackRate, chance.pick(&[64, 1024, 1 << 24])),
+            (
+                Knob::WritebackRateMinimum,
+                chance.pick(&[8, 1 << 16, 1 << 24]),
+            ),
+            (Knob::WritebackLatency, 1000 * chance.pick(&[0, 0, 2])),
+            (Knob::GcAfterWriteback, chance.pick(&[0, 1])),
             (Knob::CopyGcEnabled, u64::from(self.plan.moving)),
             (Knob::ExpensiveDebugChecks, u64::from(chance.percent(25))),
         ])
@@ -445,6 +452,7 @@ impl Life {
         let most = self.plan.requests_max;
         let mix = self.mix(self.set.chance.between(most / 4, most));
         self.say(|| format!("{mix:?}"));
+        self.drain_meanwhile(session);
         let clients = self.clients(session);
         let script = self.script(number, &mix, &clients);
         let chance = self.set.luck();
@@ -498,7 +506,11 @@ impl Life {
     /// Nothing fails any more: dirty data drains, and there are buckets again.
     fn settles(&mut self, session: &Session) {
         let (server, world) = (session.server.clone(), session.world.clone());
+        let is_hurried = self.set.chance.percent(50);
         let settled = async move {
+            if is_hurried {
+                let _ = server.drain(None);
+            }
             loop {
                 let is_drained = server
                     .volumes()
@@ -515,6 +527,25 @@ impl Life {
             }
         };
         self.drive(session, "dirty data drains, buckets refill", settled, None);
+    }
+
+    /// Now and then volumes are drained while clients work, and perhaps not to the end.
+    fn drain_meanwhile(&self, session: &Session) {
+        let chance = &self.set.chance;
+        if !chance.percent(20) {
+            return;
+        }
+        let (server, world) = (session.server.clone(), session.world.clone());
+        let (begin, end) = (chance.between(0, 20), chance.between(1, 50));
+        let is_cancelled = chance.percent(50);
+        session.world.spawn(async move {
+            world.sleep(Duration::from_millis(begin)).await;
+            let _ = server.drain(None);
+            world.sleep(Duration::from_millis(end)).await;
+            if is_cancelled {
+                let _ = server.cancel_drain(None);
+            }
+        });
     }
 
     /// The clients' work, under the eyes of the observer.

@@ -5,19 +5,17 @@
 
 use super::status::{number, show_micros, word};
 use crate::client;
-use crate::failure::{Failure, Outcome, one_line};
+use crate::failure::{Failure, Outcome};
 use crate::flags::GcFlags;
 use crate::output::{print_json, say};
+use crate::progress::Progress;
 use crate::size::show_size;
 use serde_json::{Value, json};
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How often the server is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often a line is written where lines stay.
-const LINE: Duration = Duration::from_secs(5);
 /// Longest wait for an answer.
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
 
@@ -192,39 +190,6 @@ fn find<'a>(uuid: &Value, status: &'a Value) -> Option<&'a Value> {
 
 fn sets(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
-}
-
-/// One line that changes on a terminal, a line now and then elsewhere.
-#[derive(Default)]
-struct Progress {
-    last: String,
-    said: Option<Instant>,
-}
-
-impl Progress {
-    fn show(&mut self, how: &str) {
-        let is_terminal = std::io::stderr().is_terminal();
-        let is_due = self.said.is_none_or(|said| said.elapsed() >= LINE);
-        if self.last == how || !(is_terminal || is_due) {
-            return;
-        }
-        let how = one_line(how);
-        let mut stderr = std::io::stderr().lock();
-        // Progress that nobody reads is no failure.
-        let _ = match is_terminal {
-            true => write!(stderr, "\r\x1b[K{how}"),
-            false => writeln!(stderr, "{how}"),
-        };
-        let _ = stderr.flush();
-        self.last = how;
-        self.said = Some(Instant::now());
-    }
-
-    fn end(&self) {
-        if self.said.is_some() && std::io::stderr().is_terminal() {
-            let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod check;
 pub mod demo;
 pub mod detach;
+pub mod drain;
 pub mod dump;
 pub mod format;
 pub mod gc;

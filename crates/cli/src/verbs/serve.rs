@@ -193,7 +193,7 @@ fn bind_control(asked: Option<&Path>) -> Outcome<(Socket, PathBuf)> {
 
 /// The first signal stops in order, the second ends the process; before anything is served the first one does. Ending
 /// at once is no worse than `kill -9`, which the format and the acknowledgement record are made for.
-fn heed_signals() -> Outcome<Arc<OnceLock<Handle>>> {
+pub(super) fn heed_signals() -> Outcome<Arc<OnceLock<Handle>>> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(|e| Failure::cannot(format!("signals: {e}")))?;
     let serving = Arc::new(OnceLock::<Handle>::new());

@@ -15,4 +15,4 @@ pub use insert::Inserter;
 pub use locks::RangeLocks;
 pub use moving::{Mover, MoverParts};
 pub use sweeping::{Sweeper, SweeperParts};
-pub use writeback::{Writeback, WritebackParts, same};
+pub use writeback::{DrainEnd, Writeback, WritebackParts, same};

@@ -7,6 +7,7 @@ mod attach;
 mod blank;
 pub mod cache_set;
 pub mod change;
+mod drain;
 mod examine;
 mod lifecycle;
 mod open;

@@ -401,13 +401,16 @@ impl<E: Env> Server<E> {
             pages: set.cache.pages.clone(),
             inserter: writer.inserter.clone(),
             journal: writer.journal.clone(),
+            tree: set.running.as_ref()?.tree.clone(),
             locks,
             candidates: core.candidates.clone(),
             counters: core.counters.clone(),
             buckets: set.cache.buckets.clone(),
             cache_sectors,
+            bucket_sectors: u64::from(set.geometry.bucket_sectors),
             settings: core.settings.clone(),
-            last_request: core.last_request.clone(),
+            set_settings: set.cache.settings.clone(),
+            clients: set.cache.clients.clone(),
         });
         let run = writeback.clone().run();
         let steps = &set.cache.steps;

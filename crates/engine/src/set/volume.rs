@@ -207,7 +207,8 @@ impl<E: Env> Volume<E> {
 
     /// For `status`.
     pub fn status(&self) -> Option<VolumeStatus> {
-        let core = self.core().ok()?;
+        let served = self.served()?;
+        let core = served.core.clone();
         let counts = core.counters.snapshot(core.env.now());
         let mode = match core.cache {
             Some(_) => core.mode(),
@@ -241,6 +242,7 @@ impl<E: Env> Volume<E> {
             prefetches: counts.prefetches,
             fills: counts.fills,
             stats: counts.stats,
+            writeback: served.writeback.as_ref().map(|it| it.status()),
             latency: counts.latency,
         })
     }

@@ -19,10 +19,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pause when what is dirty is not to be had, or is written by others.
+/// How often is looked whether all is written back.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Pause after an error.
-const PAUSE_ERROR: Duration = Duration::from_secs(1);
 
 /// What a volume is detached from.
 struct Bond<E: Env> {
@@ -52,6 +50,13 @@ impl Drop for UnderWay<'_> {
 impl<E: Env> Bond<E> {
     fn writer(&self) -> &CacheWriter<E> {
         self.cache.writer.as_ref().expect("the set runs")
+    }
+
+    /// The volume stays attached after all.
+    fn stay(&self) {
+        self.served.core.detaching.set(false);
+        self.writeback.set_detaching(false);
+        self.writeback.cancel_drain();
     }
 
     fn dirty(&self) -> u64 {
@@ -150,6 +155,8 @@ impl<E: Env> Server<E> {
             return Err(refused("nothing of it can be written back"));
         };
         core.detaching.set(true);
+        writeback.drain();
+        writeback.set_detaching(true);
         *volume.detach.borrow_mut() = Some(DetachStatus {
             running: true,
             began_with_bytes: volume.dirty_bytes(),
@@ -168,7 +175,7 @@ impl<E: Env> Server<E> {
         let held = loop {
             let drained = self.drain_for_detach(volume, &bond).await;
             if drained.is_err() {
-                bond.served.core.detaching.set(false);
+                bond.stay();
                 return drained;
             }
             let held = self.changes.lock().await;
@@ -184,7 +191,7 @@ impl<E: Env> Server<E> {
         };
         let left = self.leave(&bond).await;
         if let Err(error) = left {
-            bond.served.core.detaching.set(false);
+            bond.stay();
             return Err(Error::io(bond.backing.disk.name(), "detach", &error));
         }
         let old = match served_early {
@@ -218,28 +225,18 @@ impl<E: Env> Server<E> {
         }
     }
 
-    /// Writes everything back, as fast as it goes.
+    /// Waits until everything is written back, which goes as fast as it can.
     async fn drain_for_detach(&self, volume: &Volume<E>, bond: &Bond<E>) -> Result<(), Error> {
         loop {
             self.may_go_on(volume, bond)?;
             if bond.is_clean() {
                 return Ok(());
             }
-            let is_counting = bond.cache.buckets.get().is_counting();
-            let written = if is_counting {
-                Ok(0)
-            } else {
-                write_some_back(&bond.writeback).await
-            };
-            let trouble = written.as_ref().err().map(ToString::to_string);
+            let drain = bond.writeback.status().drain;
             if let Some(status) = volume.detach.borrow_mut().as_mut() {
-                status.trouble = trouble;
+                status.trouble = drain.and_then(|drain| drain.last_error);
             }
-            match written {
-                Ok(0) => self.env.sleep(PAUSE).await,
-                Ok(_) => (),
-                Err(_) => self.env.sleep(PAUSE_ERROR).await,
-            }
+            self.env.sleep(PAUSE).await;
         }
     }
 
@@ -292,9 +289,4 @@ impl<E: Env> Server<E> {
         running.sweeper.look();
         Ok(())
     }
-}
-
-/// Writes some dirty extents back; gives the sectors that became clean.
-async fn write_some_back<E: Env>(writeback: &Writeback<E>) -> io::Result<u64> {
-    writeback.round().await
 }

@@ -1,0 +1,257 @@
+//! One round: some dirty extents are copied to the backing device, and are clean.
+
+use super::scan::{Batch, runs, same};
+use super::task::Writeback;
+use crate::data::candidates::Candidate;
+use crate::extents::Extent;
+use crate::marks::{self, Mark};
+use crate::mutations::{self, Mutation};
+use crate::settings::Knob;
+use crate::stats::Cause;
+use brigade_env::sync::{Lock, join_all, yield_now};
+use brigade_env::{Buffer, Durability, Env};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+/// Bytes that copying begins with in one step, about.
+const COPIED_AT_ONCE: u64 = 256 << 10;
+/// Extents that become clean in one step.
+const CLEANED_AT_ONCE: usize = 32;
+
+/// Bounds what one step does: devices in memory do at once what they are asked for, and others have to wait for it.
+#[derive(Default)]
+pub struct Breath {
+    turn: Lock,
+    bytes: Cell<u64>,
+}
+
+impl Breath {
+    /// Comes back when so many bytes may be copied, after a step for the others if there was enough.
+    async fn take(&self, bytes: u64) {
+        let _turn = self.turn.lock().await;
+        if self.bytes.get() > 0 && self.bytes.get() + bytes > COPIED_AT_ONCE {
+            yield_now().await;
+            self.bytes.set(0);
+        }
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+}
+
+/// Extents whose data is on the backing device, and what tells of writes since.
+struct Copied {
+    candidate: Candidate,
+    extents: Vec<Extent>,
+}
+
+impl<E: Env> Writeback<E> {
+    /// Writes a batch back; gives the sectors cleaned. What fails stays dirty, and the first error is told in the end.
+    pub(super) async fn round(&self, batch: &Batch) -> io::Result<u64> {
+        // A crash must not take the key and leave the data on the backing device, under an older clean copy.
+        self.parts.journal.flush().await?;
+        let left: RefCell<VecDeque<&[Extent]>> = RefCell::new(runs(&batch.extents).collect());
+        let runs = left.borrow().len();
+        let (breath, depth) = (Breath::default(), self.depth.get().get());
+        let workers = (0..depth.min(runs)).map(|_| self.work_off(&left, &breath));
+        let (mut candidates, mut copied, mut first_error) = (BTreeMap::new(), Vec::new(), None);
+        for result in join_all(workers).await.into_iter().flatten() {
+            match result {
+                Ok(run) => {
+                    if let Some(first) = run.extents.first() {
+                        candidates.insert(first.start, run.candidate);
+                        copied.extend(run.extents);
+                    }
+                }
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        let wanted = self.parts.settings.time(Knob::WritebackLatency);
+        self.change(&self.depth, |depth| depth.round_ended(runs, wanted));
+        let cleaned = self.finish(copied, &candidates).await?;
+        first_error.map_or(Ok(cleaned), Err)
+    }
+
+    /// Copies run after run until none is left.
+    async fn work_off(
+        &self,
+        left: &RefCell<VecDeque<&[Extent]>>,
+        breath: &Breath,
+    ) -> Vec<io::Result<Copied>> {
+        let mut results = Vec::new();
+        while !self.is_closing.get() {
+            let next = left.borrow_mut().pop_front();
+            let Some(run) = next else { break };
+            results.push(self.copy_run(run, breath).await);
+        }
+        results
+    }
+
+    /// Flushes the backing device, and calls clean what is on it.
+    async fn finish(
+        &self,
+        mut copied: Vec<Extent>,
+        candidates: &BTreeMap<u64, Candidate>,
+    ) -> io::Result<u64> {
+        if copied.is_empty() {
+            return Ok(0);
+        }
+        copied.sort_unstable_by_key(|extent| extent.start);
+        if !mutations::is(Mutation::CleanWithoutFlush) {
+            self.parts.backing.flush().await?;
+        }
+        let sectors = copied.iter().map(Extent::sectors).sum::<u64>();
+        self.parts.counters.written_back_bytes.add(sectors * 512);
+        for extent in &mut copied {
+            extent.dirty = false;
+        }
+        let cleaned = Cell::new(0);
+        for some in copied.chunks(CLEANED_AT_ONCE) {
+            self.clean(some, candidates, &cleaned).await?;
+            yield_now().await;
+        }
+        Ok(cleaned.get())
+    }
+
+    /// Calls extents clean where nothing was written since they were copied.
+    async fn clean(
+        &self,
+        clean: &[Extent],
+        candidates: &BTreeMap<u64, Candidate>,
+        cleaned: &Cell<u64>,
+    ) -> io::Result<()> {
+        let still = |index: &crate::btree::Index, extent: &Extent| {
+            // Each of the two looks below sees what a write to the cache changed, so both have to be missing.
+            if mutations::is(Mutation::WritebackIgnoresChange) {
+                return vec![*extent];
+            }
+            // What was written directly since is not what was copied, although the index may not know yet.
+            let candidate = candidates.range(..=extent.start).next_back();
+            if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled())
+                && !mutations::is(Mutation::WritebackIgnoresDirect)
+            {
+                marks::hit(Mark::WritebackChanged);
+                self.parts.counters.writeback_failed.add(1);
+                return Vec::new();
+            }
+            let dirty = Extent {
+                dirty: true,
+                ..*extent
+            };
+            let mut still = same(index, &dirty);
+            for part in &mut still {
+                part.dirty = false;
+                cleaned.set(cleaned.get() + part.sectors());
+            }
+            if still.is_empty() {
+                self.parts.counters.writeback_failed.add(1);
+            } else {
+                self.parts.counters.writeback_done.add(1);
+            }
+            still
+        };
+        self.parts.inserter.insert(clean, still).await.map(|_| ())
+    }
+
+    /// Copies what is still there of a run.
+    async fn copy_run(&self, run: &[Extent], breath: &Breath) -> io::Result<Copied> {
+        let parts = &self.parts;
+        let (start, end) = (run[0].start, run[run.len() - 1].end);
+        let _held = parts.locks.lock(start, end).await;
+        let candidate = parts.candidates.open(start, end);
+        self.bring(start, end).await?;
+        let before: Vec<Extent> = {
+            let index = parts.index.borrow();
+            run.iter().flat_map(|extent| same(&index, extent)).collect()
+        };
+        let mut extents = Vec::new();
+        for group in runs(&before) {
+            let data = self.read(group, breath).await?;
+            extents.extend(self.write(group, data, breath).await?);
+        }
+        Ok(Copied { candidate, extents })
+    }
+
+    /// Adjacent extents, as one piece.
+    async fn read(&self, group: &[Extent], breath: &Breath) -> io::Result<Buffer> {
+        let cache = &self.parts.cache;
+        let read = |extent: &Extent| {
+            let (extent, bytes) = (*extent, extent.sectors() * 512);
+            async move {
+                breath.take(bytes).await;
+                let buffer = cache.buffers().get(bytes as usize);
+                let ptr = extent.ptr.expect("dirty data has a place");
+                cache.read_data(ptr.sector(), buffer).await
+            }
+        };
+        let mut pieces = join_all(group.iter().map(read)).await;
+        if pieces.len() == 1 {
+            return pieces.swap_remove(0);
+        }
+        let first = group[0].start;
+        let bytes = (group[group.len() - 1].end - first) * 512;
+        let mut all = cache.buffers().get(bytes as usize);
+        for (extent, piece) in group.iter().zip(pieces) {
+            let piece = piece?;
+            breath.take(piece.len() as u64).await;
+            let at = (extent.start - first) as usize * 512;
+            all[at..at + piece.len()].copy_from_slice(&piece);
+        }
+        Ok(all)
+    }
+
+    /// Writes adjacent extents to the backing device, if nothing has changed there, else those that did not; gives what it wrote.
+    async fn write(
+        &self,
+        group: &[Extent],
+        data: Buffer,
+        breath: &Breath,
+    ) -> io::Result<Vec<Extent>> {
+        let (start, end) = (group[0].start, group[group.len() - 1].end);
+        breath.take((end - start) * 512).await;
+        self.bring(start, end).await?;
+        if self.is_same(group) {
+            if group.len() > 1 {
+                marks::hit(Mark::WritebackMerges);
+            }
+            self.write_out(start, data).await?;
+            return Ok(group.to_vec());
+        }
+        let mut written = Vec::new();
+        for extent in group {
+            let at = (extent.start - start) as usize * 512..(extent.end - start) as usize * 512;
+            let mut buffer = self.parts.backing.buffers().get(at.len());
+            buffer.copy_from_slice(&data[at]);
+            breath.take(buffer.len() as u64).await;
+            self.bring(extent.start, extent.end).await?;
+            if self.is_same(std::slice::from_ref(extent)) {
+                self.write_out(extent.start, buffer).await?;
+                written.push(*extent);
+            }
+        }
+        Ok(written)
+    }
+
+    async fn write_out(&self, sector: u64, buffer: Buffer) -> io::Result<()> {
+        let parts = &self.parts;
+        let began = parts.env.now();
+        let written = parts
+            .backing
+            .write(Cause::WrittenBack, sector, buffer, Durability::Volatile);
+        written.await?;
+        let took = parts.env.now().saturating_sub(began);
+        self.change(&self.depth, |depth| depth.wrote(took));
+        Ok(())
+    }
+
+    fn is_same(&self, extents: &[Extent]) -> bool {
+        let index = self.parts.index.borrow();
+        extents
+            .iter()
+            .all(|extent| same(&index, extent) == [*extent])
+    }
+
+    async fn bring(&self, start: u64, end: u64) -> io::Result<()> {
+        let pages = &self.parts.pages;
+        pages.bring_urgently(self.parts.inode, start, end).await
+    }
+}

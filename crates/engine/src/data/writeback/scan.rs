@@ -1,0 +1,192 @@
+//! Which dirty data is next: ascending, again and again from the start, in slices.
+
+use super::task::Writeback;
+use crate::btree::Index;
+use crate::extents::Extent;
+use crate::limits::{WRITEBACK_EXTENTS, WRITEBACK_RUN_SECTORS};
+use crate::marks::{self, Mark};
+use brigade_env::Env;
+use brigade_env::sync::yield_now;
+use std::io;
+
+/// Keys looked at in one synchronous step.
+const SCAN_KEYS: usize = 512;
+
+/// How much is taken at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Extents, about.
+    pub extents: usize,
+    /// Sectors, about.
+    pub sectors: u64,
+}
+
+/// Dirty extents in order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// None is longer than a run.
+    pub extents: Vec<Extent>,
+    /// Sectors of all.
+    pub sectors: u64,
+    /// Where the last run begins.
+    run_start: u64,
+    /// The end of the volume was reached; the next batch begins at its start.
+    pub is_last: bool,
+}
+
+impl Batch {
+    fn push(&mut self, extent: Extent) {
+        if !self.continues(&extent) {
+            self.run_start = extent.start;
+        }
+        self.sectors += extent.sectors();
+        self.extents.push(extent);
+    }
+
+    /// Whether there is enough. What only makes the last run longer is welcome.
+    fn is_full(&self, budget: Budget, next: &Extent) -> bool {
+        let is_enough = self.extents.len() >= budget.extents || self.sectors >= budget.sectors;
+        is_enough && !self.continues(next)
+    }
+
+    fn continues(&self, next: &Extent) -> bool {
+        let is_near = next.end - self.run_start.min(next.end) <= WRITEBACK_RUN_SECTORS;
+        is_near
+            && self
+                .extents
+                .last()
+                .is_some_and(|last| last.end == next.start)
+    }
+}
+
+/// Extents that lie side by side and are written together.
+pub fn runs(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
+    let mut left = extents;
+    std::iter::from_fn(move || {
+        let first = left.first()?;
+        let belongs = |pair: &[Extent]| {
+            pair[0].end == pair[1].start && pair[1].end - first.start <= WRITEBACK_RUN_SECTORS
+        };
+        let more = left.windows(2).take_while(|pair| belongs(pair)).count();
+        let (run, rest) = left.split_at(more + 1);
+        left = rest;
+        Some(run)
+    })
+}
+
+/// The parts of an extent's range where the index still has exactly it: same location, same dirty flag.
+pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
+    let is_same = |found: &Extent| *found == extent.slice(found.start, found.end);
+    index
+        .range(extent.inode, extent.start, extent.end)
+        .filter(is_same)
+        .collect()
+}
+
+impl<E: Env> Writeback<E> {
+    /// Dirty extents from the cursor on, in pieces.
+    pub(super) async fn next_batch(&self, budget: Budget) -> io::Result<Batch> {
+        let (low, high) = self.parts.range;
+        let mut batch = Batch::default();
+        let mut at = self.cursor.get().clamp(low, high);
+        loop {
+            let (found, next) = self.scan(at, high).await?;
+            for extent in found {
+                if batch.is_full(budget, &extent) {
+                    self.cursor.set(extent.start);
+                    return Ok(batch);
+                }
+                batch.push(extent);
+            }
+            let Some(next) = next else {
+                marks::hit(Mark::WritebackWraps);
+                self.cursor.set(low);
+                batch.is_last = true;
+                return Ok(batch);
+            };
+            at = next;
+            if self.is_closing.get() {
+                return Ok(Batch::default());
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Dirty pieces among the next keys, and where to go on.
+    async fn scan(&self, from: u64, to: u64) -> io::Result<(Vec<Extent>, Option<u64>)> {
+        let inode = self.parts.inode;
+        let next = self.parts.index.borrow().nodes.next_dirty(inode, from, to);
+        let Some((start, end)) = next else {
+            return Ok((Vec::new(), None));
+        };
+        self.parts.pages.bring_urgently(inode, start, end).await?;
+        let index = self.parts.index.borrow();
+        let mut found = Vec::new();
+        for (seen, extent) in index.range(inode, start, end).enumerate() {
+            if seen == SCAN_KEYS || found.len() > WRITEBACK_EXTENTS {
+                return Ok((found, Some(extent.start)));
+            }
+            let mut at = extent.start;
+            while extent.dirty && at < extent.end {
+                let end = extent.end.min(at + WRITEBACK_RUN_SECTORS);
+                found.push(extent.slice(at, end));
+                at = end;
+            }
+        }
+        Ok((found, (end < to).then_some(end)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, end: u64) -> Extent {
+        Extent {
+            inode: 0,
+            start,
+            end,
+            ptr: None,
+            dirty: true,
+        }
+    }
+
+    fn cut(extents: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+        let extents: Vec<_> = extents.iter().map(|(s, e)| extent(*s, *e)).collect();
+        let pairs = |run: &[Extent]| run.iter().map(|it| (it.start, it.end)).collect();
+        runs(&extents).map(pairs).collect()
+    }
+
+    #[test]
+    fn what_lies_side_by_side_is_one_run_up_to_its_longest() {
+        assert!(cut(&[]).is_empty());
+        assert_eq!(
+            cut(&[(0, 8), (8, 16), (17, 20), (20, 24)]),
+            [vec![(0, 8), (8, 16)], vec![(17, 20), (20, 24)]]
+        );
+        let most = WRITEBACK_RUN_SECTORS;
+        assert_eq!(
+            cut(&[(8, most), (most, most + 8), (most + 8, most + 9)]),
+            [
+                vec![(8, most), (most, most + 8)],
+                vec![(most + 8, most + 9)]
+            ]
+        );
+        assert_eq!(cut(&[(0, 9 * most)]), [vec![(0, 9 * most)]]);
+    }
+
+    #[test]
+    fn a_batch_is_full_but_for_what_makes_its_last_run_longer() {
+        let budget = Budget {
+            extents: 2,
+            sectors: 1 << 20,
+        };
+        let mut batch = Batch::default();
+        assert!(!batch.is_full(budget, &extent(0, 8)));
+        batch.push(extent(0, 8));
+        batch.push(extent(16, 24));
+        assert!(batch.is_full(budget, &extent(25, 32)));
+        assert!(!batch.is_full(budget, &extent(24, 32)));
+        assert!(batch.is_full(budget, &extent(24, 17 + WRITEBACK_RUN_SECTORS)));
+    }
+}
