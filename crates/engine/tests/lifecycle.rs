@@ -1,0 +1,372 @@
+//! Devices come and go and volumes change while clients work on them: nobody notices but by what is asked for, and whatever ends the
+//! process in between, what was acknowledged is there.
+#![cfg(feature = "instrumented")]
+
+mod common_life;
+
+use brigade_engine::mutations::{Mutation, choose};
+use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_format::BackingState;
+use brigade_sim::disk::{End, Io};
+use brigade_sim::small::options;
+use common_life::{Kind, Rig, SECTOR, Served, UNIT, UNITS};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// The longest that a request may take of which the disks take a few milliseconds.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+fn fails(story: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(story)).is_err()
+}
+
+/// T151, T150: everything is written back although nothing else would, the content stays, the slot is given up, and the next attach
+/// takes another one.
+#[test]
+fn a_device_with_dirty_data_is_detached_under_load_and_attached_again() {
+    let rig = Rig::new(1);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    served.loads(&rig, &volume, 300);
+    assert_eq!(volume.state(), "dirty");
+    let (server, name) = (served.server.clone(), volume.name());
+    let longest = served.does_under_load(&rig, &volume, async move {
+        server.detach(&name).await.unwrap();
+    });
+    assert!(longest <= PAUSE_MAX, "{longest:?}");
+    assert_eq!((volume.state(), volume.dirty_bytes()), ("no cache", 0));
+    let superblock = rig.superblock(&rig.first);
+    assert_eq!(
+        (superblock.state(), superblock.set_uuid),
+        (BackingState::None, [0; 16])
+    );
+    served.verifies(&rig, &volume);
+    let (server, name) = (served.server.clone(), volume.name());
+    let longest = served.does_under_load(&rig, &volume, async move {
+        server.attach_volume(&name, None).await.unwrap();
+    });
+    assert!(longest <= PAUSE_MAX, "{longest:?}");
+    assert_eq!(rig.superblock(&rig.first).state(), BackingState::Clean);
+    served.loads(&rig, &volume, 300);
+    assert_eq!(volume.state(), "dirty");
+    let hits = volume.status().unwrap().reads.hits;
+    assert!(hits > 0, "nothing of it is cached");
+    served.verifies(&rig, &volume);
+    let slots = rig.used_slots(&served);
+    assert!(slots.contains(&1) || slots.contains(&2), "{slots:?}");
+    served.stop();
+}
+
+/// T181: after a detach and a stop no key of the old slot is dirty, and in the end none is there.
+#[test]
+fn a_detached_device_leaves_nothing_dirty_behind() {
+    for (seed, waits) in [(2, false), (3, true)] {
+        let rig = Rig::new(seed);
+        let served = rig.serve(options(false));
+        let volume = served.attached();
+        served.loads(&rig, &volume, 300);
+        let (server, world, name) = (served.server.clone(), served.world.clone(), volume.name());
+        served.does(async move {
+            server.detach(&name).await.unwrap();
+            while waits && server.status().cache_sets[0].gc.removed_slots > 0 {
+                world.sleep(Duration::from_millis(100)).await;
+            }
+            world.sleep(Duration::from_secs(1)).await;
+        });
+        served.stop();
+        let loaded = rig.load();
+        let mut dirty = loaded
+            .index
+            .range(0, 0, u64::MAX >> 1)
+            .filter(|it| it.dirty);
+        assert_eq!(dirty.next(), None);
+        assert!(loaded.findings.is_empty(), "{:?}", loaded.findings);
+        assert_eq!(loaded.uuids[0].is_empty(), waits);
+        rig.checks_after(seed);
+    }
+}
+
+#[test]
+fn a_detach_that_is_cancelled_leaves_an_attached_device() {
+    let rig = Rig::new(4);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    served.loads(&rig, &volume, 300);
+    // The backing device takes its time.
+    rig.first.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        matches!(io, Io::Write(..)).then_some(Duration::from_secs(5))
+    }));
+    served.server.start_detach(&volume.name()).unwrap();
+    let again = served.server.start_detach(&volume.name()).unwrap_err();
+    assert!(again.to_string().contains("being detached"), "{again}");
+    let (server, world, name) = (served.server.clone(), served.world.clone(), volume.name());
+    served.does(async move {
+        world.sleep(Duration::from_secs(1)).await;
+        let going = server.status().volumes[0].detach.clone().unwrap();
+        assert!(going.running && going.dirty_bytes > 0, "{going:?}");
+        server.cancel_detach(&name).unwrap();
+        assert!(server.cancel_detach(&name).is_err());
+        world.sleep(Duration::from_secs(20)).await;
+    });
+    rig.first.borrow_mut().pace = None;
+    let detach = volume.status().unwrap().detach.unwrap();
+    assert!(!detach.running && detach.trouble.unwrap().contains("cancelled"));
+    assert_eq!(volume.state(), "dirty");
+    served.loads(&rig, &volume, 100);
+    assert!(volume.dirty_bytes() > 0);
+    served.verifies(&rig, &volume);
+    served.stop();
+    rig.checks_after(4);
+}
+
+/// T161: a stop in the middle of a detach ends it, soon, and leaves an attached device.
+#[test]
+fn a_stop_ends_a_detach_and_all_that_was_acknowledged_is_there() {
+    let rig = Rig::new(5);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    served.loads(&rig, &volume, 400);
+    rig.first.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        matches!(io, Io::Write(..)).then_some(Duration::from_millis(100))
+    }));
+    served.server.start_detach(&volume.name()).unwrap();
+    let began = served.world.now();
+    let world = served.world.clone();
+    served.stop();
+    assert!(world.now() - began < Duration::from_secs(10));
+    rig.first.borrow_mut().pace = None;
+    assert_eq!(rig.superblock(&rig.first).state(), BackingState::Dirty);
+    rig.checks_after(5);
+}
+
+/// T157: the volume ends, its dirty data and its state stay; who attaches the device again has it.
+#[test]
+fn a_device_that_is_not_served_any_more_keeps_its_dirty_data_and_comes_back() {
+    let rig = Rig::new(6);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    served.loads(&rig, &volume, 300);
+    let (server, name) = (served.server.clone(), volume.name());
+    served.does(async move { server.stop_volume(&name).await.unwrap() });
+    assert_eq!(rig.superblock(&rig.first).state(), BackingState::Dirty);
+    assert!(served.server.volume("x").is_err());
+    let gone = volume.clone();
+    served.does(async move {
+        let read = gone.read(StreamId(1), 0, 512).await;
+        assert!(read.is_err() && gone.flush().await.is_err());
+    });
+    let (server, device) = (served.server.clone(), served.world.device(&rig.first));
+    let volume = served.does(async move { server.attach(device, None).await.unwrap() });
+    assert_eq!(volume.state(), "dirty");
+    served.verifies(&rig, &volume);
+    served.loads(&rig, &volume, 100);
+    served.stop();
+    rig.checks_after(6);
+}
+
+/// T158: a flash volume is made, used and deleted; its space and its slot come back, and who gets them sees nothing of it.
+#[test]
+fn a_deleted_volume_gives_its_space_and_its_slot_back() {
+    let rig = Rig::new(7);
+    let served = rig.serve(options(false));
+    let server = served.server.clone();
+    let bytes = UNITS * UNIT * SECTOR;
+    let flash =
+        served.does(async move { server.create_flash(bytes, "scratch", None).await.unwrap() });
+    assert!(flash.is_called("scratch") && flash.state() == "flash");
+    rig.is_flash(&flash);
+    served.loads(&rig, &flash, 300);
+    served.verifies(&rig, &flash);
+    let slots = rig.used_slots(&served);
+    let dirty = |served: &Served| {
+        served.server.status().cache_sets[0].devices[0]
+            .buckets
+            .dirty
+    };
+    let before = dirty(&served);
+    let (server, world) = (served.server.clone(), served.world.clone());
+    served.does(async move {
+        server.delete_flash("scratch").await.unwrap();
+        assert!(server.volume("scratch").is_err());
+        while server.status().cache_sets[0].gc.removed_slots > 0 {
+            world.sleep(Duration::from_millis(100)).await;
+        }
+        world.sleep(Duration::from_secs(1)).await;
+    });
+    assert!(dirty(&served) < before, "{before}");
+    let (server, old) = (served.server.clone(), flash.clone());
+    let flash = served.does(async move {
+        assert!(old.read(StreamId(1), 0, 512).await.is_err());
+        server.create_flash(bytes, "", None).await.unwrap()
+    });
+    assert_eq!(rig.used_slots(&served), slots);
+    let empty = flash.clone();
+    served.does(async move {
+        let read = empty.read(StreamId(1), 0, bytes as usize).await.unwrap();
+        assert!(
+            read.iter().all(|byte| *byte == 0),
+            "data of the volume before"
+        );
+    });
+    served.stop();
+}
+
+/// H.27: what lay behind the end never comes back.
+#[test]
+fn a_volume_becomes_smaller_and_larger_under_load() {
+    let rig = Rig::new(8);
+    let served = rig.serve(options(false));
+    let flash = served.flash(&rig);
+    served.loads(&rig, &flash, 200);
+    let (small, large) = (UNITS * UNIT * SECTOR, 2 * UNITS * UNIT * SECTOR);
+    let (server, volume) = (served.server.clone(), flash.clone());
+    let longest = served.does_under_load(&rig, &flash, async move {
+        let name = volume.name();
+        server.resize(&name, Some(large), false).await.unwrap();
+        write(&volume, small, 7).await.unwrap();
+        let refused = server.resize(&name, Some(small), false).await;
+        assert!(refused.err().unwrap().to_string().contains("would be gone"));
+        server.resize(&name, Some(small), true).await.unwrap();
+        assert_eq!(volume.size_bytes(), small);
+        assert!(write(&volume, small, 8).await.is_err(), "behind the end");
+        server.resize(&name, Some(large), false).await.unwrap();
+        let read = volume.read(StreamId(1), small, 4096).await.unwrap();
+        assert!(
+            read.iter().all(|byte| *byte == 0),
+            "what was gone came back"
+        );
+    });
+    assert!(longest <= PAUSE_MAX, "{longest:?}");
+    served.verifies(&rig, &flash);
+    served.stop();
+    rig.checks_after(8);
+}
+
+/// H.27: the larger size is served at once.
+#[test]
+fn a_backing_device_that_has_grown_is_noticed_when_asked() {
+    for attached in [true, false] {
+        let rig = Rig::new(9);
+        let served = rig.serve(options(true));
+        let (disk, volume) = match attached {
+            true => (&rig.first, served.attached()),
+            false => (&rig.other, served.alone()),
+        };
+        served.loads(&rig, &volume, 100);
+        let was = volume.size_bytes();
+        let sectors = disk.borrow().geometry.size_bytes / SECTOR;
+        disk.borrow_mut().grow(sectors + 4096);
+        let (server, grown) = (served.server.clone(), volume.clone());
+        let longest = served.does_under_load(&rig, &volume, async move {
+            assert!(write(&grown, was, 7).await.is_err());
+            server.resize(&grown.name(), None, false).await.unwrap();
+            assert_eq!(grown.size_bytes(), was + 4096 * SECTOR);
+            write(&grown, was, 7).await.unwrap();
+            let refused = server.resize(&grown.name(), Some(was), true).await;
+            assert!(refused.is_err());
+        });
+        assert!(longest <= PAUSE_MAX, "{longest:?}");
+        let name = volume.name();
+        if attached {
+            let server = served.server.clone();
+            served.does(async move { server.detach(&name).await.unwrap() });
+        }
+        let grown = volume.clone();
+        served.does(async move {
+            let read = grown.read(StreamId(1), was, 512).await.unwrap();
+            assert_eq!(read[..], [7; 512]);
+        });
+        served.verifies(&rig, &volume);
+        served.stop();
+    }
+}
+
+#[test]
+fn a_label_is_on_the_device_and_in_the_slot_and_names_the_volume() {
+    let rig = Rig::new(10);
+    let served = rig.serve(options(false));
+    let flash = served.flash(&rig);
+    let (server, uuid) = (served.server.clone(), flash.uuid.clone());
+    served.does(async move {
+        server.set_label("x", "attic").await.unwrap();
+        server.set_label(&uuid, "cellar").await.unwrap();
+        assert!(server.volume("x").is_err() && server.volume("attic").is_ok());
+        let taken = server.set_label("cellar", "attic").await;
+        assert!(taken.err().unwrap().to_string().contains("another volume"));
+        for bad in ["a\nb", &"x".repeat(33)] {
+            assert!(server.set_label("cellar", bad).await.is_err(), "{bad:?}");
+        }
+    });
+    served.stop();
+    assert_eq!(rig.superblock(&rig.first).label(), "attic");
+    let loaded = rig.load();
+    let labels: Vec<_> = loaded.uuids.iter().map(|entry| entry.label()).collect();
+    assert!(labels.contains(&"attic".into()) && labels.contains(&"cellar".into()));
+    let served = rig.serve(options(false));
+    assert!(served.server.volume("cellar").is_ok());
+    served.stop();
+}
+
+async fn write(
+    volume: &Rc<brigade_engine::Volume<brigade_sim::exec::World>>,
+    offset: u64,
+    byte: u8,
+) -> std::io::Result<()> {
+    let mut buffer = volume.buffer(512);
+    buffer.fill(byte);
+    volume.write(StreamId(1), offset, buffer, true).await
+}
+
+// ---- ends in between -------------------------------------------------------------------------------------------------
+
+/// T163 in small: every change of a volume under load, ended by a kill or by a loss of power after any number of operations.
+#[test]
+fn whatever_ends_a_change_leaves_what_was_acknowledged() {
+    for kind in Kind::ALL {
+        for seed in 0..24 {
+            ended(kind, seed);
+        }
+    }
+}
+
+/// Some mistakes that these stories must find.
+#[test]
+fn mistakes_in_the_order_of_a_change_are_found() {
+    let seeds = 0..200;
+    for (mistake, kind) in [
+        (Mutation::DetachServesEarly, Kind::Detach),
+        (Mutation::AttachMixes, Kind::Attach),
+        (Mutation::ShrinkKeepsData, Kind::Shrink),
+    ] {
+        choose(Some(mistake));
+        let found = seeds.clone().any(|seed| fails(|| ended(kind, seed)));
+        choose(None);
+        assert!(found, "{mistake:?} is not found");
+    }
+}
+
+/// One change, ended after a number of operations that the seed says; then it is asked for again.
+fn ended(kind: Kind, seed: u64) {
+    let end = [End::Kill, End::PowerLoss][seed as usize % 2];
+    let rig = Rig::new(seed + 100 * kind as u64);
+    let served = rig.serve(options(seed % 3 == 0));
+    let volume = served.volume_for(&rig, kind);
+    served.loads(&rig, &volume, 150);
+    kind.prepare(&served, &volume);
+    let most = 20 + seed * seed * 3;
+    let is_done = served.does_until(&rig, &volume, kind, most);
+    served.world.kill();
+    drop((volume, served));
+    rig.ends(end);
+    let served = rig.serve(options(seed % 2 == 0));
+    kind.check(&rig, &served, is_done);
+    if let Some(volume) = served.volume_again(&rig, kind) {
+        served.verifies(&rig, &volume);
+        kind.run_again(&served, &volume);
+        served.loads(&rig, &volume, 50);
+        served.verifies(&rig, &volume);
+    }
+    served.stop();
+    rig.load();
+}
