@@ -29,7 +29,10 @@ fn a_new_mode_holds_for_the_next_write_and_after_a_restart() {
     assert_eq!(volume.dirty_bytes(), 4096);
     let changed = world.run(volume.set_mode(CacheMode::Writethrough), || false);
     changed.expect("ends").expect("changed");
-    assert_eq!(volume.status().mode, CacheMode::Writethrough.to_string());
+    assert_eq!(
+        volume.status().expect("it is served").mode,
+        CacheMode::Writethrough.to_string()
+    );
     write(8192);
     assert_eq!(volume.dirty_bytes(), 4096, "only what was dirty before");
     world.kill();
@@ -41,7 +44,10 @@ fn a_new_mode_holds_for_the_next_write_and_after_a_restart() {
     };
     let server = small::open(&world, &cache, &backing, &store, untold);
     let volume = server.volumes()[0].clone();
-    assert_eq!(volume.status().mode, CacheMode::Writethrough.to_string());
+    assert_eq!(
+        volume.status().expect("it is served").mode,
+        CacheMode::Writethrough.to_string()
+    );
     assert_eq!(volume.dirty_bytes(), 4096);
     world.kill();
 }
