@@ -464,10 +464,7 @@ impl<E: Env> Writeback<E> {
 
     /// Ends a drain; what it has written back stays so. Says whether there was one.
     pub fn cancel_drain(&self) -> bool {
-        let was_running = self.drain_outcome().is_none() && self.drain.borrow().is_some();
-        self.end_drain(DrainEnd::Cancelled);
-        self.changed.notify_all();
-        was_running
+        self.end_drain(DrainEnd::Cancelled)
     }
 
     /// Completes when the last drain has ended, with how it did; at once if there was none.
@@ -499,10 +496,20 @@ impl<E: Env> Writeback<E> {
         }
     }
 
-    fn end_drain(&self, how: DrainEnd) {
+    /// Ends a drain, and says whether there was one.
+    fn end_drain(&self, how: DrainEnd) -> bool {
         let now = self.now();
-        self.with_drain(|drain| drain.end(now, how));
-        self.changed.notify_all();
+        let was_running = match &mut *self.drain.borrow_mut() {
+            Some(drain) if drain.ended().is_none() => {
+                drain.end(now, how);
+                true
+            }
+            _ => false,
+        };
+        if was_running {
+            self.changed.notify_all();
+        }
+        was_running
     }
 
     // ---- from outside --------------------------------------------------------------------------------------------
