@@ -154,6 +154,65 @@ fn all_of_a_long_miss_gets_into_the_cache() {
     assert_eq!(fills.bytes, 3 * MIB - BLOCK);
 }
 
+/// T124: the bucket is recycled while it is read, and holds other data by the end.
+#[test]
+fn a_read_whose_bucket_is_recycled_meanwhile_gets_what_the_backing_device_has() {
+    let rig = rig(CacheMode::Writethrough, &[]);
+    rig.write(0, BLOCK, 1);
+    rig.settle();
+    assert_eq!(rig.cached(0, BLOCK), [(BLOCK, 1)]);
+    rig.cache.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        Some(match io {
+            Io::Read(_) => Duration::from_secs(600),
+            _ => Duration::from_micros(50),
+        })
+    }));
+    let (v, w) = (rig.volume.clone(), rig.world.clone());
+    let read = rig.volume.read(StreamId(1), 0, BLOCK as usize);
+    let writes = async move {
+        for number in 0..800 {
+            let mut buffer = v.buffer(16 * BLOCK as usize);
+            buffer.fill(2);
+            let at = MIB + number * 16 * BLOCK;
+            v.write(StreamId(2), at, buffer, false).await.unwrap();
+            if number % 50 == 0 {
+                v.flush().await.unwrap();
+                w.sleep(Duration::from_secs(1)).await;
+            }
+        }
+    };
+    let both = async move { brigade_env::sync::join(read, writes).await };
+    let (read, ()) = rig.run(both);
+    assert_eq!(read.unwrap()[..], [1; 4096]);
+    let reads = rig.status().reads;
+    assert_eq!((reads.races, reads.misses, reads.hits), (1, 1, 0));
+    let set = rig.server.status().cache_set.unwrap();
+    assert_eq!(set.cache_read_races, 1);
+    let recycled = set.devices[0].recycled;
+    assert!(recycled.evicted > 0, "{recycled:?}");
+    assert_eq!(recycled.buckets, recycled.empty + recycled.evicted);
+}
+
+/// T019: 1024 times a bucket and more.
+#[test]
+fn what_bypasses_the_cache_ages_nothing() {
+    let rig = rig(CacheMode::Writethrough, &[(Knob::SequentialCutoff, 4096)]);
+    let aged = || rig.server.status().cache_sets[0].devices[0].aged_steps;
+    for number in 0..50 {
+        rig.write(number * MIB, MIB, 1);
+        rig.read(number * MIB, MIB);
+    }
+    assert_eq!(aged(), 0);
+    rig.set("sequential_cutoff", "0");
+    rig.read(0, BLOCK);
+    assert_eq!(aged(), 1, "the first that does not");
+    // Steps of 75 sectors, and one with a request at most.
+    for number in 1..=10 {
+        rig.read(number * 100 * BLOCK, 10 * BLOCK);
+    }
+    assert_eq!(aged(), 11);
+}
+
 /// T126: of several lengths and moments; the write is what a later read returns, from wherever.
 #[test]
 fn a_write_that_races_the_fill_of_a_miss_wins() {
@@ -365,7 +424,7 @@ fn a_cache_device_that_refuses_data_fails_writeback_alone() {
             }
             None
         }));
-        rig.cache.borrow_mut().faults.write_in = Some(if is_back { 1 } else { 2 });
+        rig.cache.borrow_mut().faults.write_in = Some(u64::from(!is_back));
         let written = rig.try_write(0, BLOCK, 2, false);
         let volume = rig.server.status().volumes[0].clone();
         assert_eq!(written.is_err(), is_back, "{mode}");
@@ -374,6 +433,10 @@ fn a_cache_device_that_refuses_data_fails_writeback_alone() {
         assert_eq!(rig.on_backing(0), expected);
         assert_eq!(rig.read(0, BLOCK), [expected; 4096]);
         assert!(refused.get(), "the data was on its way");
+        rig.settle();
+        let left = rig.status();
+        let failed = left.fills.ended_by.get(brigade_engine::Fate::Failed);
+        assert_eq!((failed, left.dirty_bytes), (u64::from(!is_back), 0));
     }
 }
 
