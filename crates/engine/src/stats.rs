@@ -209,6 +209,8 @@ pub struct DeviceStatus {
     pub written_by: By<Cause>,
     /// Buckets that were recycled since then.
     pub recycled: RecycledStatus,
+    /// Steps by which its buckets aged since then, each for a 1024th of its size of requests that did not bypass it.
+    pub aged_steps: u64,
 }
 
 /// Buckets that were recycled.

@@ -109,6 +109,22 @@ impl Life {
                 Knob::SequentialCutoff,
                 chance.pick(&[0, 0, 64 << 10, 512 << 10]),
             ),
+            (
+                Knob::CongestedReadThresholdUs,
+                self.plan.congested_after.unwrap_or(0),
+            ),
+            (
+                Knob::CongestedWriteThresholdUs,
+                self.plan.congested_after.unwrap_or(0),
+            ),
+            (
+                Knob::CutoffWriteback,
+                if self.plan.early_cutoff { 20 } else { 70 },
+            ),
+            (
+                Knob::ReadaheadCachePolicy,
+                u64::from(self.plan.refuses_read_ahead),
+            ),
             (Knob::WritebackPercent, chance.pick(&[0, 1, 10, 40])),
             (Knob::WritebackDelay, 1000 * chance.pick(&[10, 200, 5000])),
             (Knob::WritebackRunning, u64::from(runs)),

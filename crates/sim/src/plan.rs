@@ -69,6 +69,12 @@ pub struct Plan {
     pub moving: bool,
     /// It does so however much room there is. Only where marks are compiled in.
     pub moving_is_eager: bool,
+    /// Requests of the cache device that take more microseconds are a sign of congestion.
+    pub congested_after: Option<u64>,
+    /// Plain writes do not become dirty with a fifth of the cache in use.
+    pub early_cutoff: bool,
+    /// Reads ahead do not fill the cache.
+    pub refuses_read_ahead: bool,
 }
 
 impl Plan {
@@ -77,6 +83,7 @@ impl Plan {
         let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
         // Dice of its own: the seeds from before there was moving gc do what they did.
         let moving = Chance::new(seed ^ 0x5eed_0aa0_71c6_33b7);
+        let policy = Chance::new(seed ^ 0x5eed_0c3d_1f20_93a7);
         let shape = Chance::new(seed ^ 0x5eed_0b17_3c9e_6a55);
         let plan = Plan {
             power_loss: chance.percent(70),
@@ -105,6 +112,9 @@ impl Plan {
             slow_count: chance.percent(20),
             moving: moving.percent(75),
             moving_is_eager: moving.percent(60),
+            congested_after: policy.percent(30).then(|| policy.pick(&[100, 500, 2000])),
+            early_cutoff: policy.percent(40),
+            refuses_read_ahead: policy.percent(20),
         };
         if chance.percent(8) {
             plan.crowded()

@@ -138,8 +138,24 @@ fn volume_text(volume: &Value) -> String {
         if !counters.is_empty() {
             page += &format!("  {direction}: {}\n", counters.join(", "));
         }
+        for reasons in ["bypassed_by", "not_dirty_by"] {
+            let why = reasons_text(&volume[direction][reasons]);
+            if !why.is_empty() {
+                page += &format!("    {reasons}: {why}\n");
+            }
+        }
     }
     page
+}
+
+/// Those that were the reason of something.
+fn reasons_text(reasons: &Value) -> String {
+    let reasons = reasons.as_object().into_iter().flatten();
+    let named: Vec<String> = reasons
+        .filter(|(_, count)| number(count) > 0)
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    named.join(", ")
 }
 
 pub(super) fn number(value: &Value) -> u64 {
@@ -195,13 +211,14 @@ mod tests {
     #[test]
     fn the_page_says_what_the_status_says_and_bears_what_is_missing() {
         let status = json!({"cache_set": {"uuid": "u", "state": "running", "devices": [{"path": "c", "bucket_bytes": 4096}]},
-            "volumes": [{"name": "volume0", "size_bytes": 1048576, "mode": "writeback", "reads": {"hits": 3, "hit_bytes": 2048}}],
+            "volumes": [{"name": "volume0", "size_bytes": 1048576, "mode": "writeback", "reads": {"hits": 3, "hit_bytes": 2048, "bypassed_by": {"sequential": 4, "memory": 0}}}],
             "errors": ["x\ny"]});
         let page = text(&status);
         assert!(
             page.contains("volume volume0: 1M, writeback")
                 && page.contains("hits 3")
                 && page.contains("hit_bytes 2k")
+                && page.contains("bypassed_by: sequential 4\n")
         );
         assert!(page.contains("error: x y\n"));
         assert_eq!(text(&json!(7)), "");

@@ -156,3 +156,41 @@ impl Counts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2048 buckets of 1024 sectors: a step of 2048.
+    const STEP: u64 = 2048 * 1024 / 1024;
+
+    /// T014: also what is left until the next step.
+    #[test]
+    fn the_first_traffic_makes_a_step_and_counts_towards_the_next() {
+        let mut ageing = Ageing::new();
+        assert!(ageing.traffic(8, STEP));
+        assert_eq!(ageing.traffic, STEP as i64 - 8);
+        assert!(!ageing.traffic(STEP - 8, STEP));
+        assert!(ageing.traffic(1, STEP));
+    }
+
+    /// T015.
+    #[test]
+    fn five_steps_of_traffic_make_five_more_steps() {
+        let mut ageing = Ageing::new();
+        assert!(ageing.traffic(8, STEP));
+        let requests = 5 * STEP / 8;
+        let steps = (0..requests).filter(|_| ageing.traffic(8, STEP)).count();
+        assert_eq!(steps, 5);
+    }
+
+    /// T016: what it is more than a step is made up for by those that come after.
+    #[test]
+    fn one_request_makes_one_step_however_long_it_is() {
+        let mut ageing = Ageing::new();
+        assert!(ageing.traffic(8, STEP));
+        assert!(ageing.traffic(4 * STEP, STEP), "one of its own");
+        let next = (0..10).filter(|_| ageing.traffic(0, STEP)).count();
+        assert_eq!(next, 3, "and the others with those that follow");
+    }
+}

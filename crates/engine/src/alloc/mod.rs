@@ -533,6 +533,11 @@ impl Allocator {
         }
     }
 
+    /// Steps of ageing so far.
+    pub fn aged_steps(&self) -> u64 {
+        self.ageing.steps()
+    }
+
     /// Live sectors of all buckets.
     pub fn live_sectors(&self) -> u64 {
         self.live_sectors

@@ -102,6 +102,7 @@ mod tests {
 
     const MIB: u64 = 2048;
 
+    /// T128.
     #[test]
     fn a_run_of_one_mebibyte_requests_reaches_four_at_the_fourth() {
         let mut recent = Recent::default();
@@ -111,6 +112,7 @@ mod tests {
         assert_eq!(runs, [1, 2, 3, 4, 5]);
     }
 
+    /// T128.
     #[test]
     fn a_pause_of_five_seconds_ends_a_run() {
         let mut recent = Recent::default();
@@ -121,6 +123,7 @@ mod tests {
         );
     }
 
+    /// T128.
     #[test]
     fn of_129_interleaved_runs_the_oldest_is_forgotten() {
         let mut recent = Recent::default();
@@ -134,6 +137,7 @@ mod tests {
         );
     }
 
+    /// T129.
     #[test]
     fn small_requests_after_long_runs_are_judged_by_the_average() {
         let mut recent = Recent::default();
@@ -147,6 +151,22 @@ mod tests {
             recent.note(StreamId(2), 99_999_999, 8, Duration::ZERO),
             4096
         );
+    }
+
+    /// T129: by an eighth with each run.
+    #[test]
+    fn what_is_left_of_long_runs_becomes_less_with_each_short_one() {
+        let mut recent = Recent::default();
+        recent.note(StreamId(1), 0, 8 * MIB, Duration::ZERO);
+        let short: Vec<u64> = (1..=30)
+            .map(|i| recent.note(StreamId(1), i * 1_000_000, 8, Duration::ZERO))
+            .collect();
+        assert_eq!(short[0], 1 << 20, "an eighth of it at first");
+        for (before, after) in short.iter().zip(&short[1..]) {
+            let expected = ((before * 7 + 4096) / 8).max(4096);
+            assert_eq!(*after, expected);
+        }
+        assert!(short[29] < 40_000, "{short:?}");
     }
 
     /// What [`Recent::note`] says, the plain way.

@@ -276,6 +276,7 @@ impl<E: Env> CacheSet<E> {
                 written_bytes,
                 metadata_written_bytes,
                 written_by: self.disk().written_by(),
+                aged_steps: buckets.aged_steps(),
                 recycled: RecycledStatus {
                     buckets: recycled.empty + recycled.evicted,
                     empty: recycled.empty,

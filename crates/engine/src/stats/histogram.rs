@@ -121,7 +121,7 @@ mod tests {
                 chance = chance
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
-                (chance >> 20) >> (chance % 43)
+                (chance >> 24) >> (chance % 39)
             })
             .collect();
         times
