@@ -23,6 +23,7 @@ const LAYERS: &[&[&str]] = &[
         "settings",
         "stats",
         "steps",
+        "times",
         "wait",
     ],
     &["alloc", "buckets", "device"],

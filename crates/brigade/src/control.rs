@@ -121,6 +121,7 @@ fn run(listener: UnixListener, handle: Handle, stopped: oneshot::Receiver<()>) {
 fn router(handle: Handle) -> axum::Router {
     axum::Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/priority_stats", get(priority_stats))
         .route("/v1/stop", post(stop))
         .route("/v1/gc", post(gc))
         .route("/v1/gc/pause", post(pause_gc))
@@ -134,6 +135,10 @@ fn router(handle: Handle) -> axum::Router {
 
 async fn status(State(handle): State<Handle>) -> Response {
     answer(move || handle.status()).await
+}
+
+async fn priority_stats(State(handle): State<Handle>) -> Response {
+    answer(move || handle.priorities()).await
 }
 
 async fn stop(State(handle): State<Handle>) -> Response {

@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `wait` |
+//! | 0 | `error`, `extents`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `times`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -37,6 +37,7 @@ mod set;
 pub mod settings;
 mod stats;
 mod steps;
+mod times;
 mod wait;
 
 /// The index in memory, for benchmarks.
@@ -57,3 +58,4 @@ pub use stats::{
     ReadStatus, Status, VolumeStatus, WriteStatus,
 };
 pub use steps::StepStatus;
+pub use times::{IndexTimesStatus, TimesStatus};

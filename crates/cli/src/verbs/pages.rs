@@ -55,7 +55,7 @@ pub fn reference() -> String {
         0 fine. 1 could not do it: one line on standard error says what, where, and what was done about it. 2 usage. \
         `brigade check` has those of fsck(8): 0 clean, 4 errors, 8 could not check, 16 usage.\n\n\
         ## Control socket\n\n\
-        HTTP/1.1 and JSON on a unix socket: `GET /v1/status` gives the status, `POST /v1/gc` asks for a garbage \
+        HTTP/1.1 and JSON on a unix socket: `GET /v1/status` gives the status, `GET /v1/priority_stats` counts buckets by recency, `POST /v1/gc` asks for a garbage \
         collection and answers at once, `POST /v1/gc/pause` and `POST /v1/gc/resume` have it rest and go on, `POST /v1/stop` stops the server and answers once it has stopped. What could not be \
         done is answered with a status of 4xx or 5xx and `{\"error\": ...}`.\n",
     );

@@ -9,6 +9,7 @@ pub mod cache_set;
 pub mod change;
 mod examine;
 mod open;
+mod priorities;
 pub mod server;
 mod settle;
 mod tasks;
