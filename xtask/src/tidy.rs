@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
         "settings",
         "stats",
         "steps",
+        "times",
         "wait",
     ],
     &["alloc", "buckets", "device"],

@@ -124,6 +124,7 @@ fn router(handle: Handle) -> axum::Router {
     axum::Router::new()
         .route("/v1/status", get(status))
         .route("/v1/settings", get(settings).patch(set))
+        .route("/v1/priority_stats", get(priority_stats))
         .route("/v1/stop", post(stop))
         .route("/v1/gc", post(gc))
         .route("/v1/gc/pause", post(pause_gc))
@@ -181,6 +182,10 @@ fn wanted(body: &[u8]) -> Result<Vec<(String, String)>, String> {
         .into_iter()
         .map(|(key, value)| (key, text(value)))
         .collect())
+}
+
+async fn priority_stats(State(handle): State<Handle>) -> Response {
+    answer(move || handle.priorities()).await
 }
 
 async fn stop(State(handle): State<Handle>) -> Response {

@@ -126,6 +126,14 @@ impl Handle {
         })?
     }
 
+    /// How recent what is cached is: shares of buckets, and quantiles of their ages. Counts all buckets, while requests go on.
+    pub fn priorities(&self) -> Result<Value, Error> {
+        self.call(|world| async move {
+            let sets = world.server.priorities().await;
+            json!({ "cache_set": sets.first(), "cache_sets": sets })
+        })
+    }
+
     /// Asks for a garbage collection and does not wait for it; [`Handle::status`] tells how it goes. The answer names the
     /// sets that were asked, each with the passes it had done by then: it is over when there is one more.
     pub fn gc(&self) -> Result<Value, Error> {

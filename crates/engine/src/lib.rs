@@ -9,7 +9,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `error`, `extents`, `health`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `wait` |
+//! | 0 | `error`, `extents`, `health`, `limits`, `marks`, `mutations`, `options`, `settings`, `stats`, `steps`, `times`, `wait` |
 //! | 1 | `alloc` (pure), `buckets`, `device` |
 //! | 2 | `journal` |
 //! | 3 | `btree`, `meta` |
@@ -38,6 +38,7 @@ mod set;
 pub mod settings;
 mod stats;
 mod steps;
+mod times;
 mod wait;
 
 /// The index in memory, for benchmarks.
@@ -61,3 +62,4 @@ pub use stats::{
     VolumeStatus, WriteStatus, WritebackStatus,
 };
 pub use steps::StepStatus;
+pub use times::{IndexTimesStatus, TimesStatus};

@@ -14,6 +14,7 @@ pub use requests::{
 };
 
 use crate::steps::StepStatus;
+use crate::times::IndexTimesStatus;
 use serde::Serialize;
 use std::cell::Cell;
 use std::time::Duration;
@@ -155,6 +156,8 @@ pub struct CacheSetStatus {
     pub journal: JournalStatus,
     /// Rewriting of nodes, moving of data.
     pub gc: GcStatus,
+    /// How often work on nodes happens and how long it takes.
+    pub times: IndexTimesStatus,
     /// Steps of background tasks; a request may have to wait for one of them.
     pub background: Vec<StepStatus>,
     /// What its volumes but for those of flash count as the kernel does, together.
@@ -197,6 +200,8 @@ pub struct DeviceStatus {
     pub path: String,
     /// Size of a bucket.
     pub bucket_bytes: u64,
+    /// Smallest unit of I/O.
+    pub block_bytes: u64,
     /// Buckets by use.
     pub buckets: BucketStatus,
     /// How often a bucket came up to be recycled and was not, by reason, since the server started.
@@ -269,6 +274,8 @@ pub struct BtreeStatus {
     pub depth: u64,
     /// Memory the index takes.
     pub memory_bytes: u64,
+    /// Part of all leaves that live keys take.
+    pub used_percent: u64,
     /// Metadata bytes read at open.
     pub read_bytes: u64,
     /// Leaves that were brought into memory since.

@@ -4,6 +4,7 @@ use brigade_engine::marks::{self, Mark};
 use brigade_engine::settings::Knob;
 use brigade_engine::{Server, Volume};
 use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_sim::disk::Io;
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, open, options};
 use std::rc::Rc;
@@ -75,7 +76,7 @@ fn dirty_buckets(server: &Server<World>) -> u64 {
     server.status().cache_sets[0].devices[0].buckets.dirty
 }
 
-/// T96.
+/// T96, T97.
 #[test]
 fn a_fragmented_cache_is_compacted_and_what_is_dirty_stays_dirty() {
     marks::take();
@@ -161,4 +162,53 @@ fn busy_clients_leave_a_fifth_of_what_they_write_for_moving() {
     // One batch may begin with next to no credit.
     let batch = 16 * BUCKET_SECTORS * 512;
     assert!(moved <= written / 5 + batch, "{moved} of {written}");
+}
+
+/// T95: the range is locked while it moves, so the write comes after it; what can be lost is a range that was dropped or written
+/// before the lock.
+#[test]
+fn a_write_beats_a_move_of_the_same_range() {
+    marks::take();
+    let (c, b) = disks(BUCKETS, BUCKET_SECTORS, BLOCK_SECTORS, 80_000);
+    let store = Store::default();
+    let world = World::new(Chance::new(5), Duration::from_secs(1));
+    let server = open(&world, &c, &b, &store, options(false));
+    let (s, v) = (server.clone(), server.volumes()[0].clone());
+    let first_session = async move {
+        fragment(&v).await;
+        s.stop().await.unwrap();
+    };
+    world.run(first_session, || false).expect("ends");
+    world.kill();
+    // Copies are long under way.
+    let pace = |io: Io<'_>| {
+        Some(match io {
+            Io::Write(..) => Duration::from_millis(60),
+            _ => Duration::from_micros(100),
+        })
+    };
+    c.borrow_mut().pace = Some(Rc::new(pace));
+    let newer = |block: u64| first(block) + 100;
+    for is_moving in [true, false] {
+        let world = World::new(Chance::new(6), Duration::from_secs(1));
+        let how = options(false).with(Knob::CopyGcEnabled, u64::from(is_moving));
+        let server = open(&world, &c, &b, &store, how);
+        let (s, v, w) = (server.clone(), server.volumes()[0].clone(), world.clone());
+        let story = async move {
+            for block in (0..BLOCKS).filter(|block| is_moving && is_kept(*block)) {
+                let v = v.clone();
+                w.spawn(async move { write(&v, block, newer(block)).await });
+                w.sleep(Duration::from_millis(20)).await;
+            }
+            w.sleep(Duration::from_secs(60)).await;
+            for block in (0..BLOCKS).filter(|block| is_kept(*block)) {
+                assert_eq!(read(&v, block).await, newer(block), "block {block}");
+            }
+            let gc = s.status().cache_sets[0].gc.clone();
+            assert!(!is_moving || gc.moved_buckets > 10, "{gc:?}");
+            s.stop().await.unwrap();
+        };
+        world.run(story, || false).expect("ends");
+        world.kill();
+    }
 }

@@ -183,6 +183,11 @@ mod tests {
         assert_eq!(Gen(129).after(Gen(0)), 0);
         assert_eq!(Gen(3).after(Gen(250)), 9);
         assert_eq!(Gen(255).next(), Gen(0));
+        for (a, b) in (0..=255u8).flat_map(|a| (0..=255u8).map(move |b| (a, b))) {
+            let distance = (256 + u32::from(a) - u32::from(b)) % 256;
+            let after = if distance > 128 { 0 } else { distance };
+            assert_eq!(u32::from(Gen(a).after(Gen(b))), after, "{a} {b}");
+        }
     }
 
     #[test]

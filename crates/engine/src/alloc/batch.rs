@@ -205,7 +205,7 @@ impl Allocator {
     }
 
     /// Makes every pointer into the bucket stale.
-    fn invalidate(&mut self, nr: BucketNr) -> Incoming {
+    pub(super) fn invalidate(&mut self, nr: BucketNr) -> Incoming {
         let bucket = *self.bucket(nr);
         assert!(bucket.is_eligible(), "ALLOC-5");
         let live = u64::from(bucket.live.get());

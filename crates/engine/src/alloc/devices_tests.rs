@@ -129,6 +129,21 @@ fn more_copies_than_devices_are_refused() {
     allocate_set(&mut [started()], Reserve::Normal, 2);
 }
 
+/// T49.
+#[test]
+#[should_panic(expected = "each on its own device")]
+fn no_copy_at_all_is_refused() {
+    allocate_set(&mut [started()], Reserve::Normal, 0);
+}
+
+/// T49: a key has eight pointers.
+#[test]
+#[should_panic(expected = "each on its own device")]
+fn nine_copies_are_refused_even_on_nine_devices() {
+    let mut devices: Vec<Allocator> = (0..9).map(|_| started()).collect();
+    allocate_set(&mut devices, Reserve::Normal, 9);
+}
+
 #[test]
 fn a_whole_bucket_becomes_ordinary_data_once_its_key_is_in() {
     let mut alloc = started();

@@ -66,9 +66,12 @@ mod metadata;
 mod moving;
 mod open;
 mod order;
+mod priorities;
 mod tokens;
 mod victims;
 
+#[cfg(test)]
+mod catalogue_tests;
 mod check;
 #[cfg(test)]
 mod rules_tests;
@@ -97,6 +100,7 @@ pub use lists::{Reserve, Sizes};
 pub use metadata::MetadataBucket;
 pub use moving::{Chooser, Chosen};
 pub use open::{Data, Placement};
+pub use priorities::{Priorities, PriorityCount};
 pub use tokens::Batch;
 pub use victims::{Gathered, Refusals, Replacement};
 

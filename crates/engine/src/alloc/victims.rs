@@ -188,7 +188,7 @@ impl Allocator {
         Reverse((self.value(head.recency, head.group), head.nr, head.group))
     }
 
-    fn value(&self, recency: u16, live: u32) -> (u64, u16) {
+    pub(super) fn value(&self, recency: u16, live: u32) -> (u64, u16) {
         let ignored = mutations::is(Mutation::AllocIgnoresLive);
         let live = if ignored { live.min(1) } else { live };
         match self.worth(recency) * u64::from(live) {

@@ -21,6 +21,7 @@ use crate::extents::{Ascending, Extent, Layers};
 use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, count_pause, leaves_here_min};
 use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
+use crate::times::IndexTimes;
 use brigade_env::Env;
 use brigade_env::sync::{Notify, Semaphore, join_all, yield_now};
 use brigade_format::node::{self, RawSet};
@@ -66,6 +67,8 @@ pub struct Pages<E: Env> {
     loads: Cell<u64>,
     waits: Cell<u64>,
     read_bytes: Cell<u64>,
+    /// How long work on nodes takes.
+    pub times: IndexTimes,
     is_closing: Cell<bool>,
 }
 
@@ -134,6 +137,7 @@ impl<E: Env> Pages<E> {
             loads: Cell::new(0),
             waits: Cell::new(0),
             read_bytes: Cell::new(0),
+            times: IndexTimes::default(),
             is_closing: Cell::new(false),
         });
         let weak = Rc::downgrade(&pages);
@@ -349,7 +353,9 @@ impl<E: Env> Pages<E> {
             true => u64::from(key.size()) * SECTOR / block_bytes as u64 * block_bytes as u64,
             false => blocks * block_bytes as u64,
         };
+        let began = self.env.now();
         let buffer = self.disk.read_bytes(ptr.sector(), bytes as usize).await?;
+        self.times.read.record(began, self.env.now());
         self.loads.set(self.loads.get() + 1);
         self.read_bytes.set(self.read_bytes.get() + bytes);
         let wrong = |what: String| {

@@ -145,6 +145,12 @@ impl Disk {
         self.bytes[(((FIRST + index) * BUCKET + sector) * 512 + 200) as usize] ^= 1;
     }
 
+    /// Takes the magic away from an entry, so that nothing there looks like one.
+    pub(super) fn erase_magic(&mut self, index: u64, sector: u64) {
+        let at = (((FIRST + index) * BUCKET + sector) * 512) as usize;
+        self.bytes[at + 8..at + 16].fill(0);
+    }
+
     fn node(&mut self, bucket: u64, r#gen: u8, sets: &[Vec<Key>]) {
         let mut at = (bucket * BUCKET * 512) as usize;
         for keys in sets {

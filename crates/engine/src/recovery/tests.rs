@@ -289,6 +289,22 @@ fn a_valid_entry_behind_a_damaged_one_bars_writing() {
     assert_eq!(content(&loaded), vec![(1, 2, 100, true), (2, 3, 101, true)]);
 }
 
+/// T174.
+#[test]
+fn a_valid_entry_behind_one_without_its_magic_bars_writing() {
+    let mut disk = Disk::new();
+    let entries: Vec<Entry> = (1..=4)
+        .map(|seq| entry(seq, 1, &[extent(seq, seq + 1, 99 + seq, 0, true)]))
+        .collect();
+    disk.journal(1, &entries);
+    disk.erase_magic(1, 2);
+    disk.finish();
+    assert_eq!(disk.load().err().and_then(|e| e.id), Some("F19"));
+    let loaded = disk.load_with(&[], READ_ONLY).expect("read-only");
+    assert_eq!(loaded.newest.seq, 2);
+    assert_eq!(content(&loaded), vec![(1, 2, 100, true), (2, 3, 101, true)]);
+}
+
 /// T173.
 #[test]
 fn a_suspect_block_elsewhere_or_of_a_later_seq_bars_writing() {

@@ -1,6 +1,6 @@
 //! A cache set that is open.
 
-use crate::btree::Tree;
+use crate::btree::{Index, Tree};
 use crate::data::{Mover, Sweeper};
 use crate::device::Disk;
 use crate::error::Error;
@@ -258,6 +258,7 @@ impl<E: Env> CacheSet<E> {
             devices: vec![DeviceStatus {
                 path: self.disk().name().into(),
                 bucket_bytes: self.geometry.bucket_bytes(),
+                block_bytes: self.geometry.block_bytes() as u64,
                 buckets: BucketStatus {
                     total: stats.total,
                     free: stats.free,
@@ -289,6 +290,7 @@ impl<E: Env> CacheSet<E> {
                 nodes: index.nodes.count() as u64,
                 depth: u64::from(index.nodes.get(root).level),
                 memory_bytes: index.memory_bytes(),
+                used_percent: used_percent(&index, self.geometry.node_bytes()),
                 read_bytes: self.loaded.bytes_read,
                 leaf_reads,
                 leaf_read_bytes,
@@ -298,6 +300,7 @@ impl<E: Env> CacheSet<E> {
                 .as_ref()
                 .map_or(JournalStatus::default(), |running| running.journal.status()),
             gc: self.gc_status(),
+            times: self.cache.pages.times.status(self.cache.pages.now()),
             background: self.cache.steps.status(),
             stats: counters.decaying.shown(self.cache.pages.now()),
             stalls: self.stalls(),
@@ -309,6 +312,15 @@ impl<E: Env> CacheSet<E> {
             root_usage_percent: root_keys * KEY_BYTES * 100 / node_bytes.max(1),
         }
     }
+}
+
+/// Of a key with one pointer.
+const KEY_BYTES: usize = 24;
+
+/// What live keys take of the leaves, as a kernel's collection finds it.
+fn used_percent(index: &Index, node_bytes: usize) -> u64 {
+    let leaves = index.nodes.leaf_count() * node_bytes;
+    (index.extents() * KEY_BYTES * 100 / leaves.max(1)) as u64
 }
 
 /// A uuid as text.

@@ -11,6 +11,7 @@ mod drain;
 mod examine;
 mod lifecycle;
 mod open;
+mod priorities;
 pub mod server;
 mod settle;
 mod tasks;

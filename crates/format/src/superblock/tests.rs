@@ -171,6 +171,7 @@ fn bad_wishes_for_a_cache_device_are_refused() {
     );
 }
 
+/// T36.
 #[test]
 fn the_cache_rules_reject_each_broken_field() {
     let whole = |change: fn(&mut Superblock)| {

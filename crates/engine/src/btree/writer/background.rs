@@ -168,7 +168,11 @@ impl<E: Env> Tree<E> {
         let result = self.rewrite_everything().await;
         self.pass.borrow_mut().is_running = false;
         match &result {
-            Ok(true) => self.failures.borrow_mut().in_a_row = 0,
+            Ok(true) => {
+                self.failures.borrow_mut().in_a_row = 0;
+                let began = self.pass.borrow().began;
+                self.pages.times.gc.record(began, self.env.now());
+            }
             Ok(false) => return result,
             Err(error) => {
                 tracing::warn!(device = self.disk.name(), %error, "a garbage collection failed");

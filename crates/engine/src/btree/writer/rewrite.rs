@@ -54,6 +54,7 @@ impl<E: Env> Tree<E> {
     /// Copies what a leaf says, and takes what is pending.
     async fn copy(&self, leaf: NodeId) -> io::Result<Copy> {
         self.pages.bring_leaf(leaf).await?;
+        let began = self.env.now();
         let (mut from, high, pin, extents) = {
             let nodes = &mut self.index.borrow_mut().nodes;
             let (_, pin) = nodes.take_pending(leaf);
@@ -88,6 +89,7 @@ impl<E: Env> Tree<E> {
         }
         let sizes = groups(keys.iter().map(Key::words), self.words_of(0));
         yield_now().await;
+        self.pages.times.sort.record(began, self.env.now());
         Ok(Copy {
             leaves: vec![leaf],
             keys,
@@ -142,6 +144,7 @@ impl<E: Env> Tree<E> {
             if !is_early && aim == Aim::New {
                 rest = self.joined(rest);
             }
+            let (began, is_split) = (self.env.now(), rest.iter().any(|it| it.sizes.len() > 1));
             let (mut new_nodes, mut replaced, mut pins) = (Vec::new(), Vec::new(), Vec::new());
             for copy in rest {
                 pins.extend(&copy.pins);
@@ -165,6 +168,9 @@ impl<E: Env> Tree<E> {
             self.replace(replaced, &mut spare, pins).await?;
             self.buckets
                 .free_metadata(spare.into_iter().map(|bucket| bucket.nr));
+            if is_split {
+                self.pages.times.split.record(began, self.env.now());
+            }
         }
         Ok(())
     }
