@@ -47,7 +47,7 @@ fn a_device_with_dirty_data_is_detached_under_load_and_attached_again() {
         server.attach_volume(&name, None).await.unwrap();
     });
     assert!(longest <= PAUSE_MAX, "{longest:?}");
-    assert_eq!(rig.superblock(&rig.first).state(), BackingState::Clean);
+    assert_ne!(rig.superblock(&rig.first).state(), BackingState::None);
     served.loads(&rig, &volume, 300);
     assert_eq!(volume.state(), "dirty");
     let hits = volume.status().unwrap().reads.hits;
@@ -72,7 +72,9 @@ fn a_detached_device_leaves_nothing_dirty_behind() {
             while waits && server.status().cache_sets[0].gc.removed_slots > 0 {
                 world.sleep(Duration::from_millis(100)).await;
             }
-            world.sleep(Duration::from_secs(1)).await;
+            if waits {
+                world.sleep(Duration::from_secs(1)).await;
+            }
         });
         served.stop();
         let loaded = rig.load();
@@ -81,8 +83,12 @@ fn a_detached_device_leaves_nothing_dirty_behind() {
             .range(0, 0, u64::MAX >> 1)
             .filter(|it| it.dirty);
         assert_eq!(dirty.next(), None);
-        assert!(loaded.findings.is_empty(), "{:?}", loaded.findings);
         assert_eq!(loaded.uuids[0].is_empty(), waits);
+        assert!(
+            loaded.findings.is_empty() || !waits,
+            "{:?}",
+            loaded.findings
+        );
         rig.checks_after(seed);
     }
 }
@@ -354,11 +360,31 @@ fn ended(kind: Kind, seed: u64) {
     let volume = served.volume_for(&rig, kind);
     served.loads(&rig, &volume, 150);
     kind.prepare(&served, &volume);
-    let most = 20 + seed * seed * 3;
+    if seed % 4 < 2 {
+        // Much happens while the device is told.
+        for disk in [&rig.first, &rig.other] {
+            disk.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+                matches!(io, Io::Write(4096, _)).then_some(Duration::from_millis(40))
+            }));
+        }
+    }
+    let mut most = 20 + seed * seed * 3;
+    if seed % 3 == 0 {
+        // Everything is clean, and cached: a detach has nothing to wait for.
+        let (world, volume) = (served.world.clone(), volume.clone());
+        served.does(async move {
+            while volume.state() == "dirty" {
+                world.sleep(Duration::from_millis(100)).await;
+            }
+        });
+        most = 20 + seed * 37 % 600;
+    }
     let is_done = served.does_until(&rig, &volume, kind, most);
     served.world.kill();
     drop((volume, served));
     rig.ends(end);
+    rig.first.borrow_mut().pace = None;
+    rig.other.borrow_mut().pace = None;
     let served = rig.serve(options(seed % 2 == 0));
     kind.check(&rig, &served, is_done);
     if let Some(volume) = served.volume_again(&rig, kind) {

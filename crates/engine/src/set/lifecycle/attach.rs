@@ -56,7 +56,7 @@ impl<E: Env> Server<E> {
     ) -> Result<Rc<Volume<E>>, Error> {
         let _held = self.change_of(name).await?;
         let volume = self.volume(name)?;
-        let old = self.idle(&volume)?.core;
+        let old = self.idle(&volume).await?.core;
         let Some(backing) = old.backing.clone().filter(|_| old.cache.is_none()) else {
             return Err(Error::refused(
                 name,

@@ -141,7 +141,7 @@ impl<E: Env> Server<E> {
     fn begin_detach(&self, volume: &Volume<E>) -> Result<Bond<E>, Error> {
         let refused = |what: &str| Error::refused(&volume.name(), what);
         self.check_open(&volume.name())?;
-        let served = self.idle(volume)?;
+        let served = self.not_detaching(volume)?;
         let core = &served.core;
         let (Some(cache), Some(backing)) = (core.cache.clone(), core.backing.clone()) else {
             return Err(refused(match &core.backing {
@@ -229,7 +229,8 @@ impl<E: Env> Server<E> {
     async fn drain_for_detach(&self, volume: &Volume<E>, bond: &Bond<E>) -> Result<(), Error> {
         loop {
             self.may_go_on(volume, bond)?;
-            if bond.is_clean() {
+            // Requests from before it was attached are waited for by whoever attached it.
+            if bond.is_clean() && !bond.served.core.joining.get() {
                 return Ok(());
             }
             let drain = bond.writeback.status().drain;

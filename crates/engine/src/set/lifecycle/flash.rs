@@ -41,7 +41,7 @@ impl<E: Env> Server<E> {
     pub async fn delete_flash(&self, name: &str) -> Result<(), Error> {
         let _held = self.change_of(name).await?;
         let volume = self.volume(name)?;
-        let served = self.idle(&volume)?;
+        let served = self.idle(&volume).await?;
         let Some(cache) = served
             .core
             .cache

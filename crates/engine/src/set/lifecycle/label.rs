@@ -15,7 +15,7 @@ impl<E: Env> Server<E> {
     pub async fn set_label(&self, name: &str, label: &str) -> Result<Rc<Volume<E>>, Error> {
         let _held = self.change_of(name).await?;
         let volume = self.volume(name)?;
-        let served = self.idle(&volume)?;
+        let served = self.idle(&volume).await?;
         self.check_label(label, Some(&volume))?;
         if served.core.is_read_only {
             return Err(Error::refused(name, "it is served read-only"));

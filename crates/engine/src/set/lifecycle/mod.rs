@@ -25,7 +25,7 @@ mod resize;
 
 use super::cache_set::{CacheSet, Running, uuid_text};
 use super::server::Server;
-use super::volume::Volume;
+use super::volume::{Served, Volume};
 use crate::error::Error;
 use crate::request::Cache;
 use brigade_env::Env;
@@ -107,16 +107,27 @@ impl<E: Env> Server<E> {
         running.ok_or_else(|| Error::refused(name, "the cache set is served read-only"))
     }
 
-    /// What serves a volume, unless another change of it is still going on.
-    fn idle(&self, volume: &Volume<E>) -> Result<super::volume::Served<E>, Error> {
+    /// What serves a volume, once it has joined its cache; not while it is being detached.
+    async fn idle(&self, volume: &Volume<E>) -> Result<Served<E>, Error> {
+        loop {
+            let served = self.not_detaching(volume)?;
+            if !served.core.joining.get() {
+                return Ok(served);
+            }
+            drop(served);
+            self.env.sleep(LOOK).await;
+            self.check_open(&volume.name())?;
+        }
+    }
+
+    fn not_detaching(&self, volume: &Volume<E>) -> Result<Served<E>, Error> {
         let refused = |what: &str| Error::refused(&volume.name(), what);
         let Some(served) = volume.served() else {
             return Err(refused("it is not served any more"));
         };
-        match (served.core.detaching.get(), served.core.joining.get()) {
-            (true, _) => Err(refused("it is being detached")),
-            (_, true) => Err(refused("it is being attached; try again")),
-            _ => Ok(served),
+        match served.core.detaching.get() {
+            true => Err(refused("it is being detached")),
+            false => Ok(served),
         }
     }
 }

@@ -12,7 +12,7 @@ impl<E: Env> Server<E> {
     pub async fn stop_volume(&self, name: &str) -> Result<(), Error> {
         let _held = self.change_of(name).await?;
         let volume = self.volume(name)?;
-        let served = self.idle(&volume)?;
+        let served = self.idle(&volume).await?;
         if served.core.backing.is_none() {
             return Err(Error::refused(
                 name,

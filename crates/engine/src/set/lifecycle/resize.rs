@@ -27,7 +27,7 @@ impl<E: Env> Server<E> {
     ) -> Result<Rc<Volume<E>>, Error> {
         let _held = self.change_of(name).await?;
         let volume = self.volume(name)?;
-        let served = self.idle(&volume)?;
+        let served = self.idle(&volume).await?;
         if served.core.is_read_only {
             return Err(Error::refused(name, "it is served read-only"));
         }
