@@ -314,13 +314,10 @@ impl<E: Env> CacheSet<E> {
     }
 }
 
-/// Of a key with one pointer.
-const KEY_BYTES: usize = 24;
-
 /// What live keys take of the leaves, as a kernel's collection finds it.
 fn used_percent(index: &Index, node_bytes: usize) -> u64 {
-    let leaves = index.nodes.leaf_count() * node_bytes;
-    (index.extents() * KEY_BYTES * 100 / leaves.max(1)) as u64
+    let leaves = (index.nodes.leaf_count() * node_bytes) as u64;
+    index.extents() as u64 * KEY_BYTES * 100 / leaves.max(1)
 }
 
 /// A uuid as text.
