@@ -158,7 +158,8 @@ fn all_of_a_long_miss_gets_into_the_cache() {
 #[test]
 fn a_read_whose_bucket_is_recycled_meanwhile_gets_what_the_backing_device_has() {
     let rig = rig(CacheMode::Writethrough, &[]);
-    rig.write(0, BLOCK, 1);
+    // All of a bucket: one that is being filled stays.
+    rig.write(0, 16 * BLOCK, 1);
     rig.settle();
     assert_eq!(rig.cached(0, BLOCK), [(BLOCK, 1)]);
     rig.cache.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
