@@ -23,7 +23,16 @@ fn a_cache_alone_is_served_and_volumes_come_and_go() {
     ];
     bench.fine(&format);
     bench.backing("b");
-    let arguments = ["--cache", "c", "--nbd", "unix:nbd", "--control", "control"];
+    let arguments = [
+        "--cache",
+        "c",
+        "--nbd",
+        "unix:nbd",
+        "--control",
+        "control",
+        "--state-dir",
+        "state",
+    ];
     let served = bench.serve(&arguments);
     let fine = |verb: &[&'static str]| bench.fine(&control(verb));
     let refused = |verb: &[&'static str]| bench.refused(&control(verb));
@@ -65,6 +74,7 @@ fn a_cache_alone_is_served_and_volumes_come_and_go() {
     assert!(bench.refused(&second).contains("in use"));
     let second = ["serve", "--backing", "b", "--nbd", "unix:nbd2"];
     assert!(bench.refused(&second).contains("in use"));
+    fine(&["stop"]);
     served.end();
     // T154: without its set it is served only on request.
     let alone = [
@@ -82,5 +92,6 @@ fn a_cache_alone_is_served_and_volumes_come_and_go() {
     );
     let served = bench.serve(&[&alone[..], &["--run-anyway"]].concat());
     assert_eq!(volumes()[0]["state"], "inconsistent");
+    fine(&["stop"]);
     served.end();
 }
