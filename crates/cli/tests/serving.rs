@@ -226,35 +226,6 @@ fn read_only_writes_nothing_anywhere() {
 }
 
 #[test]
-fn a_cache_with_nothing_to_serve_is_refused_and_stays_blank() {
-    let bench = Bench::new();
-    bench.fine(&[
-        "format",
-        "--cache",
-        "c",
-        "--create",
-        "64M",
-        "--bucket-size",
-        "64k",
-    ]);
-    let before = common::bytes(&bench.path("c"));
-    let line = bench.refused(&[
-        "serve",
-        "--cache",
-        "c",
-        "--nbd",
-        "unix:nbd",
-        "--state-dir",
-        "state",
-    ]);
-    assert!(line.contains("no volume to serve"), "{line}");
-    assert!(
-        before == common::bytes(&bench.path("c")),
-        "a refused cache was written"
-    );
-}
-
-#[test]
 fn the_only_server_is_found_by_itself() {
     let bench = Bench::new();
     bench.backing("b1");

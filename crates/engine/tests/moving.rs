@@ -152,7 +152,7 @@ fn busy_clients_leave_a_fifth_of_what_they_write_for_moving() {
             w.sleep(Duration::from_millis(20)).await;
         }
         let gc = s.status().cache_sets[0].gc.clone();
-        let written = v.status().writes.bytes;
+        let written = v.status().expect("it is served").writes.bytes;
         check(&v).await;
         s.stop().await.unwrap();
         (gc.moved_bytes, written)

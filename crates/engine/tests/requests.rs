@@ -81,7 +81,8 @@ impl Rig {
 
     fn set(&self, key: &'static str, value: &'static str) {
         let server = self.server.clone();
-        self.run(async move { server.change(key, value).await.map(|_| ()) })
+        let one = [(key.to_string(), value.to_string())];
+        self.run(async move { server.change(&one).await.map(|_| ()) })
             .unwrap();
     }
 

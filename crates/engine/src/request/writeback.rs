@@ -68,7 +68,7 @@ async fn write_piece<E: Env>(
         Some(backing) => Some(backing.superblock.dirty_intent().await?),
         None => None,
     };
-    if core.takes_nothing() && core.backing.is_some() && !mutations::is(Mutation::DetachTakesMore) {
+    if core.takes_nothing() && core.backing.is_some() {
         // Since it was decided. Who detaches waits for the intent, and nothing becomes dirty after it (docs/durability.md).
         marks::hit(Mark::DetachSendsAway);
         return Ok(Outcome::NoRoom(buffer));

@@ -355,7 +355,8 @@ impl Load {
             let began = self.world.now();
             match self.chance.below(20) {
                 0 => self.flush().await,
-                1..=10 => self.write(start, sectors).await,
+                1..=3 => self.pry(sectors).await,
+                4..=11 => self.write(start, sectors).await,
                 _ => self.look(start, sectors).await,
             }
             let took = self.world.now() - began;
@@ -398,6 +399,12 @@ impl Load {
             let is_it = got == content(sector, known.history[known.acked]);
             assert!(is_it, "sector {sector} is not what was written last");
         }
+    }
+
+    /// Reads what others write, and has it cached.
+    async fn pry(&self, sectors: u64) {
+        let start = self.chance.below(SECTORS - sectors);
+        read(&self.volume, start, sectors).await;
     }
 
     async fn flush(&self) {

@@ -201,9 +201,7 @@ impl<E: Env> Server<E> {
         let at = bond.at;
         drop(bond);
         // LIFE-4: they may still read from the cache, or put into it what they read.
-        if !mutations::is(Mutation::SlotGivenUpEarly) {
-            quiet(&old).await;
-        }
+        quiet(&old).await;
         self.give_up_slot(at, old.inode).await?;
         drop(held);
         marks::hit(Mark::DetachDone);
@@ -244,9 +242,7 @@ impl<E: Env> Server<E> {
     /// The device says that it has no cache.
     async fn leave(&self, bond: &Bond<E>) -> io::Result<()> {
         assert!(bond.is_clean(), "LIFE-3: everything is written back");
-        if !mutations::is(Mutation::DetachForgetsCleanings) {
-            bond.writer().journal.flush().await?;
-        }
+        bond.writer().journal.flush().await?;
         bond.backing.disk.flush().await?;
         bond.cache.poison.check()?;
         let leave = bond.backing.superblock.change(|superblock| {
