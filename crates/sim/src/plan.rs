@@ -23,6 +23,8 @@ pub struct Plan {
     pub faults: bool,
     /// Devices fail in ways that pass.
     pub soft_faults: bool,
+    /// The cache device fails in every way and nothing else does, and nothing is ever dirty.
+    pub cache_faults: bool,
     /// Devices lie about data, and data rots.
     pub lies: bool,
     /// Metadata rots, in copies that are opened and thrown away.
@@ -82,6 +84,7 @@ impl Plan {
             power_loss: chance.percent(70),
             faults: chance.percent(25),
             soft_faults: chance.percent(25),
+            cache_faults: false,
             lies: chance.percent(10),
             rot: chance.percent(15),
             modes: chance.percent(60),
@@ -139,6 +142,22 @@ impl Plan {
     /// The same, of a tree that shrinks.
     pub fn shrinking(seed: u64) -> Plan {
         Plan::swarm(seed).losing_much(&Chance::new(seed ^ 0x0b17_3c9e_5eed_51a2))
+    }
+
+    /// The same, without writeback and with faults of the cache device only.
+    pub fn cache_faults(seed: u64) -> Plan {
+        Plan {
+            cache_faults: true,
+            faults: false,
+            soft_faults: false,
+            lies: false,
+            modes: false,
+            attach: false,
+            flash: false,
+            aim: None,
+            requests_max: 400,
+            ..Plan::swarm(seed)
+        }
     }
 
     fn crowded(self) -> Plan {
