@@ -115,6 +115,12 @@ impl Life {
             (Knob::CopyGcEnabled, u64::from(self.plan.moving)),
             (Knob::ExpensiveDebugChecks, u64::from(chance.percent(25))),
         ]);
+        let errors = Chance::new(self.set.seed ^ 0x5eed_0e55_7a11_04d9);
+        if self.plan.faults {
+            settings.insert(Knob::SetIoErrorLimit, errors.pick(&[1, 8]));
+            let stops = u64::from(errors.percent(20));
+            settings.insert(Knob::StopWhenCacheSetFailed, stops);
+        }
         if self.plan.cache_faults {
             let limit = chance.pick(&[1, 8, 64, 1 << 20, 1 << 20]);
             settings.insert(Knob::SetIoErrorLimit, limit);

@@ -109,7 +109,10 @@ impl Plan {
             moving: moving.percent(75),
             moving_is_eager: moving.percent(60),
         };
-        if chance.percent(8) {
+        let errors = Chance::new(seed ^ 0x5eed_0e44_0b5a_91c3);
+        if errors.percent(6) {
+            plan.of_cache_faults()
+        } else if chance.percent(8) {
             plan.crowded()
         } else if shape.percent(12) {
             plan.losing_much(&shape)
@@ -146,6 +149,10 @@ impl Plan {
 
     /// The same, without writeback and with faults of the cache device only.
     pub fn cache_faults(seed: u64) -> Plan {
+        Plan::swarm(seed).of_cache_faults()
+    }
+
+    fn of_cache_faults(self) -> Plan {
         Plan {
             cache_faults: true,
             faults: false,
@@ -156,7 +163,7 @@ impl Plan {
             flash: false,
             aim: None,
             requests_max: 400,
-            ..Plan::swarm(seed)
+            ..self
         }
     }
 
