@@ -106,6 +106,10 @@ pub struct Faults {
     pub any_in: Option<u64>,
     /// I/Os until the device goes, and for how long.
     pub gone_in: Option<(u64, Duration)>,
+    /// Every so-many-th read fails.
+    pub reads_each: Option<u64>,
+    /// Every so-many-th write of clients' data fails.
+    pub data_each: Option<u64>,
     /// How many of a hundred I/Os take seconds.
     pub spike_percent: u64,
     /// Writes of data until one is lost.
@@ -387,7 +391,11 @@ impl DiskState {
         let is_spared = write_at.is_some_and(|at| at < self.faults.from_byte);
         let mut fails = count_down(&mut self.faults.any_in);
         match kind {
-            Kind::Read => fails |= count_down(&mut self.faults.read_in),
+            Kind::Read => {
+                let each = self.faults.reads_each;
+                fails |= count_down(&mut self.faults.read_in)
+                    || each.is_some_and(|each| self.ios.is_multiple_of(each));
+            }
             Kind::Flush => fails |= count_down(&mut self.faults.flush_in),
             _ if is_spared => (),
             _ => {
@@ -564,7 +572,13 @@ impl Disk {
         state.writes += 1;
         let io = state.next_io;
         state.next_io += 1;
-        let fails = state.failure(Kind::Write, self.world.now(), Some(offset));
+        let mut fails = state.failure(Kind::Write, self.world.now(), Some(offset));
+        let each = state.faults.data_each.unwrap_or(0);
+        let is_hit = each > 0 && state.ios.is_multiple_of(each);
+        if is_hit && fails.is_none() && data.chunks(SECTOR).all(is_pattern) {
+            state.happen(Kind::Write);
+            fails = Some(EIO);
+        }
         let place = if data.is_empty() {
             None
         } else {

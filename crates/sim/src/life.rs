@@ -103,7 +103,7 @@ impl Life {
     fn settings(&self) -> Initial {
         let chance = &self.set.chance;
         let runs = chance.percent(if self.plan.crowded { 30 } else { 85 });
-        Initial::from([
+        let mut settings = Initial::from([
             (Knob::JournalDelayMs, 1000 * chance.pick(&[1, 10, 100])),
             (
                 Knob::SequentialCutoff,
@@ -137,12 +137,25 @@ impl Life {
             (Knob::GcAfterWriteback, chance.pick(&[0, 1])),
             (Knob::CopyGcEnabled, u64::from(self.plan.moving)),
             (Knob::ExpensiveDebugChecks, u64::from(chance.percent(25))),
-        ])
+        ]);
+        let errors = Chance::new(self.set.seed ^ 0x5eed_0e55_7a11_04d9);
+        if self.plan.faults {
+            settings.insert(Knob::SetIoErrorLimit, errors.pick(&[1, 8]));
+            let stops = u64::from(errors.percent(20));
+            settings.insert(Knob::StopWhenCacheSetFailed, stops);
+        }
+        if self.plan.cache_faults {
+            let limit = chance.pick(&[1, 8, 64, 1 << 20, 1 << 20]);
+            settings.insert(Knob::SetIoErrorLimit, limit);
+        }
+        settings
     }
 
     fn options(&self) -> Options {
         let chance = &self.set.chance;
-        let mode = if self.plan.modes && chance.percent(40) {
+        let mode = if self.plan.cache_faults {
+            chance.pick(&MODES[1..])
+        } else if self.plan.modes && chance.percent(40) {
             chance.pick(&MODES)
         } else {
             CacheMode::Writeback
@@ -637,6 +650,7 @@ impl Life {
     pub fn tally(&self) -> Tally {
         let mut tally = self.set.tally.clone();
         tally.runs = 1;
+        tally.of_cache_faults = u64::from(self.plan.cache_faults);
         for disk in self.set.disks() {
             for (mine, more) in tally.faults.iter_mut().zip(disk.borrow().happened) {
                 *mine += more;

@@ -23,6 +23,8 @@ pub struct Plan {
     pub faults: bool,
     /// Devices fail in ways that pass.
     pub soft_faults: bool,
+    /// The cache device fails in every way and nothing else does, and nothing is ever dirty.
+    pub cache_faults: bool,
     /// Devices lie about data, and data rots.
     pub lies: bool,
     /// Metadata rots, in copies that are opened and thrown away.
@@ -89,6 +91,7 @@ impl Plan {
             power_loss: chance.percent(70),
             faults: chance.percent(25),
             soft_faults: chance.percent(25),
+            cache_faults: false,
             lies: chance.percent(10),
             rot: chance.percent(15),
             modes: chance.percent(60),
@@ -116,7 +119,10 @@ impl Plan {
             early_cutoff: policy.percent(40),
             refuses_read_ahead: policy.percent(20),
         };
-        if chance.percent(8) {
+        let errors = Chance::new(seed ^ 0x5eed_0e44_0b5a_91c3);
+        if errors.percent(6) {
+            plan.of_cache_faults()
+        } else if chance.percent(8) {
             plan.crowded()
         } else if shape.percent(12) {
             plan.losing_much(&shape)
@@ -149,6 +155,26 @@ impl Plan {
     /// The same, of a tree that shrinks.
     pub fn shrinking(seed: u64) -> Plan {
         Plan::swarm(seed).losing_much(&Chance::new(seed ^ 0x0b17_3c9e_5eed_51a2))
+    }
+
+    /// The same, without writeback and with faults of the cache device only.
+    pub fn cache_faults(seed: u64) -> Plan {
+        Plan::swarm(seed).of_cache_faults()
+    }
+
+    fn of_cache_faults(self) -> Plan {
+        Plan {
+            cache_faults: true,
+            faults: false,
+            soft_faults: false,
+            lies: false,
+            modes: false,
+            attach: false,
+            flash: false,
+            aim: None,
+            requests_max: 400,
+            ..self
+        }
     }
 
     fn crowded(self) -> Plan {

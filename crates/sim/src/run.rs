@@ -28,17 +28,20 @@ pub enum Kind {
     Overtaking,
     /// A life whose tree is deep and loses much of what it holds.
     Shrinking,
+    /// A life without writeback whose cache device fails.
+    CacheFaults,
     /// A short workload, crashed after every device operation.
     Prefixes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 6] = [
+    const ALL: [(&'static str, Kind); 7] = [
         ("swarm", Kind::Swarm),
         ("half-done", Kind::HalfDone),
         ("cut-openings", Kind::CutOpenings),
         ("overtaking", Kind::Overtaking),
         ("shrinking", Kind::Shrinking),
+        ("cachefaults", Kind::CacheFaults),
         ("prefixes", Kind::Prefixes),
     ];
 
@@ -63,6 +66,7 @@ impl Kind {
             2 | 3 => Kind::CutOpenings,
             4 => Kind::Overtaking,
             6 => Kind::Shrinking,
+            _ if seed.is_multiple_of(3) => Kind::CacheFaults,
             _ => Kind::Swarm,
         }
     }
@@ -127,6 +131,7 @@ impl Spec {
             Kind::CutOpenings => Plan::cut_openings(seed),
             Kind::Overtaking => Plan::overtaking(seed),
             Kind::Shrinking => Plan::shrinking(seed),
+            Kind::CacheFaults => Plan::cache_faults(seed),
             Kind::Prefixes => {
                 return sweep::prefixes_of(seed, choice, trace, scripts);
             }

@@ -326,6 +326,7 @@ impl Set {
             self.cut_off(ledger);
             ledger.writing.borrow_mut().clear();
             self.tally.requests += ledger.done.get();
+            self.tally.failed += ledger.failed.get();
         }
         self.after_end(end);
     }

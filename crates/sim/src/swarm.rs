@@ -172,6 +172,7 @@ impl Outcome {
             tally.runs as f64 / seconds
         );
         row("requests", tally.requests);
+        row("  that failed", tally.failed);
         row("crashes", tally.crashes());
         row("  kills", tally.kills);
         row("  losses of power", tally.power_losses);
@@ -185,6 +186,13 @@ impl Outcome {
             "rotten metadata: {} openings refused, {} not",
             tally.rotten[0], tally.rotten[1]
         );
+        if tally.of_cache_faults == tally.runs {
+            let faults: u64 = tally.faults.iter().sum();
+            let failed = tally.failed;
+            println!(
+                "only the cache device failed, nothing was dirty: {faults} faults, {failed} requests failed"
+            );
+        }
         println!("violations: {}", self.found.len());
         self.print_marks();
     }

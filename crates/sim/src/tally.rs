@@ -9,6 +9,10 @@ pub struct Tally {
     pub runs: u64,
     /// Requests that were answered.
     pub requests: u64,
+    /// Those of them that failed.
+    pub failed: u64,
+    /// Lives in which only the cache device failed and nothing was dirty, so that no request may have failed.
+    pub of_cache_faults: u64,
     /// Ends by kill.
     pub kills: u64,
     /// Ends by loss of power.
@@ -30,6 +34,8 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.runs += other.runs;
         self.requests += other.requests;
+        self.failed += other.failed;
+        self.of_cache_faults += other.of_cache_faults;
         self.kills += other.kills;
         self.power_losses += other.power_losses;
         self.cut_openings += other.cut_openings;

@@ -20,6 +20,10 @@ pub enum Weather {
 /// Faults to come in this round; `fail` is a disk and which I/O of it fails besides.
 pub fn arm(set: &Set, plan: &Plan, fail: Option<(usize, u64)>, ledger: &Ledger) -> Weather {
     let chance = &set.chance;
+    if plan.cache_faults {
+        arm_cache_faults(set);
+        return Weather::Foul;
+    }
     let weather = if plan.faults && chance.percent(30) {
         Weather::Foul
     } else if plan.soft_faults && chance.percent(50) {
@@ -74,6 +78,23 @@ fn arm_faults(set: &Set, ledger: &Ledger) {
             ..Faults::default()
         };
     }
+}
+
+/// Anything may fail on the cache device, and nothing on others. Clients must not notice: their data is all on the backing devices.
+fn arm_cache_faults(set: &Set) {
+    let chance = &set.chance;
+    let is_hard = chance.percent(40);
+    let hard = |most: u64| (is_hard && chance.percent(40)).then(|| chance.below(most));
+    set.cache.borrow_mut().faults = Faults {
+        write_in: hard(400),
+        flush_in: hard(40),
+        any_in: hard(800),
+        gone_in: hard(600).map(|count| (count, Duration::from_millis(chance.between(1, 60_000)))),
+        no_space_in: hard(400),
+        reads_each: chance.percent(80).then(|| chance.between(2, 20)),
+        data_each: chance.percent(60).then(|| chance.between(2, 30)),
+        ..Faults::default()
+    };
 }
 
 /// Faults that pass: reads, writes of data to backing devices, delays.
