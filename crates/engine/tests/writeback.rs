@@ -164,7 +164,7 @@ fn eager() -> Options {
 /// ours are runs of up to a megabyte, several at a time.
 #[test]
 fn dirty_data_goes_out_in_ascending_order_and_side_by_side_in_one_piece() {
-    let set = Set::new(eager().with(Knob::SequentialCutoff, 0));
+    let set = Set::new(eager()).paced(Duration::from_millis(1));
     let log = set.watch();
     let teller = set.volume();
     let told = set.tell({
@@ -408,7 +408,7 @@ fn the_rate_is_kept() {
     let set = Set::of(4000, asked).paced(Duration::from_millis(1));
     let teller = set.volume();
     set.tell(async move {
-        for block in 0..3000 {
+        for block in 0..6000 {
             teller.write(block * 3, 1, 7).await;
         }
         let before = teller.dirty();

@@ -7,7 +7,9 @@ use crate::limits::{WRITEBACK_DEPTH_MAX, WRITEBACK_LATENCY_FINE};
 use std::time::Duration;
 
 /// Where it begins.
-const DEPTH_FIRST: usize = 4;
+const DEPTH_FIRST: usize = 8;
+/// Up to so many times longer than the shortest says that there is room for much more.
+const FINE: u32 = 2;
 /// So many times longer than the shortest is too long.
 const TOO_LONG: u32 = 8;
 /// Part of the average that one write makes.
@@ -63,6 +65,8 @@ impl Depth {
         };
         if self.average > fine {
             self.depth = (self.depth * 3 / 4).max(1);
+        } else if runs >= self.depth && self.average <= shortest * FINE {
+            self.depth = (self.depth * 2).min(WRITEBACK_DEPTH_MAX);
         } else if runs >= self.depth {
             self.depth = (self.depth + self.depth.div_ceil(4)).min(WRITEBACK_DEPTH_MAX);
         }

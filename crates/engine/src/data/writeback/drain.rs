@@ -10,10 +10,10 @@ use std::time::Duration;
 
 /// Looks back that are kept.
 const SAMPLES: usize = 256;
-/// The last while is no shorter than this, if there was so much.
-const WHILE_MIN: Duration = Duration::from_secs(2);
-/// And this part of all the time it took.
+/// The last while is this part of all the time it took,
 const WHILE_PART: u32 = 8;
+/// and so many looks at least.
+const WHILE_SAMPLES: usize = 3;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +84,9 @@ impl Drain {
     fn speed(&self) -> Option<f64> {
         let (last, written) = *self.samples.back()?;
         let elapsed = last.saturating_sub(self.began);
-        let from = last.saturating_sub((elapsed / WHILE_PART).max(WHILE_MIN));
-        let is_before = |sample: &&(Duration, u64)| sample.0 <= from;
-        let (since, before) = match self.samples.iter().rev().find(is_before) {
+        let from = last.saturating_sub(elapsed / WHILE_PART);
+        let mut earlier = self.samples.iter().rev().skip(WHILE_SAMPLES);
+        let (since, before) = match earlier.find(|sample| sample.0 <= from) {
             Some(sample) => *sample,
             None => *self.samples.front()?,
         };
