@@ -139,7 +139,10 @@ fn another_policy_is_stored_and_holds_after_a_restart() {
         ("lru", Replacement::Lru),
     ] {
         session(&disks, options(false), 1, |s, _, _| async move {
-            let changed = s.change(key, name).await.expect("changed");
+            let changed = s
+                .change(&[(key.to_string(), name.to_string())])
+                .await
+                .expect("changed");
             assert_eq!(changed.len(), 1);
         });
         assert_eq!(superblock(&disks.0).replacement(), Some(policy));
@@ -231,7 +234,9 @@ fn a_discard_that_fails_changes_nothing() {
     }
     let with_discard = options(false).with(Knob::Discard, 1);
     session(&disks, with_discard, 1, |s, v, w| async move {
-        s.change("cache_set.discard", "1").await.expect("on");
+        s.change(&[("cache_set.discard".to_string(), "1".to_string())])
+            .await
+            .expect("on");
         is_open.set(true);
         for at in 0..1500 {
             assert_eq!(read(&v, at * 64, 64).await, 0x77);
@@ -587,10 +592,15 @@ fn what_was_written_back_is_not_dirty_when_opened_again() {
                 write(&v, at * 16, 8, 1).await;
             }
             let mut looks = 0;
-            while v.dirty_bytes() > 0 || v.status().state != "clean" {
+            while v.dirty_bytes() > 0 || v.status().expect("served").state != "clean" {
                 w.sleep(Duration::from_secs(1)).await;
                 looks += 1;
-                assert!(looks < 100_000, "{} {}", v.dirty_bytes(), v.status().state);
+                assert!(
+                    looks < 100_000,
+                    "{} {}",
+                    v.dirty_bytes(),
+                    v.status().expect("served").state
+                );
             }
             v.flush().await.expect("flushed");
             if !is_killed {
@@ -607,7 +617,10 @@ fn what_was_written_back_is_not_dirty_when_opened_again() {
         assert!(!loaded.index.is_empty());
         assert!(loaded.index.iter().all(|extent| !extent.dirty));
         session(&(c, b), options(false), 2, |_, v, _| async move {
-            assert_eq!((v.dirty_bytes(), v.status().state.as_str()), (0, "clean"));
+            assert_eq!(
+                (v.dirty_bytes(), v.status().expect("served").state.as_str()),
+                (0, "clean")
+            );
         });
     }
 }
