@@ -125,6 +125,7 @@ fn router(handle: Handle) -> axum::Router {
         .route("/v1/status", get(status))
         .route("/v1/settings", get(settings).patch(set))
         .route("/v1/priority_stats", get(priority_stats))
+        .route("/v1/clear_stats", post(clear_stats))
         .route("/v1/stop", post(stop))
         .route("/v1/gc", post(gc))
         .route("/v1/gc/pause", post(pause_gc))
@@ -186,6 +187,10 @@ fn wanted(body: &[u8]) -> Result<Vec<(String, String)>, String> {
 
 async fn priority_stats(State(handle): State<Handle>) -> Response {
     answer(move || handle.priorities()).await
+}
+
+async fn clear_stats(State(handle): State<Handle>) -> Response {
+    answer(move || handle.clear_stats()).await
 }
 
 async fn stop(State(handle): State<Handle>) -> Response {

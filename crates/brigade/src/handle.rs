@@ -126,6 +126,14 @@ impl Handle {
         })?
     }
 
+    /// Has statistics begin anew: totals and latencies of all volumes and sets.
+    pub fn clear_stats(&self) -> Result<Value, Error> {
+        self.call(|world| async move {
+            world.server.clear_stats();
+            json!({ "cleared": true })
+        })
+    }
+
     /// How recent what is cached is: shares of buckets, and quantiles of their ages. Counts all buckets, while requests go on.
     pub fn priorities(&self) -> Result<Value, Error> {
         self.call(|world| async move {

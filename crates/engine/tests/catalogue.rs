@@ -302,14 +302,17 @@ fn a_collection_begins_soon_when_asked_for_and_not_without_reason() {
 /// T86, T93: requests are served and buckets recycled meanwhile.
 #[test]
 fn a_collection_makes_way_for_requests_and_ends_all_the_same() {
-    let disks = disks(1000, 8, 1, 200_000);
+    let disks = disks(3000, 8, 1, 200_000);
+    for disk in [&disks.0, &disks.1] {
+        disk.borrow_mut().pace = Some(Rc::new(|_: Io<'_>| Some(INSTANT)));
+    }
     session(&disks, options(false), 1, |s, v, w| async move {
-        for number in 0..3000u64 {
-            read(&v, number * 7919 % 3000 * 2, 1).await;
+        for number in 0..8000u64 {
+            read(&v, number * 7919 % 8000 * 2, 1).await;
         }
         // The rest of the cache is full of clean data.
-        for at in 0..1000 {
-            read(&v, 10_000 + at * 8, 8).await;
+        for at in 0..3000 {
+            read(&v, 20_000 + at * 8, 8).await;
         }
         w.sleep(Duration::from_secs(60)).await;
         let passes = || s.status().cache_sets[0].gc.passes;

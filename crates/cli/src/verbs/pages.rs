@@ -56,7 +56,7 @@ pub fn reference() -> String {
         `brigade check` has those of fsck(8): 0 clean, 4 errors, 8 could not check, 16 usage.\n\n\
         ## Control socket\n\n\
         HTTP/1.1 and JSON on a unix socket: `GET /v1/status` gives the status, `GET /v1/settings` and `PATCH /v1/settings` show and \
-        change settings (docs/settings.md), `GET /v1/priority_stats` counts buckets by recency, `POST /v1/gc` asks for a garbage \
+        change settings (docs/settings.md), `GET /v1/priority_stats` counts buckets by recency, `POST /v1/clear_stats` has statistics begin anew, `POST /v1/gc` asks for a garbage \
         collection and answers at once, `POST /v1/gc/pause` and `POST /v1/gc/resume` have it rest and go on, `POST /v1/drain` begins to \
         write dirty data back, of all volumes or of one (`{\"volume\": NAME}`), and answers at once, `POST /v1/drain/cancel` ends that, `POST /v1/stop` stops the server and answers once it has stopped. What could not be \
         done is answered with a status of 4xx or 5xx and `{\"error\": ...}`.\n",
