@@ -1,7 +1,8 @@
 //! `cargo x tests-table`: docs/tests.md, made from the comments above tests.
 //!
 //! A test that shows something of the catalogue says its number first thing in its comment: `/// T14: ...` above the test (or above what
-//! judges, in the simulator), `//! T14: ...` where a whole file is the test, `// T14: ...` at an entry of the interop tests. What the numbers
+//! judges, in the simulator), `//! T14: ...` where a whole file is the test, `// T14: ...` at an entry of the interop tests and in
+//! the middle of a test. What the numbers
 //! mean, and why some have no test, is in [`crate::catalogue`]. `cargo x tidy` holds the page against the sources.
 
 use crate::catalogue::{NOT_HERE, SHOWN, STILL_MISSING};
@@ -94,7 +95,8 @@ fn numbered(sources: &[Source]) -> (Numbered, Vec<String>) {
             let Some(numbers) = numbers_of(line) else {
                 continue;
             };
-            let Some(test) = test_below(source, &lines, at) else {
+            let around = || test_around(source, &lines[..at]).filter(|_| line.starts_with("// "));
+            let Some(test) = test_below(source, &lines, at).or_else(around) else {
                 let line = at + 1;
                 complaints.push(format!("{}:{line}: a number above no test", source.path));
                 continue;
@@ -154,6 +156,13 @@ fn test_below(source: &Source, lines: &[&str], at: usize) -> Option<String> {
     None
 }
 
+/// The test that a remark in its middle belongs to.
+fn test_around(source: &Source, lines: &[&str]) -> Option<String> {
+    let mark = lines.iter().rposition(|line| *line == "#[test]")?;
+    let name = lines[mark..].iter().find_map(|line| declared(line))?;
+    Some(format!("`{}::{name}`", source.path))
+}
+
 /// The function or type a line declares.
 fn declared(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace();
@@ -186,6 +195,9 @@ mod tests {
         let entry = "    // T4: it.\n    Test {\n        name: \"kill\",\n";
         let (found, _) = of("xtask/src/interop/mod.rs", entry);
         assert_eq!(found[&4], ["`cargo x interop kill`"]);
+        let within = "#[test]\nfn t() {\n    one();\n    // T6: and then.\n    two();\n}\n";
+        let (found, _) = of("crates/cli/tests/a.rs", within);
+        assert_eq!(found[&6], ["`crates/cli/tests/a.rs::t`"]);
         let judge = "/// T5: it.\npub async fn judge(a: u8) {\n";
         let (found, _) = of("crates/sim/src/judge.rs", judge);
         assert_eq!(found[&5], ["`crates/sim/src/judge.rs::judge`"]);

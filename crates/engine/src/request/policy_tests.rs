@@ -1,3 +1,5 @@
+//! What is done with a request, rule by rule.
+
 use super::*;
 use CacheMode::{None as NoMode, Writearound, Writeback, Writethrough};
 

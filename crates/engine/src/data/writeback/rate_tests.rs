@@ -1,3 +1,5 @@
+//! The controller of the rate, step by step.
+
 use super::*;
 
 /// The kernel's defaults, without what the kernel does not have.
