@@ -95,7 +95,7 @@ impl Story {
 
     fn set(&self, key: &str, value: &str) {
         let (server, key, value) = (self.server.clone(), key.to_string(), value.to_string());
-        let changed = self.run(async move { server.change(&key, &value).await });
+        let changed = self.run(async move { server.change(&[(key, value)]).await });
         changed.expect("it can be set");
     }
 

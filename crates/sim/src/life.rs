@@ -67,6 +67,12 @@ pub struct Life {
     oldest: Vec<Gen>,
 }
 
+/// Whether a set was given up.
+fn has_failed(server: &Server<World>) -> bool {
+    let sets = server.status().cache_sets;
+    sets.iter().any(|set| set.state == "poisoned")
+}
+
 impl Life {
     /// A set as a formatter leaves it.
     pub fn new(seed: u64, plan: Plan) -> Life {
@@ -441,6 +447,8 @@ impl Life {
         if weather == Weather::Rough {
             weather::faults_stop(&self.set);
         }
+        // A set that had too many errors cannot be stopped in order.
+        let is_whole = is_whole && (weather == Weather::Calm || !has_failed(&session.server));
         if is_whole && !stops_early {
             let runs = options.settings.get(&Knob::WritebackRunning) != Some(&0);
             if runs && self.set.chance.percent(15) {
