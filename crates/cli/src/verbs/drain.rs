@@ -194,6 +194,24 @@ fn going(name: &str, drain: &Value) -> String {
     line
 }
 
+/// What `status` says of writing back.
+pub fn writeback_text(writeback: &Value) -> String {
+    let drain = &writeback["drain"];
+    let how = if drain["state"] == "running" {
+        going("all of it", drain)
+    } else if writeback["running"] == false {
+        "off".to_owned()
+    } else if writeback["urgent"] == true || writeback["idle"] == true {
+        "at full speed".to_owned()
+    } else {
+        format!("{}/s", show_size(number(&writeback["rate"])))
+    };
+    format!(
+        "{how}, {} are meant to be dirty",
+        show_size(number(&writeback["target"]))
+    )
+}
+
 fn say_report(flags: &DrainFlags, report: &Value) -> Outcome {
     if flags.json {
         return print_json(report);
@@ -244,6 +262,20 @@ mod tests {
             panic!("it is over");
         };
         assert_eq!(report["written_bytes"], 8192);
+    }
+
+    #[test]
+    fn the_line_of_the_status_says_how_fast_and_what_for() {
+        let of = |key: &str, value: Value| {
+            let mut writeback = json!({"running": true, "rate": 4096, "target": 1048576});
+            writeback[key] = value;
+            writeback_text(&writeback)
+        };
+        assert_eq!(of("x", 1.into()), "4k/s, 1M are meant to be dirty");
+        assert!(of("running", false.into()).starts_with("off"));
+        assert!(of("idle", true.into()).starts_with("at full speed"));
+        let drain = json!({"state": "running", "left_bytes": 4096, "dirty_at_start_bytes": 8192});
+        assert!(of("drain", drain).contains("4k of 8k left"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `brigade status` and `brigade stop`: clients of the control socket.
 
+use super::drain::writeback_text;
 use crate::client;
 use crate::failure::{Outcome, one_line};
 use crate::flags::{StatusFlags, StopFlags};
@@ -121,6 +122,9 @@ fn volume_text(volume: &Value) -> String {
         word(&volume["state"]),
         show_size(number(&volume["dirty_bytes"])),
     );
+    if volume["writeback"].is_object() {
+        page += &format!("  writeback: {}\n", writeback_text(&volume["writeback"]));
+    }
     for direction in ["reads", "writes"] {
         let counters: Vec<String> = volume[direction]
             .as_object()
