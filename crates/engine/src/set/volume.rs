@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use crate::stats::{BackingStatus, DetachStatus, VolumeStatus};
 use brigade_env::{BlockDevice, BlockSizes, Buffer, BufferPool, Env, StatusExtent, StreamId};
 use brigade_format::{BackingState, CacheMode};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub struct Volume<E: Env> {
     served: RefCell<Option<Served<E>>>,
     /// How a detach goes.
     pub(super) detach: RefCell<Option<DetachStatus>>,
+    /// It can no more be cancelled.
+    pub(super) is_leaving: Cell<bool>,
 }
 
 /// What serves a volume now.
@@ -93,6 +95,7 @@ impl<E: Env> Volume<E> {
             settings: served.core.settings.clone(),
             served: RefCell::new(Some(served)),
             detach: RefCell::default(),
+            is_leaving: Cell::new(false),
         })
     }
 

@@ -106,6 +106,7 @@ impl<E: Env> Server<E> {
     async fn finish_detach(&self, volume: Rc<Volume<E>>, bond: Bond<E>) -> Result<(), Error> {
         let _under_way = UnderWay::begin(&self.detaches);
         let result = self.detach_with(&volume, bond).await;
+        volume.is_leaving.set(false);
         let mut status = volume.detach.borrow_mut();
         *status = match &result {
             Ok(()) => None,
@@ -123,7 +124,9 @@ impl<E: Env> Server<E> {
         let volume = self.volume(name)?;
         let served = volume.served();
         let mut status = volume.detach.borrow_mut();
-        let running = status.as_mut().filter(|status| status.running);
+        let running = status
+            .as_mut()
+            .filter(|status| status.running && !volume.is_leaving.get());
         let is_over = |served: &Served<E>| served.is_attached() && served.core.detaching.get();
         match (running, served.filter(is_over)) {
             (Some(status), Some(_)) => {
@@ -181,6 +184,7 @@ impl<E: Env> Server<E> {
             let held = self.changes.lock().await;
             // Somebody may have changed his mind meanwhile.
             if self.may_go_on(volume, &bond).is_ok() && bond.is_clean() {
+                volume.is_leaving.set(true);
                 break held;
             }
         };

@@ -125,6 +125,8 @@ impl<E: Env> Server<E> {
         let forgotten = request::forget_clean(&served.core, offset + was, offset + is).await;
         forgotten.map_err(io)?;
         let at = served.core.cache.as_ref().map(|cache| self.set_of(cache));
+        // A detach may have begun meanwhile, and goes on with the core it began with.
+        drop(self.not_detaching(volume)?);
         drop(served);
         let old = self.give_size(volume, at, is).core;
         // Who detaches it waits for those of the core that is there then.
