@@ -22,7 +22,7 @@
 
 use crate::Error;
 use crate::face::{Changed, DEFINITIONS, Definition, Knob, Plain, Scope};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value};
 
@@ -67,11 +67,18 @@ impl Config {
     /// Reads a file. What is wrong in it is an error that names the place.
     pub fn read(path: &Path) -> Result<Config, Error> {
         let at = |what: &dyn std::fmt::Display| Error::at(path.display(), what);
-        let size = std::fs::metadata(path).map_err(|e| at(&e))?.len();
-        if size > BYTES_MAX {
-            return Err(at(&format!("{size} bytes are no configuration file")));
+        let is_file = std::fs::metadata(path).map_err(|e| at(&e))?.is_file();
+        if !is_file {
+            return Err(at(&"is no regular file"));
         }
-        let text = std::fs::read_to_string(path).map_err(|e| at(&e))?;
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(|e| at(&e))?;
+        let read = file.take(BYTES_MAX + 1).read_to_string(&mut text);
+        if read.map_err(|e| at(&e))? as u64 > BYTES_MAX {
+            return Err(at(&format!(
+                "is no configuration file: more than {BYTES_MAX} bytes"
+            )));
+        }
         Config::parse(path, &text)
     }
 

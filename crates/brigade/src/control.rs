@@ -20,6 +20,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// Calls that wait for the cache's thread at the same time; each takes a thread, and some may take long.
+const CALLS_MAX: usize = 64;
 /// The longest a stopping server waits for its last answers to be read.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -95,7 +97,7 @@ impl Drop for Control {
 fn run(listener: UnixListener, handle: Handle, stopped: oneshot::Receiver<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(CALLS_MAX)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 /// A volume, as it was at open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct Handle(Arc<Shared>);
 
 struct Shared {
     opened: Opened,
+    /// Held while settings are changed.
+    changing: Mutex<()>,
     finish: Arc<Finish>,
 }
 
@@ -56,7 +58,17 @@ fn ask_to_stop(remote: &Remote) {
 
 impl Handle {
     pub(crate) fn new(opened: Opened, finish: Arc<Finish>) -> Handle {
-        Handle(Arc::new(Shared { opened, finish }))
+        Handle(Arc::new(Shared {
+            opened,
+            changing: Mutex::default(),
+            finish,
+        }))
+    }
+
+    /// Only one changes settings at a time.
+    pub(crate) fn changing(&self) -> MutexGuard<'_, ()> {
+        let locked = self.0.changing.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The volumes, the default one first.

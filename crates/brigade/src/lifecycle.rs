@@ -1,6 +1,7 @@
 //! Devices that come and go and volumes that change while everything is served: what a [`Handle`] can do of it, and its routes.
 
 use crate::face::Volume;
+use crate::settings::apply_again;
 use crate::world::{World, open_device};
 use crate::{Error, Handle};
 use brigade_uring::HostEnv;
@@ -42,7 +43,9 @@ impl Handle {
                     world.server.attach(device, set).await
                 }
             };
-            told(&volume.map_err(Error::new)?)
+            let volume = volume.map_err(Error::new)?;
+            apply_again(&world, &volume.name()).await;
+            told(&volume)
         })?
     }
 
@@ -78,7 +81,9 @@ impl Handle {
             let created = world
                 .server
                 .create_flash(size_bytes, &label, set.as_deref());
-            told(&created.await.map_err(Error::new)?)
+            let volume = created.await.map_err(Error::new)?;
+            apply_again(&world, &volume.name()).await;
+            told(&volume)
         })?
     }
 

@@ -5,6 +5,7 @@ use crate::face::{Changed, Knob, Scope};
 use crate::world::World;
 use crate::{Config, Error, Handle};
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// What is to be changed: keys with their values as text.
@@ -21,57 +22,125 @@ impl Handle {
     }
 
     /// Changes settings, all or none; from now on, and with `keep` also after a restart with the same configuration file, if there is
-    /// one.
+    /// one. The file is read again first, since somebody may have worked on it, and written on the thread of the caller.
     pub fn set(&self, wanted: Wanted, keep: bool) -> Result<Value, Error> {
-        self.call(move |world| async move {
-            let mut changed = Vec::new();
-            let mut keys = Vec::new();
-            // One after the other, since the file wants to know which key changed what; whether all make sense is known before.
-            world.server.check_change(&wanted).map_err(Error::new)?;
-            for one in &wanted {
-                let done = world.server.change(std::slice::from_ref(one)).await;
-                let done = done.map_err(Error::new)?;
-                keys.extend(done.iter().map(|_| one.0.clone()));
-                changed.extend(done);
+        let _one_at_a_time = self.changing();
+        let done = self.call(move |world| change(world, wanted))??;
+        let kept_in = match &done.config {
+            Some(path) if keep => {
+                let kept = done.keep(path);
+                let config =
+                    kept.map_err(|error| Error::new(format!("changed, but not kept: {error}")))?;
+                self.call(move |world| async move {
+                    *world.config.borrow_mut() = Some(config);
+                })?;
+                Some(path.display().to_string())
             }
-            let kept = match keep {
-                true => note(&world, &keys, &changed)?,
-                false => None,
-            };
-            Ok(json!({ "changed": changed, "kept_in": kept }))
-        })?
+            _ => None,
+        };
+        match done.failure {
+            Some(error) => Err(error),
+            None => Ok(json!({ "changed": done.changed, "kept_in": kept_in })),
+        }
     }
 }
 
-/// Writes changes to the configuration file and gives its name, if there is one.
-fn note(world: &World, keys: &[String], changed: &[Changed]) -> Result<Option<String>, Error> {
-    let mut config = world.config.borrow_mut();
-    let Some(config) = &mut *config else {
-        return Ok(None);
+/// What became of changes.
+struct Done {
+    /// By which key.
+    keys: Vec<String>,
+    changed: Vec<Changed>,
+    /// What kept the rest from being made.
+    failure: Option<Error>,
+    /// The configuration file.
+    config: Option<PathBuf>,
+}
+
+impl Done {
+    /// Notes them in the file.
+    fn keep(&self, path: &Path) -> Result<Config, Error> {
+        let mut config = Config::read(path)?;
+        for (key, changed) in self.keys.iter().zip(&self.changed) {
+            config.note(key, changed);
+        }
+        config.save()?;
+        Ok(config)
+    }
+}
+
+async fn change(world: Rc<World>, wanted: Wanted) -> Result<Done, Error> {
+    let path = |config: &Config| config.path().to_owned();
+    let mut done = Done {
+        keys: Vec::new(),
+        changed: Vec::new(),
+        failure: None,
+        config: world.config.borrow().as_ref().map(path),
     };
-    for (key, changed) in keys.iter().zip(changed) {
-        config.note(key, changed);
+    world.server.check_change(&wanted).map_err(Error::new)?;
+    // One after the other, since the file wants to know which key changed what.
+    for one in &wanted {
+        match world.server.change(std::slice::from_ref(one)).await {
+            Ok(changed) => {
+                done.keys.extend(changed.iter().map(|_| one.0.clone()));
+                done.changed.extend(changed);
+            }
+            Err(error) => {
+                done.failure = Some(Error::new(error));
+                break;
+            }
+        }
     }
-    config
-        .save()
-        .map_err(|error| Error::new(format!("changed, but not kept: {error}")))?;
-    Ok(Some(config.path().display().to_string()))
+    Ok(done)
 }
 
-/// Applies the configuration file. Sections for volumes and sets that are not here are no error: they may be attached later.
+/// Applies the configuration file, for all or for a volume that has just come. Sections for volumes and sets that are not here are no error: they may be attached later.
 /// The mode is left alone if it was `said` on the command line.
 pub(crate) async fn apply(world: &Rc<World>, config: &Config, mode_said: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     let is_mode = |key: &str| key.ends_with(Knob::CacheMode.definition().name);
-    for Entry { key, text } in config.entries() {
-        if mode_said && is_mode(&key) {
-            continue;
-        }
-        if let Err(why) = world.server.change(&[(key, text)]).await {
-            warnings.push(format!("{}: {why}", config.path().display()));
+    let mut warn = |what: &str| warnings.push(format!("{}: {what}", config.path().display()));
+    // What one may be can depend on another one behind it, so the second time decides.
+    for round in 0..2 {
+        for Entry { key, text } in config.entries() {
+            if mode_said && is_mode(&key) {
+                continue;
+            }
+            let changed = world.server.change(&[(key.clone(), text.clone())]).await;
+            match changed {
+                _ if round == 0 => {}
+                Ok(changed) if changed.iter().any(|it| it.was_cut) => {
+                    warn(&format!("{key} = {text} is more or less than there is"));
+                }
+                Ok(_) => {}
+                Err(why) => warn(&why.to_string()),
+            }
         }
     }
     warnings
+}
+
+/// The configuration file for a volume that was attached or made meanwhile.
+pub(crate) async fn apply_again(world: &Rc<World>, name: &str) {
+    let Some(config) = world.config.borrow().clone() else {
+        return;
+    };
+    let Ok(volume) = world.server.volume(name) else {
+        return;
+    };
+    let names = volume.names();
+    for Entry { key, text } in config.entries() {
+        let Some((of, setting)) = key.rsplit_once('.') else {
+            continue;
+        };
+        let is_all = of == Scope::Volume.section();
+        if !(is_all || of == volume.uuid || names.iter().any(|it| it == of)) {
+            continue;
+        }
+        let one = [(format!("{}.{setting}", volume.uuid), text)];
+        if let Err(error) = world.server.change(&one).await {
+            tracing::warn!(%error, key, "a setting of the configuration file is left out");
+        }
+    }
 }
 
 /// The name of the file and what is not as it says.

@@ -58,6 +58,8 @@ impl World {
     /// No new requests from now on; the thread winds up.
     pub(crate) fn ask_to_stop(&self) {
         self.is_stopping.set(true);
+        // What waits for something of a volume or set gives up.
+        self.server.begin_to_stop();
         self.changed.notify_all();
     }
 }

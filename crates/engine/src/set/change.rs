@@ -190,7 +190,7 @@ impl<E: Env> Server<E> {
                     .collect(),
                 Scope::Volume => volumes
                     .iter()
-                    .filter(|volume| is_volume(volume, of))
+                    .filter(|volume| is_volume(volume, of) && has(volume, *knob))
                     .cloned()
                     .map(Owner::Volume)
                     .collect(),
@@ -252,6 +252,11 @@ impl<E: Env> Server<E> {
 
 fn is_set<E: Env>(set: &CacheSet<E>, of: Option<&str>) -> bool {
     of.is_none_or(|of| of == Scope::CacheSet.section() || of == set.uuid())
+}
+
+/// A flash volume has no modes.
+fn has<E: Env>(volume: &Volume<E>, knob: Knob) -> bool {
+    knob != Knob::CacheMode || volume.state() != "flash"
 }
 
 fn is_volume<E: Env>(volume: &Volume<E>, of: Option<&str>) -> bool {

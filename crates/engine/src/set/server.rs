@@ -592,6 +592,11 @@ impl<E: Env> Server<E> {
         self.sets.iter().for_each(|set| set.pause_gc(is_paused));
     }
 
+    /// From now on no change of volumes begins, and those that wait for something give up; [`Server::stop`] does it as well.
+    pub fn begin_to_stop(&self) {
+        self.is_stopping.set(true);
+    }
+
     /// Checks the invariants of all sets, slowly; panics with what does not hold. For simulation and tests.
     pub fn audit(&self) {
         self.sets.iter().for_each(|set| set.audit());
@@ -606,7 +611,7 @@ impl<E: Env> Server<E> {
     /// Stops in order: writes that come late fail, those under way are waited for. Dirty data stays dirty.
     pub async fn stop(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        self.is_stopping.set(true);
+        self.begin_to_stop();
         self.end_detaches().await;
         let _held = self.changes.lock().await;
         for volume in self.volumes() {
