@@ -304,7 +304,11 @@ fn a_collection_begins_soon_when_asked_for_and_not_without_reason() {
 fn a_collection_makes_way_for_requests_and_ends_all_the_same() {
     let disks = disks(3000, 8, 1, 200_000);
     for disk in [&disks.0, &disks.1] {
-        disk.borrow_mut().pace = Some(Rc::new(|_: Io<'_>| Some(INSTANT)));
+        // A turn of the collection takes longer than the client pauses.
+        disk.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| match io {
+            Io::Write(..) => Some(Duration::from_millis(3)),
+            _ => Some(INSTANT),
+        }));
     }
     session(&disks, options(false), 1, |s, v, w| async move {
         for number in 0..8000u64 {
@@ -337,7 +341,9 @@ fn a_collection_makes_way_for_requests_and_ends_all_the_same() {
             for at in at.saturating_sub(50)..at {
                 hits += u64::from(cached(&v, 100_000 + at * 8, 8).await == 1);
             }
-            assert!(!is_busy || (at > 50 && hits > 25), "{hits} of {at}");
+            let looked = at.min(50);
+            assert!(!is_busy || looked > 20, "{at} requests meanwhile");
+            assert!(hits * 2 >= looked, "{hits} of {looked} are cached");
         }
         assert!(took[1] > took[0] * 2, "it makes way: {took:?}");
     });
