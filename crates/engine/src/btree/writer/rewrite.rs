@@ -1,6 +1,6 @@
 //! Leaves are copied, those that are mostly empty together with their neighbours, cut into new ones, and these written.
 
-use super::shape::groups;
+use super::shape::{groups, interior_nodes, levels_above};
 use super::{Aim, KEY_WORDS, NewNode, Tree};
 use crate::alloc::MetadataBucket;
 use crate::btree::nodes::NodeId;
@@ -226,7 +226,8 @@ impl<E: Env> Tree<E> {
 
     /// The most buckets that rewriting these leaves, which become so many each, and everything above them can take.
     pub(super) fn buckets_needed(&self, leaves: &[NodeId], new_leaves: &[usize]) -> usize {
-        let above = |news: usize| (news * KEY_WORDS).div_ceil(self.words_of(1) * 3 / 5);
+        // The very rule by which they are cut: a number of words instead would now and then be a node less.
+        let room = self.words_of(1) / KEY_WORDS;
         let mut news: usize = new_leaves.iter().sum();
         let mut needed = news;
         let index = self.index.borrow();
@@ -237,19 +238,12 @@ impl<E: Env> Tree<E> {
                 .filter_map(|id| index.nodes.get(*id).parent)
                 .collect();
             // One that a kernel wrote may have more children than one of ours.
-            let parts = |id: &NodeId| above(index.nodes.get(*id).children.len()) + 1;
-            news = level.iter().map(|id| parts(id).max(3)).sum::<usize>() + above(news);
+            let parts = |id: &NodeId| interior_nodes(index.nodes.get(*id).children.len(), room) + 1;
+            news =
+                level.iter().map(|id| parts(id).max(3)).sum::<usize>() + interior_nodes(news, room);
             needed += news;
         }
         // New levels above what is the root now.
-        while news > 1 {
-            news = if news * KEY_WORDS <= self.words_of(1) * 4 / 5 {
-                1
-            } else {
-                above(news).max(2)
-            };
-            needed += news;
-        }
-        needed + 2
+        needed + levels_above(news, room) + 2
     }
 }

@@ -389,12 +389,27 @@ fn split(mut keys: Vec<Key>, sizes: &[usize]) -> Vec<Vec<Key>> {
 
 /// The same of children, of which so many fit, without a rest of a few.
 fn even_groups(children: usize, room: usize) -> Vec<usize> {
-    if children <= room * 4 / 5 {
-        return vec![children];
-    }
-    let nodes = children.div_ceil((room * 3 / 5).max(1)).max(2);
+    let nodes = interior_nodes(children, room);
     let end = |node: usize| children * node / nodes;
     (0..nodes).map(|node| end(node + 1) - end(node)).collect()
+}
+
+/// How many nodes these children take, where so many fit into one.
+pub(super) fn interior_nodes(children: usize, room: usize) -> usize {
+    match children <= room * 4 / 5 {
+        true => 1,
+        false => children.div_ceil((room * 3 / 5).max(1)).max(2),
+    }
+}
+
+/// How many nodes the levels above so many siblings take until there is one root.
+pub(super) fn levels_above(siblings: usize, room: usize) -> usize {
+    let (mut top, mut needed) = (siblings, 0);
+    while top > 1 {
+        top = interior_nodes(top, room);
+        needed += top;
+    }
+    needed
 }
 
 /// Gives each child to the parent whose range it is in; both come in order.
@@ -438,5 +453,27 @@ mod tests {
         assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2, 2]);
         assert_eq!(parts.concat(), keys);
         assert_eq!(split(Vec::new(), &[0]), [Vec::new()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counted in words, seven children of nodes with room for four were taken for three nodes; they are four, and a rewrite ran out of
+    /// buckets. (Simulation, seed 9383 of 58ff607.)
+    #[test]
+    fn what_is_reserved_for_new_levels_is_what_they_take() {
+        for room in 4..40 {
+            for siblings in 1..300 {
+                let (mut top, mut taken) = (siblings, 0);
+                while top > 1 {
+                    top = even_groups(top, room).len();
+                    taken += top;
+                }
+                assert_eq!(levels_above(siblings, room), taken, "{siblings} in {room}");
+            }
+        }
+        assert_eq!(even_groups(7, 4).len(), 4);
     }
 }
