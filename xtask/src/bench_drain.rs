@@ -267,8 +267,8 @@ fn dirty_bytes(status: &Value) -> Result<u64> {
 fn seconds_left(server: &Server) -> Result<Option<f64>> {
     let status = server.status()?;
     let drain = &status["volumes"][0]["writeback"]["drain"];
-    Ok(match drain["running"].as_bool() {
-        Some(true) => drain["eta_seconds"].as_f64(),
+    Ok(match drain["state"].as_str() {
+        Some("running") => drain["eta_seconds"].as_f64(),
         _ => None,
     })
 }

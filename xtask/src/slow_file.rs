@@ -50,6 +50,11 @@ impl SlowFile {
             .arg(image)
             .args(parameters)
             .stdin(Stdio::null())
+            .stderr(match filters.contains(&"error") {
+                // Each error that it injects is a line.
+                true => Stdio::null(),
+                false => Stdio::inherit(),
+            })
             .spawn()
             .context("cannot start nbdkit")?;
         let mut slow = SlowFile {
@@ -76,6 +81,7 @@ impl FuseFile {
             .arg(path)
             .arg(format!("nbd+unix:///?socket={}", socket.display()))
             .stdin(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .context("cannot start nbdfuse")?;
         let file = FuseFile {

@@ -50,13 +50,15 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     let (mut clean, mut dirty) = (Seen::default(), Seen::default());
     for round in 0..setting.rounds {
         let mode = MODES[round as usize % MODES.len()];
-        let rate = RATES[(round as usize / MODES.len() + round as usize) % RATES.len()];
+        let rate = RATES[(round as usize * 3 / 2) % RATES.len()];
         let seed = mix(setting.seed.wrapping_add(round));
         let what = format!(
             "round {round} of seed {}: {mode}, {rate} of errors",
             setting.seed
         );
-        let seen = one(setting, mode, rate, seed).context(what)?;
+        // Where only reads fail and many errors are borne, the set goes on.
+        let is_borne = round % 2 == 0;
+        let seen = one(setting, (mode, rate, is_borne), seed).context(what)?;
         let all = match mode {
             "writeback" => &mut dirty,
             _ => &mut clean,
@@ -82,7 +84,12 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     )))
 }
 
-fn one(setting: &Setting, mode: &'static str, rate: &str, seed: u64) -> Result<Seen> {
+fn one(
+    setting: &Setting,
+    (mode, rate, is_borne): (&'static str, &str, bool),
+    seed: u64,
+) -> Result<Seen> {
+    let what = if is_borne { "pread-" } else { "" };
     let at = |name: &str| setting.scratch.join(name);
     let (cache, backing, trigger, log) = (at("f-cache"), at("f-back"), at("f-fail"), at("f-log"));
     for path in [&trigger, &log] {
@@ -100,7 +107,7 @@ fn one(setting: &Setting, mode: &'static str, rate: &str, seed: u64) -> Result<S
     {
         let parameters = [
             format!("error-file={}", trigger.display()),
-            format!("error-rate={rate}"),
+            format!("error-{what}rate={rate}"),
             "error=EIO".into(),
             format!("logfile={}", log.display()),
         ];
@@ -114,7 +121,11 @@ fn one(setting: &Setting, mode: &'static str, rate: &str, seed: u64) -> Result<S
             read_only: false,
         };
         let server = start_ready(&setting.program, &serve, &setting.scratch)?;
-        server.set(&[("sequential_cutoff", "0")])?;
+        let limit = if is_borne { "1000000" } else { "8" };
+        server.set(&[
+            ("sequential_cutoff", "0"),
+            ("cache_set.io_error_limit", limit),
+        ])?;
         load(&server, &mut model, seed, &mut seen, |done, _| done < WARM)?;
         std::fs::write(&trigger, b"").context("no file")?;
         load(&server, &mut model, mix(seed), &mut seen, |_, time| {
