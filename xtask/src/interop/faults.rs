@@ -181,7 +181,12 @@ fn load(
                 client.push()?;
                 client.receive()?.error != 0
             }
-            _ => !write(&mut client, model, operation, seed >> 24 << 20 | done + 1)?,
+            _ => !write(
+                &mut client,
+                model,
+                operation,
+                (seed >> 24 << 20) | (done + 1),
+            )?,
         };
         seen.requests += 1;
         seen.refused += u64::from(refused);

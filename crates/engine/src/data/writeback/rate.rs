@@ -138,11 +138,14 @@ fn fragments([low, mid, high]: [u64; 3], seen: &Seen) -> Option<i64> {
         return None;
     }
     let times = seen.used_buckets.saturating_mul(seen.bucket_sectors) / seen.dirty;
-    let term = match seen.in_use {
-        ..=FRAGMENTS_MID => low.saturating_mul(seen.in_use - FRAGMENTS_LOW),
-        ..=FRAGMENTS_HIGH => mid.saturating_mul(seen.in_use - FRAGMENTS_MID),
-        _ => high.saturating_mul(seen.in_use - FRAGMENTS_HIGH),
+    let (weight, above) = if seen.in_use <= FRAGMENTS_MID {
+        (low, FRAGMENTS_LOW)
+    } else if seen.in_use <= FRAGMENTS_HIGH {
+        (mid, FRAGMENTS_MID)
+    } else {
+        (high, FRAGMENTS_HIGH)
     };
+    let term = weight.saturating_mul(seen.in_use - above);
     let each = seen.dirty / seen.used_buckets;
     (times > FRAGMENTS_MANY).then(|| signed(each.saturating_mul(term)))
 }
