@@ -261,7 +261,9 @@ fn a_set_fails_with_the_eighth_error_and_its_clean_volume_goes_on() {
 #[test]
 fn a_volume_that_left_its_cache_stays_away_when_its_device_has_grown() {
     let story = begin(CacheMode::Writethrough, &[]);
-    story.write(EACH, 1, false).expect("a write");
+    for at in [0, EACH] {
+        story.write(at, 1, false).expect("a write");
+    }
     story.flush().expect("a flush");
     assert_eq!((story.read(EACH).expect("a read"), story.hits()), (1, 1));
     story.fail_set().expect("the request that met the error");
