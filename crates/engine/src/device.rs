@@ -17,6 +17,7 @@ use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Device, Durability, Env, Geometry};
 use congestion::Congestion;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt::Display;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -304,6 +305,11 @@ impl<E: Env> Disk<E> {
         self.poison.check()
     }
 
+    /// Has it fail so: what was written before may be lost.
+    pub fn fail(&self, why: impl Display) {
+        self.poison.throw(why);
+    }
+
     /// Why it fails, if it does.
     pub fn trouble(&self) -> Option<String> {
         self.poison.reason()
@@ -331,7 +337,8 @@ impl<E: Env> Disk<E> {
                     .throw(format!("{}: flush: {error}", self.name()));
             }
             self.flush_changed.notify_all();
-            return result;
+            // It may have been gone meanwhile.
+            return result.and_then(|()| self.check());
         }
         while self.flush_finished.get() < target {
             self.flush_changed.wait().await;

@@ -257,6 +257,28 @@ fn a_set_fails_with_the_eighth_error_and_its_clean_volume_goes_on() {
     assert!(story.errors().contains("goes on without its cache"));
 }
 
+/// A volume that left its cache does not come back to it because its size is looked at.
+#[test]
+fn a_volume_that_left_its_cache_stays_away_when_its_device_has_grown() {
+    let story = begin(CacheMode::Writethrough, &[]);
+    for at in [0, EACH] {
+        story.write(at, 1, false).expect("a write");
+    }
+    story.flush().expect("a flush");
+    assert_eq!((story.read(EACH).expect("a read"), story.hits()), (1, 1));
+    story.fail_set().expect("the request that met the error");
+    story.write(EACH, 3, true).expect("past the cache");
+    let sectors = story.backing.borrow().geometry.size_bytes / 512;
+    story.backing.borrow_mut().grow(sectors + 4096);
+    let server = story.server.clone();
+    let name = server.volumes()[0].name();
+    story
+        .run(async move { server.resize(&name, None, false).await })
+        .expect("it has grown");
+    assert_eq!(story.read(EACH).expect("a read"), 3);
+    assert!(story.errors().contains("goes on without its cache"));
+}
+
 /// T121, T140: with auto a volume with nothing dirty goes on when the journal fails, and no later opening takes up what was cached, even
 /// if the cache device is well again.
 #[test]
@@ -358,6 +380,46 @@ fn a_backing_device_with_too_many_errors_refuses_requests_until_it_is_let_in() {
     assert_eq!(story.read(0).expect("a read"), 1);
     story.rest(2);
     assert!(!story.errors().contains("refuses"), "{}", story.errors());
+}
+
+/// A backing device that was gone for a moment may have lost what it had not made durable: no flush of it counts any more.
+#[test]
+fn a_backing_device_that_was_gone_takes_no_writes_until_it_is_opened_again() {
+    let story = begin(CacheMode::Writearound, &[]);
+    story.write(0, 1, false).expect("a write");
+    story.backing.borrow_mut().faults.gone_in = Some((0, Duration::from_millis(100)));
+    assert!(story.read(EACH).is_err());
+    story.rest(2);
+    assert_eq!(story.read(EACH).expect("it is there again"), 0);
+    assert!(story.flush().is_err(), "what was lost was not flushed");
+    assert!(story.write(0, 2, false).is_err());
+    assert!(story.errors().contains("is gone"), "{}", story.errors());
+    let story = story.again(End::Kill, CacheMode::Writearound);
+    story.write(0, 2, false).expect("a write");
+    story.flush().expect("a flush");
+    assert_eq!(
+        (story.read(0).expect("a read"), story.errors()),
+        (2, String::new())
+    );
+}
+
+/// Whoever looks whether a backing device answers keeps nobody from letting go of it.
+#[test]
+fn a_volume_whose_backing_device_is_gone_for_good_can_be_stopped() {
+    let story = begin(CacheMode::Writethrough, &[]);
+    story.backing.borrow_mut().faults.gone_in = Some((0, Duration::from_secs(1_000_000)));
+    assert!(story.read(0).is_err());
+    story.rest(10);
+    assert!(
+        story.errors().contains("does not answer"),
+        "{}",
+        story.errors()
+    );
+    let (server, began) = (story.server.clone(), story.world.now());
+    let name = server.volumes()[0].name();
+    let _ = story.run(async move { server.stop_volume(&name).await });
+    assert!(story.world.now() - began < Duration::from_secs(10));
+    assert!(story.server.volumes().is_empty());
 }
 
 /// T148: what cannot be written to the backing device stays dirty, `status` says so, and later it is written.

@@ -4,9 +4,10 @@
 
 mod common_life;
 
+use brigade_engine::Options;
 use brigade_engine::mutations::{Mutation, choose};
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_format::BackingState;
+use brigade_format::{BackingState, CacheMode};
 use brigade_sim::disk::{End, Io};
 use brigade_sim::small::options;
 use common_life::{Kind, Rig, SECTOR, Served, UNIT, UNITS};
@@ -126,13 +127,13 @@ fn a_detach_that_is_cancelled_leaves_an_attached_device() {
     rig.checks_after(4);
 }
 
-/// LIFE-2: a write that began before the device had a cache is not overtaken by a copy of what it replaces.
+/// LIFE-2: a write that began before the device had a cache does not land under a clean copy of another one.
 fn attached_under_a_write() {
     let rig = Rig::new(11);
     let served = rig.serve(options(false));
     let volume = served.alone();
     rig.other.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| match io {
-        Io::Write(offset, _) if offset > 8192 => Some(Duration::from_secs(1)),
+        Io::Write(_, data) if data[0] == 9 => Some(Duration::from_secs(5)),
         _ => None,
     }));
     let writing = volume.clone();
@@ -142,10 +143,14 @@ fn attached_under_a_write() {
     served.does(async move {
         world.sleep(Duration::from_millis(10)).await;
         server.attach_volume(&volume.uuid, None).await.unwrap();
-        volume.read(StreamId(2), 65536, 512).await.unwrap();
-        world.sleep(Duration::from_secs(5)).await;
+        write(&volume, 65536, 5).await.unwrap();
+        volume.drain();
+        volume.drained().await;
+        world.sleep(Duration::from_secs(10)).await;
+        let cached = volume.read(StreamId(2), 65536, 512).await.unwrap();
+        server.detach(&volume.uuid).await.unwrap();
         let read = volume.read(StreamId(2), 65536, 512).await.unwrap();
-        assert_eq!(read[..], [9; 512]);
+        assert_eq!(read[0], cached[0]);
     });
     served.stop();
 }
@@ -202,6 +207,50 @@ fn a_device_that_is_not_served_any_more_keeps_its_dirty_data_and_comes_back() {
     served.loads(&rig, &volume, 100);
     served.stop();
     rig.checks_after(6);
+}
+
+/// P4: a device whose superblock says that it has nothing in the cache begins anew, and what is lost is said.
+#[test]
+fn a_device_that_comes_back_and_says_none_is_told_what_it_gives_up() {
+    let rig = Rig::new(12);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    served.loads(&rig, &volume, 300);
+    let (server, name) = (served.server.clone(), volume.name());
+    served.does(async move { server.stop_volume(&name).await.unwrap() });
+    let mut superblock = rig.superblock(&rig.first);
+    superblock.set_state(BackingState::None);
+    rig.first.borrow_mut().poke(4096, &superblock.encode());
+    let (server, device) = (served.server.clone(), served.world.device(&rig.first));
+    served.does(async move { server.attach(device, None).await.unwrap() });
+    let warnings = served.server.warnings().join(" ");
+    assert!(warnings.contains("are given up"), "{warnings}");
+    served.stop();
+}
+
+/// A mode that is acknowledged while the device is being attached stays on the device.
+#[test]
+fn a_mode_that_is_set_while_a_device_is_attached_stays() {
+    let rig = Rig::new(13);
+    let served = rig.serve(Options {
+        mode: None,
+        ..options(false)
+    });
+    let volume = served.alone();
+    rig.cache.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        matches!(io, Io::Write(..)).then_some(Duration::from_secs(1))
+    }));
+    let (server, world, other) = (served.server.clone(), served.world.clone(), volume.clone());
+    served.world.spawn(async move {
+        world.sleep(Duration::from_millis(100)).await;
+        other.set_mode(CacheMode::Writearound).await.unwrap();
+    });
+    served.does(async move { server.attach_volume(&volume.uuid, None).await.unwrap() });
+    rig.cache.borrow_mut().pace = None;
+    let superblock = rig.superblock(&rig.other);
+    assert_eq!(superblock.state(), BackingState::Clean);
+    assert_eq!(superblock.cache_mode(), Some(CacheMode::Writearound));
+    served.stop();
 }
 
 /// T158: a flash volume is made, used and deleted; its space and its slot come back, and who gets them sees nothing of it.

@@ -139,6 +139,32 @@ fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
     }
 }
 
+/// A device that comes later is not compared: what is cached of it is dropped before anybody reads it.
+#[test]
+fn what_a_kernel_left_of_a_device_that_is_attached_later_is_not_served() {
+    for memory in MEMORIES {
+        let chance = Chance::new(3);
+        let disks = differing(&chance);
+        unmark(&disks.0);
+        let world = World::new(chance.clone(), Duration::from_secs(100));
+        let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
+        let inner = world.clone();
+        let life = async move {
+            let store = |_: &str| Some(Store::default());
+            let opening = Server::open(inner, vec![cache], vec![], store, with(memory));
+            let server = opening.await.expect("open");
+            let volume = server.attach(backing, None).await.expect("attach");
+            let read = volume.read(StreamId(1), 0, 8 * 512).await.expect("read");
+            let dirty = volume.dirty_bytes();
+            server.stop().await.expect("stop");
+            (read[3 * 512], dirty)
+        };
+        let served = world.run(life, || false).expect("ends");
+        world.kill();
+        assert_eq!(served, (0x22, 0), "with {memory} bytes of memory");
+    }
+}
+
 #[test]
 fn after_a_session_of_brigade_nothing_is_compared() {
     let chance = Chance::new(3);

@@ -72,8 +72,10 @@ pub struct BackingSuper<E: Env> {
     turn: Lock,
     intents: Cell<usize>,
     intents_changed: Notify,
-    /// It is about to say stale, or does: nothing becomes dirty any more.
-    is_leaving: Cell<bool>,
+    /// Those who try to have it say stale: nothing becomes dirty meanwhile.
+    leavers: Cell<usize>,
+    /// It says stale, or was told to: nothing becomes dirty any more.
+    has_left: Cell<bool>,
 }
 
 /// A write that is about to make data dirty. While one exists the device does not become clean.
@@ -86,6 +88,22 @@ impl<E: Env> Drop for DirtyIntent<'_, E> {
     }
 }
 
+/// Counted until it is dropped.
+struct Leaver<'a>(&'a Cell<usize>);
+
+impl<'a> Leaver<'a> {
+    fn begin(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Leaver(count)
+    }
+}
+
+impl Drop for Leaver<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl<E: Env> BackingSuper<E> {
     /// As read from `disk`.
     pub fn new(disk: Rc<Disk<E>>, superblock: Superblock) -> Self {
@@ -95,7 +113,8 @@ impl<E: Env> BackingSuper<E> {
             turn: Lock::default(),
             intents: Cell::new(0),
             intents_changed: Notify::new(),
-            is_leaving: Cell::new(false),
+            leavers: Cell::new(0),
+            has_left: Cell::new(false),
         }
     }
 
@@ -119,7 +138,7 @@ impl<E: Env> BackingSuper<E> {
 
     /// Makes sure the device says dirty before the caller makes anything dirty.
     pub async fn dirty_intent(&self) -> io::Result<DirtyIntent<'_, E>> {
-        if self.is_leaving.get() {
+        if self.is_leaving() {
             return Err(io::Error::other("the volume goes on without its cache"));
         }
         self.intents.set(self.intents.get() + 1);
@@ -136,30 +155,47 @@ impl<E: Env> BackingSuper<E> {
 
     /// Whether nothing becomes dirty any more.
     pub fn is_leaving(&self) -> bool {
-        self.is_leaving.get()
+        self.leavers.get() > 0 || self.has_left.get()
     }
 
     /// Has the device say that what is cached of it is void, if `is_clean` holds once all writes that may make something dirty are
     /// over. From then on it may be written without its cache: no later opening, of whoever, takes up what that has
     /// (docs/format.md 9.2, 9.3).
     pub async fn leave(&self, is_clean: impl Fn() -> bool) -> io::Result<bool> {
-        self.is_leaving.set(true);
+        if self.state() == BackingState::None {
+            return Ok(true);
+        }
+        // Others who leave at the same time and find something dirty let nobody in as long as this one has not looked.
+        let _leaver = Leaver::begin(&self.leavers);
         self.intents_changed
             .until(|| (self.intents.get() == 0).then_some(()))
             .await;
         let _turn = self.turn.lock().await;
-        if self.state() == BackingState::Stale {
+        if matches!(self.state(), BackingState::Stale | BackingState::None) {
             return Ok(true);
         }
         if self.intents.get() > 0 || !is_clean() {
-            self.is_leaving.set(false);
             return Ok(false);
         }
+        // Also if it cannot be written: nobody knows what the device says then.
+        self.has_left.set(true);
         if !mutations::is(Mutation::LeavesClean) {
             self.change_in_turn(|superblock| superblock.set_state(BackingState::Stale))
                 .await?;
         }
         Ok(true)
+    }
+
+    /// Has the device say what it is to say as it is attached, unless it does already. What it left before does not matter any more.
+    pub async fn join(&self, change: impl FnOnce(&mut Superblock)) -> io::Result<()> {
+        let _turn = self.turn.lock().await;
+        let mut next = self.get();
+        change(&mut next);
+        if next != self.get() {
+            self.change_in_turn(|superblock| *superblock = next).await?;
+        }
+        self.has_left.set(false);
+        Ok(())
     }
 
     /// Has the device say how it is to be cached from now on.

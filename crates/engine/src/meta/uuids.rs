@@ -76,6 +76,28 @@ impl<E: Env> UuidTable<E> {
         ))
     }
 
+    /// Fails if there is no bucket for another table now. Who waits for one for long poisons the set, and nobody needs to.
+    pub fn check_room(&self) -> io::Result<()> {
+        match self.buckets.get().metadata_available() {
+            0 => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the cache set has no bucket for its UUID table now; try again later",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces the table, durably, if there is room for another one.
+    pub async fn try_write(
+        &self,
+        turn: &Turn<'_>,
+        journal: &Journal<E>,
+        entries: Vec<UuidEntry>,
+    ) -> io::Result<()> {
+        self.check_room()?;
+        self.write(turn, journal, entries).await
+    }
+
     /// Replaces the table, durably.
     pub async fn write(
         &self,

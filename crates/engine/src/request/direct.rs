@@ -12,11 +12,11 @@
 use super::{Backing, Cache, Core, Fill, Placed, fill};
 use crate::buckets::FillRoom;
 use crate::extents::Extent;
-use crate::limits::{FILL_SECTORS_MAX, HOLE_SECTORS_MAX};
+use crate::limits::{FILL_SECTORS_MAX, HOLE_SECTORS_MAX, SLICE_KEYS};
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::stats::{Cause, Fate, Filling};
-use brigade_env::sync::join;
+use brigade_env::sync::{join, yield_now};
 use brigade_env::{Buffer, Durability, Env, StreamId};
 use std::cell::Cell;
 use std::io;
@@ -301,15 +301,50 @@ async fn finish<E: Env>(
 
 /// Drops clean extents of a range, durably. For parts that nobody could ask for so far.
 pub async fn forget_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
-    let Some(cache) = core.cache.as_ref().filter(|cache| cache.writer.is_some()) else {
+    match drop_clean(core, start, end).await? {
+        true => Ok(()),
+        false => Err(io::Error::other("the cache has dirty data there")),
+    }
+}
+
+/// The same of everything that is cached of a volume that nobody is served yet, in small steps. What is dirty stays.
+pub async fn forget_all_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
+    let Some(cache) = &core.cache else {
         return Ok(());
+    };
+    let is_clean = |extent: &Extent| extent.ptr.is_some() && !extent.dirty;
+    let mut at = start;
+    while at < end {
+        let leaf_end = cache.index.borrow().nodes.leaf_of(core.inode, at).1;
+        let to = end.min(leaf_end);
+        core.bring(cache, at, to).await?;
+        let found: Vec<Extent> = {
+            let index = cache.index.borrow();
+            let all = index.range(core.inode, at, to).take(SLICE_KEYS);
+            all.collect()
+        };
+        for run in found.chunk_by(|one, next| is_clean(one) == is_clean(next)) {
+            if is_clean(&run[0]) {
+                drop_clean(core, run[0].start, run[run.len() - 1].end).await?;
+            }
+        }
+        at = match &found[..] {
+            [.., last] if found.len() == SLICE_KEYS => last.end,
+            _ => to,
+        };
+        yield_now().await;
+    }
+    Ok(())
+}
+
+/// Whether nothing dirty is there.
+async fn drop_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<bool> {
+    let Some(cache) = core.cache.as_ref().filter(|cache| cache.writer.is_some()) else {
+        return Ok(true);
     };
     let _held = core.locks.lock(start, end).await;
     let dirty = let_go_of_clean(core, cache, start, end).await?;
-    if dirty.is_empty() {
-        return Ok(());
-    }
-    Err(io::Error::other("the cache has dirty data there"))
+    Ok(dirty.is_empty())
 }
 
 /// Drops dirty extents whose range was just written, once the backing device durably has the new data.

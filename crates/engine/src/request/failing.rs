@@ -13,19 +13,19 @@
 //! - **FAIL-3** A copy that is dropped from the index is dropped durably while its range is held: a direct write to it, which finds nothing
 //!   cached, must not be undone by a crash that brings the copy back.
 
-use super::{Backing, Cache, Core};
+use super::{Admission, Cache, Core};
 use crate::data::same;
-use crate::device::Illness;
+use crate::device::{Disk, Illness};
 use crate::extents::Extent;
 use crate::health::Limits;
 use crate::limits::{COPIES_DROPPED_AT_ONCE, GONE_PROBES, LEAF_PAUSES, PROBE_PAUSE};
 use crate::marks::{self, Mark};
-use crate::settings::Knob;
+use crate::settings::{Knob, Settings};
 use crate::steps::Task;
 use brigade_env::{Buffer, Env};
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// What went wrong with a volume so far.
 #[derive(Default)]
@@ -40,6 +40,53 @@ pub struct Troubles {
     answers: Cell<bool>,
     /// Copies that are being dropped from the index.
     dropping: Cell<usize>,
+}
+
+impl Troubles {
+    fn shut(&self, settings: &Settings, why: String) {
+        marks::hit(Mark::BackingShut);
+        tracing::error!(%why, "the volume refuses requests");
+        *self.shut.borrow_mut() = Some(why);
+        settings.set(Knob::VolumeIoDisable, 1);
+    }
+}
+
+/// Who looks whether a backing device answers. It keeps nobody from letting go of the volume.
+struct Probe<E: Env> {
+    env: E,
+    disk: Weak<Disk<E>>,
+    troubles: Weak<Troubles>,
+    settings: Rc<Settings>,
+    admission: Rc<Admission>,
+}
+
+impl<E: Env> Probe<E> {
+    async fn run(self) {
+        let mut failed = 0;
+        while !self.admission.is_closed.get() {
+            self.env.sleep(PROBE_PAUSE).await;
+            let Some(disk) = self.disk.upgrade() else {
+                return;
+            };
+            let answers = disk.answers().await;
+            drop(disk);
+            let Some(troubles) = self.troubles.upgrade() else {
+                return;
+            };
+            let is_on = self.settings.is_on(Knob::VolumeIoDisable);
+            troubles.answers.set(answers);
+            failed = if answers || is_on { 0 } else { failed + 1 };
+            if answers && !is_on {
+                break;
+            }
+            if failed >= GONE_PROBES {
+                troubles.shut(&self.settings, "it does not answer".into());
+            }
+        }
+        if let Some(troubles) = self.troubles.upgrade() {
+            troubles.is_probing.set(false);
+        }
+    }
 }
 
 impl<E: Env> Core<E> {
@@ -215,8 +262,16 @@ impl<E: Env> Core<E> {
         let tell = move |illness: Illness| {
             let Some(core) = weak.upgrade() else { return };
             match illness {
-                Illness::Errors(last) => core.shut(format!("too many errors, the last: {last}")),
-                Illness::Gone(_) => {}
+                Illness::Errors(last) => {
+                    let why = format!("too many errors, the last: {last}");
+                    core.troubles.shut(&core.settings, why);
+                }
+                // One that comes back may have lost what it had not made durable.
+                Illness::Gone(last) => {
+                    if let Some(backing) = &core.backing {
+                        backing.disk.fail(format!("the device is gone: {last}"));
+                    }
+                }
             }
             core.probe();
         };
@@ -225,44 +280,23 @@ impl<E: Env> Core<E> {
             .watch(Limits::BACKING, self.settings.clone(), tell);
     }
 
-    fn shut(&self, why: String) {
-        marks::hit(Mark::BackingShut);
-        tracing::error!(%why, "the volume refuses requests");
-        *self.troubles.shut.borrow_mut() = Some(why);
-        self.settings.set(Knob::VolumeIoDisable, 1);
-    }
-
     /// Looks every second whether the backing device answers, until it serves again.
-    fn probe(self: &Rc<Self>) {
-        let Some(backing) = self.backing.clone() else {
+    fn probe(&self) {
+        let Some(backing) = &self.backing else {
             return;
         };
         if self.troubles.is_probing.replace(true) {
             return;
         }
         self.troubles.answers.set(false);
-        let core = self.clone();
-        self.env.spawn(async move {
-            core.probes(&backing).await;
-            core.troubles.is_probing.set(false);
-        });
-    }
-
-    async fn probes(&self, backing: &Backing<E>) {
-        let mut failed = 0;
-        while !self.admission.is_closed.get() {
-            self.env.sleep(PROBE_PAUSE).await;
-            let is_on = self.settings.is_on(Knob::VolumeIoDisable);
-            let answers = backing.disk.answers().await;
-            self.troubles.answers.set(answers);
-            failed = if answers { 0 } else { failed + 1 };
-            if answers && !is_on {
-                return;
-            }
-            if failed == GONE_PROBES && !is_on {
-                self.shut("it does not answer".into());
-            }
-        }
+        let probe = Probe {
+            env: self.env.clone(),
+            disk: Rc::downgrade(&backing.disk),
+            troubles: Rc::downgrade(&self.troubles),
+            settings: self.settings.clone(),
+            admission: self.admission.clone(),
+        };
+        self.env.spawn(probe.run());
     }
 
     /// What is wrong with it now, in words.

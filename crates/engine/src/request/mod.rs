@@ -57,7 +57,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use clear::clear;
-pub use direct::{Clear, DirectWrite, forget_clean};
+pub use direct::{Clear, DirectWrite, forget_all_clean, forget_clean};
 pub use failing::Troubles;
 pub use flush::flush;
 pub use read::{prefetch, read};
@@ -169,7 +169,7 @@ pub struct Core<E: Env> {
     /// Writes under way, and whether more are let in.
     pub admission: Rc<Admission>,
     /// What went wrong with it.
-    pub troubles: Troubles,
+    pub troubles: Rc<Troubles>,
     /// It is being detached: what is cached is used, nothing new gets into the cache.
     pub detaching: Cell<bool>,
     /// It was attached, and requests that know of no cache are still under way: nothing gets into the cache yet.

@@ -24,6 +24,7 @@ use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BucketNr, Gen, Key, Pos, Ptr, node};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
@@ -45,6 +46,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
         findings: Vec::new(),
         loaded: LoadStats::default(),
         opened: env.now(),
+        unsettled: RefCell::default(),
         inodes_seen: Rc::default(),
         was_counted_later: false,
     }
@@ -154,6 +156,7 @@ async fn write<E: Env>(
         findings: Vec::new(),
         loaded: LoadStats::default(),
         opened: env.now(),
+        unsettled: RefCell::default(),
         inodes_seen,
         was_counted_later: false,
     })

@@ -43,6 +43,9 @@ pub struct CacheSet<E: Env> {
     pub opened: Duration,
     /// Leaves were not read when it was opened, so the next line does not know of all.
     pub was_counted_later: bool,
+    /// Slots of devices that were not there when the set was opened after a kernel's session: what is cached of them may be older than
+    /// what they have (F70).
+    pub unsettled: RefCell<BTreeSet<u32>>,
     /// Inodes with keys in tree or journal: their slots must not be given out.
     pub inodes_seen: Rc<RefCell<BTreeSet<u32>>>,
 }

@@ -32,6 +32,7 @@ use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -283,6 +284,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
+        unsettled: RefCell::default(),
         inodes_seen: Rc::new(RefCell::new(loaded.inodes_seen)),
         was_counted_later: false,
     }
@@ -370,6 +372,15 @@ async fn start<E: Env>(
         env.spawn(steps.timed(env, Task::Count, count));
     }
     let mover = start_moving(env, &cache);
+    let is_cached = |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only();
+    let unsettled = match loaded.newest.mark {
+        Some(_) => BTreeSet::new(),
+        None => (0..)
+            .zip(uuids.entries().iter())
+            .filter(|it| is_cached(it.1))
+            .map(|it| it.0)
+            .collect(),
+    };
     let inodes_seen = Rc::new(RefCell::new(loaded.inodes_seen));
     let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
@@ -387,6 +398,7 @@ async fn start<E: Env>(
         findings: loaded.findings,
         loaded: loaded.stats,
         opened: env.now(),
+        unsettled: RefCell::new(unsettled),
         inodes_seen,
         was_counted_later: !loaded.is_counted,
     })

@@ -35,7 +35,7 @@ pub struct Server<E: Env> {
     pub(super) options: Rc<Options>,
     pub(super) sets: Vec<Rc<CacheSet<E>>>,
     pub(super) volumes: RefCell<Vec<Rc<Volume<E>>>>,
-    warnings: RefCell<Vec<String>>,
+    pub(super) warnings: RefCell<Vec<String>>,
     /// Who changes what is served, one at a time.
     pub(super) changes: Lock,
     /// Nothing is changed any more.
@@ -159,6 +159,7 @@ impl<E: Env> Server<E> {
                 let slot = plan.slot;
                 let backing = self.backing(found, at);
                 let served = self.attach_to(at, backing, plan, &turn, None).await?;
+                self.sets[at].unsettled.borrow_mut().remove(&slot);
                 let names = self.names(&label, slot);
                 self.add_volume(Volume::new(names, label, uuid, served));
             }
@@ -181,7 +182,12 @@ impl<E: Env> Server<E> {
     }
 
     /// What is lost as a device begins anew that had dirty data in the set (docs/format.md 9.3), in words.
-    fn dirty_given_up(&self, at: usize, device: &Superblock, plan: &Attach) -> Option<String> {
+    pub(super) fn dirty_given_up(
+        &self,
+        at: usize,
+        device: &Superblock,
+        plan: &Attach,
+    ) -> Option<String> {
         let set = &self.sets[at];
         let entries = set.uuids.entries();
         let is_its = |entry: &UuidEntry| {
@@ -256,8 +262,9 @@ impl<E: Env> Server<E> {
         } else {
             set.cache.index.borrow().dirty_sectors(plan.slot)
         };
-        let superblock = backing.superblock.get();
-        let mode = self.options.mode.or(superblock.cache_mode());
+        if plan.is_new {
+            set.unsettled.borrow_mut().remove(&plan.slot);
+        }
         let mut state_if_attached = None;
         let is_read_only = set.running.is_none();
         if let Some(running) = &set.running {
@@ -268,30 +275,30 @@ impl<E: Env> Server<E> {
                 .await
                 .map_err(io)?;
             running.sweeper.look();
-            let mut next = superblock.clone();
-            if plan.is_new {
-                next.set_uuid = set.superblock.get().set_uuid;
-                next.set_state(BackingState::Clean);
-            }
-            if dirty > 0 {
-                next.set_state(BackingState::Dirty);
-            }
-            if let Some(mode) = self.options.mode {
-                next.set_cache_mode(mode);
-            }
-            if next != superblock {
-                let change = backing.superblock.change(|superblock| *superblock = next);
-                change.await.map_err(io)?;
-            }
+            // Somebody may have changed something else of it meanwhile.
+            let join = backing.superblock.join(|superblock| {
+                if plan.is_new {
+                    superblock.set_uuid = set.superblock.get().set_uuid;
+                    superblock.set_state(BackingState::Clean);
+                }
+                if dirty > 0 {
+                    superblock.set_state(BackingState::Dirty);
+                }
+                if let Some(mode) = self.options.mode {
+                    superblock.set_cache_mode(mode);
+                }
+            });
+            join.await.map_err(io)?;
         } else {
             // What a kernel would have on the device after registering it.
-            state_if_attached = Some(match superblock.state() {
+            state_if_attached = Some(match backing.superblock.state() {
                 BackingState::Dirty => BackingState::Dirty,
                 BackingState::None | BackingState::Clean | BackingState::Stale => {
                     BackingState::Clean
                 }
             });
         }
+        let mode = self.options.mode.or(backing.superblock.get().cache_mode());
         let core = self.core(
             Some(at),
             Some(backing),
@@ -330,6 +337,12 @@ impl<E: Env> Server<E> {
             None => Rc::default(),
         };
         client.is_flash.set(backing.is_none());
+        // A volume that left its cache does not come back to it with another core.
+        let of_cache = kept.filter(|kept| match (&kept.cache, &cache) {
+            (Some(one), Some(other)) => Rc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        });
+        let troubles: Rc<Troubles> = of_cache.map_or_else(Rc::default, |it| it.troubles.clone());
         let settings = match kept {
             Some(kept) => kept.settings.clone(),
             None => Rc::new(Settings::new(Scope::Volume, &self.options.settings)),
@@ -353,7 +366,7 @@ impl<E: Env> Server<E> {
             last_request: client.last_request.clone(),
             fill_flush_set: Cell::new(false),
             admission: kept.map_or_else(Rc::default, |kept| kept.admission.clone()),
-            troubles: Troubles::default(),
+            troubles,
             detaching: Cell::new(false),
             joining: Cell::new(false),
         });
@@ -363,15 +376,20 @@ impl<E: Env> Server<E> {
 
     /// A device that says clean over dirty data, as an old copy of it does, says so no longer once that data is counted.
     fn correct_state(&self, set: &CacheSet<E>, core: &Rc<Core<E>>) {
-        let Some(backing) = core.backing.clone() else {
+        let Some(backing) = &core.backing else {
             return;
         };
         if !set.cache.buckets.get().is_counting() {
             return;
         }
         let (cache, inode) = (set.cache.clone(), core.inode);
+        // Who is not served any more meanwhile is let go of.
+        let backing = Rc::downgrade(backing);
         self.env.spawn(async move {
             cache.pages.counted().await;
+            let Some(backing) = backing.upgrade() else {
+                return;
+            };
             if cache.index.borrow().dirty_sectors(inode) > 0
                 && let Err(error) = backing.superblock.dirty_intent().await
             {

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::marks::{self, Mark};
 use crate::meta::Turn;
 use crate::mutations::{self, Mutation};
+use crate::request;
 use brigade_env::Env;
 use brigade_format::{BackingState, Superblock};
 use std::rc::Rc;
@@ -40,8 +41,12 @@ impl<E: Env> Server<E> {
         if !plan.is_new {
             self.check_ends(at, &found, slot).await?;
         }
+        let lost = self.dirty_given_up(at, &found.superblock, &plan);
         let backing = self.backing(found, at);
+        self.check_room(at)?;
         let served = self.attach_to(at, backing, plan, &turn, None).await?;
+        self.warnings.borrow_mut().extend(lost);
+        self.settle(at, &served).await?;
         let volume = Volume::new(self.names(&label, slot), label, uuid, served);
         self.add_volume(volume.clone());
         marks::hit(Mark::AttachOnline);
@@ -70,7 +75,10 @@ impl<E: Env> Server<E> {
         let uuids = self.sets[at].uuids.clone();
         let (plan, turn) = self.plan_for(at, &device, &superblock, &uuids).await?;
         let slot = plan.slot;
+        let lost = self.dirty_given_up(at, &superblock, &plan);
+        self.check_room(at)?;
         let served = self.attach_to(at, backing, plan, &turn, Some(&old)).await?;
+        self.warnings.borrow_mut().extend(lost);
         // LIFE-2: those that write to the device and know of no cache must be over before anything of it is cached.
         let core = served.core.clone();
         core.joining.set(!mutations::is(Mutation::AttachMixes));
@@ -82,6 +90,28 @@ impl<E: Env> Server<E> {
         });
         marks::hit(Mark::AttachServed);
         Ok(volume)
+    }
+
+    /// After a kernel's session what is cached of a device may be older than what it has (F70). At open it is compared; of a device that
+    /// comes later it is dropped, before anybody is served.
+    async fn settle(&self, at: usize, served: &Served<E>) -> Result<(), Error> {
+        let (core, set) = (&served.core, &self.sets[at]);
+        let Some(backing) = &core.backing else {
+            return Ok(());
+        };
+        if !set.unsettled.borrow().contains(&core.inode) {
+            return Ok(());
+        }
+        let (start, end) = (backing.data_offset, backing.disk.sectors());
+        let forgotten = request::forget_all_clean(core, start, end).await;
+        if let Err(error) = forgotten {
+            if let Some(writeback) = &served.writeback {
+                writeback.stop().await;
+            }
+            return Err(Error::io(backing.disk.name(), "attach", &error));
+        }
+        set.unsettled.borrow_mut().remove(&core.inode);
+        Ok(())
     }
 
     /// `volumeN` means the slot (the face says so), unless another volume has the name.

@@ -206,6 +206,12 @@ impl<E: Env> Server<E> {
         drop(bond);
         // LIFE-4: they may still read from the cache, or put into it what they read.
         quiet(&old).await;
+        // What is not given up now is by the next attach; the device says none already.
+        while self.check_room(at).is_err() {
+            self.check_open(&volume.name())?;
+            self.running(at)?;
+            self.env.sleep(PAUSE).await;
+        }
         self.give_up_slot(at, old.inode).await?;
         drop(held);
         marks::hit(Mark::DetachDone);
@@ -285,7 +291,7 @@ impl<E: Env> Server<E> {
         let turn = set.uuids.turn().await;
         let mut entries = set.uuids.entries().clone();
         entries[slot as usize].invalidate(self.env.unix_seconds());
-        let write = set.uuids.write(&turn, &running.journal, entries);
+        let write = set.uuids.try_write(&turn, &running.journal, entries);
         write.await.map_err(io)?;
         running.sweeper.look();
         Ok(())

@@ -30,7 +30,7 @@ impl<E: Env> Server<E> {
         let entry = UuidEntry::flash_only(self.new_uuid(), label_field(label), now, sectors);
         let mut entries = set.uuids.entries().clone();
         entries[slot as usize] = entry.clone();
-        let write = set.uuids.write(&turn, &running.journal, entries);
+        let write = set.uuids.try_write(&turn, &running.journal, entries);
         write.await.map_err(io)?;
         marks::hit(Mark::FlashCreated);
         Ok(self.add_flash_volume(at, slot, &entry))
@@ -52,6 +52,7 @@ impl<E: Env> Server<E> {
         };
         let at = self.set_of(&cache);
         self.running(at)?;
+        self.check_room(at)?;
         drop((served, cache));
         let served = volume.serve_with(None).expect("it was served");
         quiet(&served.core).await;

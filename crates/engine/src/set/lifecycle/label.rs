@@ -20,6 +20,9 @@ impl<E: Env> Server<E> {
         if served.core.is_read_only {
             return Err(Error::refused(name, "it is served read-only"));
         }
+        if let Some(cache) = &served.core.cache {
+            self.check_room(self.set_of(cache))?;
+        }
         if let Some(backing) = &served.core.backing {
             let change = backing
                 .superblock
@@ -33,7 +36,7 @@ impl<E: Env> Server<E> {
             let turn = set.uuids.turn().await;
             let mut entries = set.uuids.entries().clone();
             entries[served.core.inode as usize].label = label_field(label);
-            let write = set.uuids.write(&turn, &running.journal, entries);
+            let write = set.uuids.try_write(&turn, &running.journal, entries);
             let io = |error| Error::io(set.disk().name(), "UUID table", &error);
             write.await.map_err(io)?;
         }

@@ -107,6 +107,13 @@ impl<E: Env> Server<E> {
         running.ok_or_else(|| Error::refused(name, "the cache set is served read-only"))
     }
 
+    /// Fails if the table of a set cannot be written now.
+    fn check_room(&self, at: usize) -> Result<(), Error> {
+        let set = &self.sets[at];
+        let no_room = |error: io::Error| Error::io(set.disk().name(), "UUID table", &error);
+        set.uuids.check_room().map_err(no_room)
+    }
+
     /// What serves a volume, once it has joined its cache; not while it is being detached.
     async fn idle(&self, volume: &Volume<E>) -> Result<Served<E>, Error> {
         loop {

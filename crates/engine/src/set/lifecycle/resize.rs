@@ -64,6 +64,7 @@ impl<E: Env> Server<E> {
             );
             return Err(Error::refused(&name, what));
         }
+        self.check_room(at)?;
         if wanted < was {
             drop(served);
             let old = self.give_size(volume, Some(at), wanted).core;
@@ -80,7 +81,7 @@ impl<E: Env> Server<E> {
             entries[core.inode as usize].sectors = wanted;
             self.sets[at]
                 .uuids
-                .write(&turn, &running.journal, entries)
+                .try_write(&turn, &running.journal, entries)
                 .await
         };
         if let Err(error) = changed.await {
