@@ -465,10 +465,10 @@ pub struct GcFlags {
 #[command(
     after_help = "Examples:\n  brigade drain volume0\n  brigade drain --cache /dev/nvme0n1p3 --backing /dev/sdb\n\n\
         A running server drains at full speed, whatever its settings say, and serves as ever; ending this command does not end \
-        the drain, --cancel does. What is written meanwhile in writeback mode becomes dirty again, so a volume that clients write to \
-        faster than its backing device takes it is never drained: change its mode first. With --cache and --backing the set is \
+        the drain, --cancel does. What is written meanwhile in writeback mode becomes dirty again; the drain is over when all that was \
+        dirty when it began is written back, and says how much is dirty then: change the mode first if that is to be nothing. With --cache and --backing the set is \
         opened, drained and closed with nothing served; a signal stops that in order, and running it again goes on. Exit status 0 \
-        says that nothing was dirty."
+        says that all of that is written back."
 )]
 pub struct DrainFlags {
     /// Volume to drain [default: all]

@@ -218,6 +218,11 @@ impl<E: Env> Disk<E> {
         result
     }
 
+    /// Reads what could not be read before: one place is not to count again and again.
+    pub async fn read_again(&self, sector: u64, buffer: Buffer) -> io::Result<Buffer> {
+        self.device.read(sector * SECTOR, buffer).await
+    }
+
     /// Writes data.
     pub async fn write(
         &self,
@@ -226,9 +231,7 @@ impl<E: Env> Disk<E> {
         buffer: Buffer,
         durability: Durability,
     ) -> io::Result<Buffer> {
-        self.written_bytes
-            .set(self.written_bytes.get() + buffer.len() as u64);
-        self.written_by.add(cause, buffer.len() as u64);
+        self.count_written(cause, &buffer);
         let began = self.env.now();
         let result = self.device.write(sector * SECTOR, buffer, durability).await;
         if matches!(
@@ -238,6 +241,21 @@ impl<E: Env> Disk<E> {
             self.note_time(began, Knob::CongestedWriteThresholdUs);
         }
         self.counted("write", sector * SECTOR, result)
+    }
+
+    /// Writes a part of what has just failed, and was counted, as a whole.
+    pub async fn write_again(&self, cause: Cause, sector: u64, buffer: Buffer) -> io::Result<()> {
+        self.count_written(cause, &buffer);
+        let written = self
+            .device
+            .write(sector * SECTOR, buffer, Durability::Volatile);
+        written.await.map(|_| ())
+    }
+
+    fn count_written(&self, cause: Cause, buffer: &Buffer) {
+        let bytes = buffer.len() as u64;
+        self.written_bytes.set(self.written_bytes.get() + bytes);
+        self.written_by.add(cause, bytes);
     }
 
     /// Writes metadata; a failure poisons the set.

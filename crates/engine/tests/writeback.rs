@@ -583,3 +583,156 @@ fn a_drain_can_be_ended_and_begun_again() {
     assert_eq!(ended, (Some(DrainEnd::Done), 0, "clean"));
     assert!((0..3000).all(|block| set.on_backing(block * 3) == 7));
 }
+
+/// One extent that is written all the time keeps only itself dirty, not those beside it.
+#[test]
+fn a_hot_block_does_not_keep_its_neighbours_dirty() {
+    let set = Set::new(options(false)).paced(Duration::from_millis(5));
+    let teller = set.volume();
+    set.tell(async move {
+        for block in (0..256).rev() {
+            teller.write(1000 + block, 1, 1).await;
+        }
+        teller.volume.drain();
+        for round in 0..200 {
+            teller.write(1100, 1, round as u8).await;
+            teller.sleep(0.001).await;
+        }
+        assert!(teller.dirty() <= BLOCK, "{}", teller.dirty());
+    });
+    assert!((0..256).all(|block| block == 100 || set.on_backing(1000 + block) == 1));
+}
+
+/// Has every read of the cache that begins there fail.
+fn break_sector(disk: &Rc<RefCell<DiskState>>, byte: u64) {
+    let weak = Rc::downgrade(disk);
+    disk.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        if let (Io::Read(at), Some(disk)) = (io, weak.upgrade())
+            && at == byte
+        {
+            disk.borrow_mut().faults.read_in = Some(0);
+        }
+        Some(Duration::from_micros(20))
+    }));
+}
+
+/// Where the cache has what begins with such a block.
+fn place_of(disk: &Rc<RefCell<DiskState>>, byte: u8) -> u64 {
+    let disk = disk.borrow();
+    let (mut block, size) = (vec![0; BLOCK as usize], disk.geometry.size_bytes);
+    let is_it = |at: &u64| {
+        disk.peek(*at, &mut block);
+        block.iter().all(|it| *it == byte)
+    };
+    (0..size)
+        .step_by(BLOCK as usize)
+        .find(is_it)
+        .expect("it is cached")
+}
+
+/// What cannot be read stays dirty and is told of; all else becomes clean, and the set does not fail however often it is tried.
+#[test]
+fn dirty_data_that_cannot_be_read_keeps_nothing_else_dirty_and_does_not_fail_the_set() {
+    let set = Set::new(options(false)).paced(Duration::from_millis(1));
+    let teller = set.volume();
+    let cache = set.cache.clone();
+    set.tell(async move {
+        for block in (0..64).rev() {
+            teller
+                .write(block, 1, if block == 30 { 0xa7 } else { 1 })
+                .await;
+        }
+        teller.write(500, 1, 1).await;
+        break_sector(&cache, place_of(&cache, 0xa7));
+        teller.volume.drain();
+        teller.sleep(60.0).await;
+        assert_eq!(teller.dirty(), BLOCK);
+        let status = teller.server.status();
+        assert_eq!(status.cache_sets[0].state, "running");
+        assert!(!status.errors.is_empty());
+        let drain = teller.status().drain.expect("a drain");
+        assert_eq!(drain.state, "running");
+        assert!(drain.last_error.is_some());
+        assert!(teller.volume.cancel_drain());
+        teller.set("writeback_percent", "0").await;
+        teller.set("writeback_delay", "20").await;
+        teller.set("writeback_running", "1").await;
+        let before = cache.borrow().faults_happened;
+        teller.sleep(120.0).await;
+        let tried = cache.borrow().faults_happened - before;
+        assert!((2..=20).contains(&tried), "{tried}");
+    });
+    assert!((0..64).all(|block| block == 30 || set.on_backing(block) == 1));
+    assert_eq!(set.on_backing(500), 1);
+}
+
+/// The same of a place of the backing device that takes nothing.
+#[test]
+fn a_place_that_takes_no_data_keeps_nothing_else_dirty_and_does_not_shut_the_volume() {
+    let set = Set::new(options(false)).paced(Duration::from_millis(1));
+    let teller = set.volume();
+    let weak = Rc::downgrade(&set.backing);
+    let bad = OFFSET + 30 * BLOCK;
+    set.backing.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
+        if let (Io::Write(at, data), Some(disk)) = (io, weak.upgrade())
+            && (at..at + data.len() as u64).contains(&bad)
+        {
+            disk.borrow_mut().faults.write_in = Some(0);
+        }
+        Some(Duration::from_millis(1))
+    }));
+    set.tell(async move {
+        for block in (0..64).rev() {
+            teller.write(block, 1, 1).await;
+        }
+        teller.volume.drain();
+        teller.sleep(55.0).await;
+        assert_eq!(teller.dirty(), BLOCK);
+        assert!(teller.status().drain.expect("a drain").last_error.is_some());
+        assert_eq!(teller.read(1).await, 1, "it is served");
+    });
+    assert!((0..64).all(|block| block == 30 || set.on_backing(block) == 1));
+}
+
+/// Under writes that never end a drain is over when what was dirty at its beginning is written back.
+#[test]
+fn a_drain_ends_although_clients_go_on_writing() {
+    let set = Set::of(2000, options(false)).paced(Duration::from_millis(20));
+    let teller = set.volume();
+    set.tell(async move {
+        for block in 0..500 {
+            teller.write(block * 3, 1, 7).await;
+        }
+        teller.volume.drain();
+        let mut number = 0;
+        while teller.status().drain.expect("a drain").state == "running" {
+            teller.write(3000 + number % 400 * 2, 1, 8).await;
+            number += 1;
+            teller.sleep(0.003).await;
+            assert!(number < 20_000, "{:?}", teller.status());
+        }
+        let drain = teller.status().drain.expect("a drain");
+        assert_eq!(drain.state, "done");
+        assert_eq!(drain.left_bytes, teller.dirty());
+        assert!(drain.left_bytes > 0);
+    });
+    assert!((0..500).all(|block| set.on_backing(block * 3) == 7));
+}
+
+/// A device whose state could not be written is not thought to be clean.
+#[test]
+fn a_device_that_could_not_be_called_clean_still_says_dirty() {
+    let set = Set::new(options(false)).paced(Duration::from_millis(1));
+    let teller = set.volume();
+    let backing = set.backing.clone();
+    set.tell(async move {
+        teller.write(5, 1, 1).await;
+        backing.borrow_mut().faults.write_in = Some(1);
+        teller.volume.drain();
+        teller.sleep(5.0).await;
+        assert_eq!((teller.dirty(), teller.volume.state()), (0, "dirty"));
+        let drain = teller.status().drain.expect("a drain");
+        assert_eq!(drain.state, "running");
+        assert!(drain.last_error.is_some());
+    });
+}

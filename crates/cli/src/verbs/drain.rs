@@ -150,17 +150,13 @@ fn how_far(name: &Value, status: &Value) -> Step {
     let drain = &volume["writeback"]["drain"];
     let left = number(&drain["left_bytes"]);
     match drain["state"].as_str() {
-        Some("running") => {
-            let errors: Vec<String> = list(&status["errors"]).map(word).collect();
-            match errors.is_empty() {
-                true => Step::Going(going(&shown, drain)),
-                false => Step::Failed(format!(
-                    "volume {shown} is not drained, {} are left: {}",
-                    show_size(left),
-                    errors.join("; ")
-                )),
-            }
-        }
+        Some("running") => match hopeless(drain, status) {
+            None => Step::Going(going(&shown, drain)),
+            Some(why) => Step::Failed(format!(
+                "volume {shown} is not drained, {} are left: {why}",
+                show_size(left)
+            )),
+        },
         Some("cancelled" | "stopped") => Step::Failed(format!(
             "volume {shown}: the drain was {}, {} are left",
             word(&drain["state"]),
@@ -171,9 +167,24 @@ fn how_far(name: &Value, status: &Value) -> Step {
             "name": name,
             "dirty_at_start_bytes": number(&drain["dirty_at_start_bytes"]),
             "written_bytes": number(&drain["written_bytes"]),
+            "left_bytes": left,
             "seconds": drain["seconds"].as_f64().unwrap_or(0.0),
         })),
     }
+}
+
+/// Why a drain that is under way cannot get there any more. What else is wrong is tried again.
+fn hopeless(drain: &Value, status: &Value) -> Option<String> {
+    let last = drain["last_error"].as_str();
+    if let Some(why) = last.filter(|why| why.starts_with("poisoned: ")) {
+        return Some(why.to_owned());
+    }
+    let mut sets = list(&status["cache_sets"]).peekable();
+    if sets.peek().is_none() || sets.any(|set| set["state"] != "poisoned") {
+        return None;
+    }
+    let errors: Vec<String> = list(&status["errors"]).map(word).collect();
+    Some(errors.join("; "))
 }
 
 fn going(name: &str, drain: &Value) -> String {
@@ -217,11 +228,15 @@ fn say_report(flags: &DrainFlags, report: &Value) -> Outcome {
         return print_json(report);
     }
     for volume in list(&report["volumes"]) {
-        say!(
-            "volume {}: nothing is dirty any more, {} were written back",
-            word(&volume["name"]),
-            show_size(number(&volume["written_bytes"]))
-        )?;
+        let (name, written) = (word(&volume["name"]), number(&volume["written_bytes"]));
+        let written = show_size(written);
+        match number(&volume["left_bytes"]) {
+            0 => say!("volume {name}: nothing is dirty any more, {written} were written back")?,
+            left => say!(
+                "volume {name}: what was dirty is written back, {written} in all; {} became dirty meanwhile",
+                show_size(left)
+            )?,
+        }
     }
     if list(&report["volumes"]).next().is_none() {
         say!("no volume here has dirty data of a backing device")?;
@@ -279,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn what_else_is_wrong_does_not_end_a_drain_that_goes_on() {
+        let drain = json!({"state": "running", "left_bytes": 4096, "last_error": "read: EIO"});
+        let mut status = status(drain);
+        status["cache_sets"] = json!([{"state": "running"}]);
+        status["errors"] = json!(["cache: read: EIO (1 errors so far)"]);
+        let step = how_far(&json!("v"), &status);
+        assert!(matches!(step, Step::Going(how) if how.contains("EIO")));
+    }
+
+    #[test]
     fn a_drain_that_does_not_get_there_is_a_failure() {
         let of = |status: &Value| how_far(&json!("v"), status);
         for state in ["cancelled", "stopped"] {
@@ -289,7 +314,10 @@ mod tests {
         }
         let mut poisoned = status(json!({"state": "running"}));
         poisoned["errors"] = json!(["b: flush: EIO"]);
+        poisoned["cache_sets"] = json!([{"state": "poisoned"}]);
         assert!(matches!(of(&poisoned), Step::Failed(why) if why.contains("EIO")));
+        let backing = status(json!({"state": "running", "last_error": "poisoned: flush: EIO"}));
+        assert!(matches!(of(&backing), Step::Failed(why) if why.contains("EIO")));
         assert!(matches!(of(&json!({})), Step::Failed(_)));
     }
 }

@@ -23,6 +23,11 @@ impl Allocator {
         true
     }
 
+    /// Whether the bucket that a pointer names was set aside.
+    pub fn is_set_aside(&self, ptr: Ptr) -> bool {
+        self.bad.contains(&self.nr_of(ptr))
+    }
+
     /// Buckets that were set aside.
     pub fn set_aside_count(&self) -> usize {
         self.bad.len()

@@ -17,6 +17,8 @@ const SECTORS_MAX: u64 = 1 << 16;
 pub struct Candidates {
     open: RefCell<BTreeMap<(u64, u64), Open>>,
     next: Cell<u64>,
+    /// No open one is longer.
+    longest: Cell<u64>,
 }
 
 struct Open {
@@ -47,6 +49,11 @@ impl Candidates {
         );
         let id = self.next.get();
         self.next.set(id + 1);
+        let longest = match self.open.borrow().is_empty() {
+            true => 0,
+            false => self.longest.get(),
+        };
+        self.longest.set(longest.max(end - start));
         let fate = Rc::<Fate>::default();
         self.open.borrow_mut().insert(
             (start, id),
@@ -65,7 +72,7 @@ impl Candidates {
     /// The range was written: what was read of it before must not enter the index.
     pub fn cancel(&self, start: u64, end: u64) {
         let open = self.open.borrow();
-        let from = (start.saturating_sub(SECTORS_MAX), 0);
+        let from = (start.saturating_sub(self.longest.get()), 0);
         for (_, candidate) in open
             .range(from..(end, 0))
             .filter(|(_, candidate)| candidate.end > start)

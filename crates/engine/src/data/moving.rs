@@ -350,6 +350,7 @@ impl<E: Env> Mover<E> {
             // It stays where it is, and keeps nothing else from moving.
             Err(error) => {
                 tracing::debug!(device = parts.cache.name(), %error, "not moved");
+                parts.buckets.set_aside([source]);
                 return Ok(());
             }
         };

@@ -76,6 +76,8 @@ pub struct BackingSuper<E: Env> {
     leavers: Cell<usize>,
     /// It says stale, or was told to: nothing becomes dirty any more.
     has_left: Cell<bool>,
+    /// A write failed that was to make it say clean.
+    is_unsure: Cell<bool>,
 }
 
 /// A write that is about to make data dirty. While one exists the device does not become clean.
@@ -115,6 +117,7 @@ impl<E: Env> BackingSuper<E> {
             intents_changed: Notify::new(),
             leavers: Cell::new(0),
             has_left: Cell::new(false),
+            is_unsure: Cell::new(false),
         }
     }
 
@@ -133,6 +136,7 @@ impl<E: Env> BackingSuper<E> {
         change(&mut next);
         write_superblock(&self.disk, &next).await?;
         *self.superblock.borrow_mut() = next;
+        self.is_unsure.set(false);
         Ok(())
     }
 
@@ -143,9 +147,10 @@ impl<E: Env> BackingSuper<E> {
         }
         self.intents.set(self.intents.get() + 1);
         let intent = DirtyIntent(self);
-        if self.state() != BackingState::Dirty && !mutations::is(Mutation::DirtyStateLate) {
+        let is_needed = || self.state() != BackingState::Dirty || self.is_unsure.get();
+        if is_needed() && !mutations::is(Mutation::DirtyStateLate) {
             let _turn = self.turn.lock().await;
-            if self.state() != BackingState::Dirty {
+            if is_needed() {
                 self.change_in_turn(|superblock| superblock.set_state(BackingState::Dirty))
                     .await?;
             }
@@ -224,7 +229,13 @@ impl<E: Env> BackingSuper<E> {
         // Whoever comes from here on waits for the turn and writes dirty again before going on.
         self.superblock.borrow_mut().set_state(BackingState::Clean);
         let superblock = self.get();
-        write_superblock(&self.disk, &superblock).await?;
+        if let Err(error) = write_superblock(&self.disk, &superblock).await {
+            // Nobody knows which of the two it says.
+            self.is_unsure.set(true);
+            self.superblock.borrow_mut().set_state(BackingState::Dirty);
+            return Err(error);
+        }
+        self.is_unsure.set(false);
         Ok(true)
     }
 

@@ -1,7 +1,7 @@
 //! A drain: everything dirty of a volume goes to the backing device, as fast as it goes.
 //!
-//! It is over when nothing is dirty. Writes that come meanwhile become dirty as ever, so while clients write faster than that it is
-//! not. How long it will take is worked out from what was written in the last while: the first half of a disk is no measure of the
+//! It is over when nothing is dirty, or when a whole pass that began after it did has left nothing behind: then only what was written
+//! meanwhile is dirty. How long it will take is worked out from what was written in the last while: the first half of a disk is no measure of the
 //! second.
 
 use crate::stats::DrainStatus;
@@ -18,7 +18,7 @@ const WHILE_SAMPLES: usize = 3;
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainEnd {
-    /// Nothing was dirty.
+    /// Nothing that was dirty when it began still is.
     Done,
     /// Somebody did not want it any more.
     Cancelled,
@@ -36,6 +36,8 @@ pub struct Drain {
     samples: VecDeque<(Duration, u64)>,
     ended: Option<(Duration, DrainEnd)>,
     last_error: Option<String>,
+    /// Whether the pass that began since has left nothing behind so far.
+    pass: Option<bool>,
 }
 
 impl Drain {
@@ -48,6 +50,7 @@ impl Drain {
             samples: VecDeque::from([(now, 0)]),
             ended: None,
             last_error: None,
+            pass: None,
         }
     }
 
@@ -72,12 +75,30 @@ impl Drain {
             });
         }
         self.samples.push_back((now, self.written));
-        self.last_error = None;
     }
 
     /// Something went wrong; it goes on.
     pub fn failed(&mut self, why: String) {
         self.last_error = Some(why);
+    }
+
+    /// A pass begins at the start of the volume.
+    pub fn begin_pass(&mut self) {
+        self.pass = Some(true);
+    }
+
+    /// Something stays as dirty as it was.
+    pub fn leave_some(&mut self) {
+        self.pass = self.pass.map(|_| false);
+    }
+
+    /// The pass ends; says whether it began after the drain and has left nothing behind.
+    pub fn end_pass(&mut self) -> bool {
+        let is_whole = self.pass.take() == Some(true);
+        if is_whole {
+            self.last_error = None;
+        }
+        is_whole
     }
 
     /// Sectors a second in the last while.

@@ -19,6 +19,9 @@ const COPIED_AT_ONCE: u64 = 256 << 10;
 /// Extents that become clean in one step.
 const CLEANED_AT_ONCE: usize = 32;
 
+/// Extents of one run that the backing device does not take, after which the rest of it stays dirty too.
+const REFUSED_OF_A_RUN: usize = 4;
+
 /// Bounds what one step does: devices in memory do at once what they are asked for, and others have to wait for it.
 #[derive(Default)]
 pub struct Breath {
@@ -38,15 +41,17 @@ impl Breath {
     }
 }
 
-/// Extents whose data is on the backing device, and what tells of writes since.
+/// Extents whose data is on the backing device, what tells of writes since, one for each extent that was to be copied, and the first
+/// error.
 struct Copied {
-    candidate: Candidate,
+    candidates: Vec<(u64, Candidate)>,
     extents: Vec<Extent>,
+    error: Option<io::Error>,
 }
 
 impl<E: Env> Writeback<E> {
-    /// Writes a batch back; gives the sectors cleaned. What fails stays dirty, and the first error is told in the end.
-    pub(super) async fn round(&self, batch: &Batch) -> io::Result<u64> {
+    /// Writes a batch back; gives the sectors cleaned and the first error of what stays dirty.
+    pub(super) async fn round(&self, batch: &Batch) -> io::Result<(u64, Option<io::Error>)> {
         // A crash must not take the key and leave the data on the backing device, under an older clean copy.
         self.parts.journal.flush().await?;
         let left: RefCell<VecDeque<&[Extent]>> = RefCell::new(runs(&batch.extents).collect());
@@ -57,10 +62,9 @@ impl<E: Env> Writeback<E> {
         for result in join_all(workers).await.into_iter().flatten() {
             match result {
                 Ok(run) => {
-                    if let Some(first) = run.extents.first() {
-                        candidates.insert(first.start, run.candidate);
-                        copied.extend(run.extents);
-                    }
+                    candidates.extend(run.candidates);
+                    copied.extend(run.extents);
+                    first_error = first_error.or(run.error);
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -68,7 +72,7 @@ impl<E: Env> Writeback<E> {
         let wanted = self.parts.settings.time(Knob::WritebackLatency);
         self.change(&self.depth, |depth| depth.round_ended(runs, wanted));
         let cleaned = self.finish(copied, &candidates).await?;
-        first_error.map_or(Ok(cleaned), Err)
+        Ok((cleaned, first_error))
     }
 
     /// Copies run after run until none is left.
@@ -124,6 +128,10 @@ impl<E: Env> Writeback<E> {
             if mutations::is(Mutation::WritebackIgnoresChange) {
                 return vec![*extent];
             }
+            let dirty = Extent {
+                dirty: true,
+                ..*extent
+            };
             // What was written directly since is not what was copied, although the index may not know yet.
             let candidate = candidates.range(..=extent.start).next_back();
             if candidate.is_none_or(|(_, candidate)| candidate.is_cancelled())
@@ -131,12 +139,9 @@ impl<E: Env> Writeback<E> {
             {
                 marks::hit(Mark::WritebackChanged);
                 self.parts.counters.writeback_failed.add(1);
+                self.note_left(&same(index, &dirty));
                 return Vec::new();
             }
-            let dirty = Extent {
-                dirty: true,
-                ..*extent
-            };
             let mut still = same(index, &dirty);
             for part in &mut still {
                 part.dirty = false;
@@ -157,55 +162,94 @@ impl<E: Env> Writeback<E> {
         let parts = &self.parts;
         let (start, end) = (run[0].start, run[run.len() - 1].end);
         let _held = parts.locks.lock(start, end).await;
-        let candidate = parts.candidates.open(start, end);
+        let opened = run.iter().map(|extent| {
+            let candidate = parts.candidates.open(extent.start, extent.end);
+            (extent.start, candidate)
+        });
+        let mut copied = Copied {
+            candidates: opened.collect(),
+            extents: Vec::new(),
+            error: None,
+        };
         self.bring(start, end).await?;
         let before: Vec<Extent> = {
             let index = parts.index.borrow();
             run.iter().flat_map(|extent| same(&index, extent)).collect()
         };
-        let mut extents = Vec::new();
+        let mut readable = Vec::new();
         for group in runs(&before) {
-            let data = self.read(group, breath).await?;
-            extents.extend(self.write(group, data, breath).await?);
+            for (extent, piece) in group.iter().zip(self.read(group, breath).await) {
+                match piece {
+                    Ok(piece) => readable.push((*extent, piece)),
+                    Err(error) => {
+                        self.note_left(&[*extent]);
+                        copied.error.get_or_insert(error);
+                    }
+                }
+            }
+            let (extents, mut pieces): (Vec<Extent>, VecDeque<Buffer>) = readable.drain(..).unzip();
+            for group in runs(&extents) {
+                let data = self.join(group, &mut pieces, breath).await;
+                self.write(group, data, breath, &mut copied).await?;
+            }
         }
-        Ok(Copied { candidate, extents })
+        Ok(copied)
     }
 
-    /// Adjacent extents, as one piece.
-    async fn read(&self, group: &[Extent], breath: &Breath) -> io::Result<Buffer> {
-        let cache = &self.parts.cache;
+    /// Extents one by one. Who cannot be read is known by its bucket from then on, and does not count as an error again.
+    async fn read(&self, group: &[Extent], breath: &Breath) -> Vec<io::Result<Buffer>> {
+        let (cache, buckets) = (&self.parts.cache, &self.parts.buckets);
         let read = |extent: &Extent| {
             let (extent, bytes) = (*extent, extent.sectors() * 512);
             async move {
                 breath.take(bytes).await;
                 let buffer = cache.buffers().get(bytes as usize);
                 let ptr = extent.ptr.expect("dirty data has a place");
-                cache.read_data(ptr.sector(), buffer).await
+                if buckets.get().is_set_aside(ptr) {
+                    return cache.read_again(ptr.sector(), buffer).await;
+                }
+                let read = cache.read_data(ptr.sector(), buffer).await;
+                if read.is_err() {
+                    buckets.set_aside([ptr]);
+                }
+                read
             }
         };
-        let mut pieces = join_all(group.iter().map(read)).await;
-        if pieces.len() == 1 {
-            return pieces.swap_remove(0);
+        join_all(group.iter().map(read)).await
+    }
+
+    /// Adjacent extents, as one piece, of the first of these.
+    async fn join(
+        &self,
+        group: &[Extent],
+        pieces: &mut VecDeque<Buffer>,
+        breath: &Breath,
+    ) -> Buffer {
+        if group.len() == 1
+            && let Some(piece) = pieces.pop_front()
+        {
+            return piece;
         }
         let first = group[0].start;
         let bytes = (group[group.len() - 1].end - first) * 512;
-        let mut all = cache.buffers().get(bytes as usize);
-        for (extent, piece) in group.iter().zip(pieces) {
-            let piece = piece?;
+        let mut all = self.parts.cache.buffers().get(bytes as usize);
+        for (extent, piece) in group.iter().zip(pieces.drain(..group.len())) {
             breath.take(piece.len() as u64).await;
             let at = (extent.start - first) as usize * 512;
             all[at..at + piece.len()].copy_from_slice(&piece);
         }
-        Ok(all)
+        all
     }
 
-    /// Writes adjacent extents to the backing device, if nothing has changed there, else those that did not; gives what it wrote.
+    /// Writes adjacent extents to the backing device, if nothing has changed there, else those that did not; if it does not take them
+    /// together, one by one.
     async fn write(
         &self,
         group: &[Extent],
         data: Buffer,
         breath: &Breath,
-    ) -> io::Result<Vec<Extent>> {
+        copied: &mut Copied,
+    ) -> io::Result<()> {
         let (start, end) = (group[0].start, group[group.len() - 1].end);
         breath.take((end - start) * 512).await;
         self.bring(start, end).await?;
@@ -213,10 +257,15 @@ impl<E: Env> Writeback<E> {
             if group.len() > 1 {
                 marks::hit(Mark::WritebackMerges);
             }
-            self.write_out(start, data).await?;
-            return Ok(group.to_vec());
+            match self.write_out(start, data).await {
+                Ok(()) => copied.extents.extend_from_slice(group),
+                Err(error) => {
+                    copied.error.get_or_insert(error);
+                    self.write_parts(group, breath, copied).await?;
+                }
+            }
+            return Ok(());
         }
-        let mut written = Vec::new();
         for extent in group {
             let at = (extent.start - start) as usize * 512..(extent.end - start) as usize * 512;
             let mut buffer = self.parts.backing.buffers().get(at.len());
@@ -225,10 +274,42 @@ impl<E: Env> Writeback<E> {
             self.bring(extent.start, extent.end).await?;
             if self.is_same(std::slice::from_ref(extent)) {
                 self.write_out(extent.start, buffer).await?;
-                written.push(*extent);
+                copied.extents.push(*extent);
+            } else {
+                self.note_left(&same(&self.parts.index.borrow(), extent));
             }
         }
-        Ok(written)
+        Ok(())
+    }
+
+    /// Writes one by one what the backing device did not take together.
+    async fn write_parts(
+        &self,
+        group: &[Extent],
+        breath: &Breath,
+        copied: &mut Copied,
+    ) -> io::Result<()> {
+        let mut refused = 0;
+        for extent in group.iter().filter(|_| group.len() > 1) {
+            if refused == REFUSED_OF_A_RUN {
+                break;
+            }
+            let one = std::slice::from_ref(extent);
+            let Some(Ok(piece)) = self.read(one, breath).await.pop() else {
+                continue;
+            };
+            self.bring(extent.start, extent.end).await?;
+            if !self.is_same(one) {
+                continue;
+            }
+            let backing = &self.parts.backing;
+            let written = backing.write_again(Cause::WrittenBack, extent.start, piece);
+            match written.await {
+                Ok(()) => copied.extents.push(*extent),
+                Err(_) => refused += 1,
+            }
+        }
+        Ok(())
     }
 
     async fn write_out(&self, sector: u64, buffer: Buffer) -> io::Result<()> {

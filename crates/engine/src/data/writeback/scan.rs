@@ -32,6 +32,8 @@ pub struct Batch {
     run_start: u64,
     /// The end of the volume was reached; the next batch begins at its start.
     pub is_last: bool,
+    /// Nobody can tell what is in a leaf; the next batch begins behind it.
+    pub error: Option<io::Error>,
 }
 
 impl Batch {
@@ -85,16 +87,30 @@ pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
 
 impl<E: Env> Writeback<E> {
     /// Dirty extents from the cursor on, in pieces.
-    pub(super) async fn next_batch(&self, budget: Budget) -> io::Result<Batch> {
+    pub(super) async fn next_batch(&self, budget: Budget) -> Batch {
         let (low, high) = self.parts.range;
         let mut batch = Batch::default();
         let mut at = self.cursor.get().clamp(low, high);
         loop {
-            let (found, next) = self.scan(at, high).await?;
+            let (found, next) = self.scan(at, high).await;
+            let found = match found {
+                Ok(found) => found,
+                Err(_) if !batch.extents.is_empty() => {
+                    // What was found goes first.
+                    self.cursor.set(at);
+                    return batch;
+                }
+                Err(error) => {
+                    self.cursor.set(next.unwrap_or(low));
+                    batch.is_last = next.is_none();
+                    batch.error = Some(error);
+                    return batch;
+                }
+            };
             for extent in found {
                 if batch.is_full(budget, &extent) {
                     self.cursor.set(extent.start);
-                    return Ok(batch);
+                    return batch;
                 }
                 batch.push(extent);
             }
@@ -102,29 +118,33 @@ impl<E: Env> Writeback<E> {
                 marks::hit(Mark::WritebackWraps);
                 self.cursor.set(low);
                 batch.is_last = true;
-                return Ok(batch);
+                return batch;
             };
             at = next;
             if self.is_closing.get() {
-                return Ok(Batch::default());
+                return Batch::default();
             }
             yield_now().await;
         }
     }
 
-    /// Dirty pieces among the next keys, and where to go on.
-    async fn scan(&self, from: u64, to: u64) -> io::Result<(Vec<Extent>, Option<u64>)> {
+    /// Dirty pieces among the next keys, and where to go on, whatever became of them.
+    async fn scan(&self, from: u64, to: u64) -> (io::Result<Vec<Extent>>, Option<u64>) {
         let inode = self.parts.inode;
         let next = self.parts.index.borrow().nodes.next_dirty(inode, from, to);
         let Some((start, end)) = next else {
-            return Ok((Vec::new(), None));
+            return (Ok(Vec::new()), None);
         };
-        self.parts.pages.bring_urgently(inode, start, end).await?;
+        let behind = (end < to).then_some(end);
+        let pages = &self.parts.pages;
+        if let Err(error) = pages.bring_urgently(inode, start, end).await {
+            return (Err(error), behind);
+        }
         let index = self.parts.index.borrow();
         let mut found = Vec::new();
         for (seen, extent) in index.range(inode, start, end).enumerate() {
             if seen == SCAN_KEYS || found.len() > WRITEBACK_EXTENTS {
-                return Ok((found, Some(extent.start)));
+                return (Ok(found), Some(extent.start));
             }
             let mut at = extent.start;
             while extent.dirty && at < extent.end {
@@ -133,7 +153,7 @@ impl<E: Env> Writeback<E> {
                 at = end;
             }
         }
-        Ok((found, (end < to).then_some(end)))
+        (Ok(found), behind)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::depth::Depth;
 use super::drain::{Drain, DrainEnd};
 use super::rate::{Controller, Limiter, RATE_DISTURBED, RATE_IDLE, Seen, Terms, target};
-use super::scan::Budget;
+use super::scan::{Batch, Budget};
 use crate::btree::{Index, Pages, Tree};
 use crate::buckets::Buckets;
 use crate::data::candidates::Candidates;
@@ -11,6 +11,7 @@ use crate::data::clients::Clients;
 use crate::data::insert::Inserter;
 use crate::data::locks::RangeLocks;
 use crate::device::Disk;
+use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::limits::{
     WRITEBACK_BYTES, WRITEBACK_EXTENTS, WRITEBACK_IN_USE_PERCENT, WRITEBACK_LITTLE, WRITEBACK_ROUND,
@@ -28,7 +29,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pause after an error.
+/// Pause after an error, the first at least: that after a whole pass doubles up to `writeback_delay`, as the same places fail again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time without a look whether there is hurry.
 const LOOK: Duration = Duration::from_millis(100);
@@ -100,6 +101,10 @@ pub struct Writeback<E: Env> {
     /// No pass begins for the delay after this, unless more is dirty than is meant to be.
     rests_since: Cell<Option<Duration>>,
     drain: RefCell<Option<Drain>>,
+    /// The pass has met errors.
+    has_failed: Cell<bool>,
+    /// What follows the next pass that does.
+    error_pause: Cell<Duration>,
 }
 
 /// A pass through the volume, as far as it is.
@@ -139,6 +144,8 @@ impl<E: Env> Writeback<E> {
             pass: Cell::default(),
             rests_since: Cell::new(Some(now)),
             drain: RefCell::default(),
+            has_failed: Cell::new(false),
+            error_pause: Cell::new(PAUSE),
             parts,
         })
     }
@@ -241,18 +248,46 @@ impl<E: Env> Writeback<E> {
     /// Some of what is next, and what follows from how that went.
     async fn work_off_some(&self, budget: Budget, rate: Option<u64>) {
         let outcome = self.write_some(budget, rate).await;
-        let went_on = match outcome {
-            Ok(went_on) => went_on,
+        let is_over = self.cursor.get() <= self.parts.range.0;
+        let pause = match &outcome {
             Err(error) => {
                 marks::hit(Mark::WritebackFailed);
                 tracing::warn!(device = self.parts.backing.name(), %error, "write-back failed; the data stays dirty");
                 self.with_drain(|drain| drain.failed(error.to_string()));
-                return self.pause(PAUSE).await;
+                PAUSE
             }
-        };
-        if !went_on {
             // What is dirty is not to be had, or is written by others.
-            self.pause(LOOK).await;
+            Ok(false) => LOOK,
+            Ok(true) => Duration::ZERO,
+        };
+        let pause = match is_over {
+            true => pause.max(self.pause_of_pass()),
+            false => pause,
+        };
+        if !pause.is_zero() {
+            self.pause(pause).await;
+        }
+    }
+
+    /// How long to rest after a whole pass, by the errors it has met.
+    fn pause_of_pass(&self) -> Duration {
+        if !self.has_failed.replace(false) {
+            self.error_pause.set(PAUSE);
+            return Duration::ZERO;
+        }
+        if self.is_draining() {
+            return PAUSE;
+        }
+        let most = self.parts.settings.time(Knob::WritebackDelay).max(PAUSE);
+        let pause = self.error_pause.get().min(most);
+        self.error_pause.set(pause.saturating_mul(2));
+        pause
+    }
+
+    /// These extents were to be written back, and are still dirty.
+    pub(super) fn note_left(&self, left: &[Extent]) {
+        if !left.is_empty() {
+            self.with_drain(Drain::leave_some);
         }
     }
 
@@ -264,7 +299,10 @@ impl<E: Env> Writeback<E> {
     }
 
     async fn write_some(&self, budget: Budget, rate: Option<u64>) -> io::Result<bool> {
-        let batch = self.next_batch(budget).await?;
+        if self.cursor.get() <= self.parts.range.0 {
+            self.with_drain(Drain::begin_pass);
+        }
+        let mut batch = self.next_batch(budget).await;
         let found = batch.extents.len() as u64;
         let all = self.change(&self.pass, |pass| {
             pass.extents += found;
@@ -273,19 +311,32 @@ impl<E: Env> Writeback<E> {
         if batch.is_last {
             self.end_pass(all);
         }
-        if batch.extents.is_empty() {
-            return Ok(all > 0);
+        let outcome = match batch.error.take() {
+            Some(error) => Err(error),
+            None if batch.extents.is_empty() => Ok(all > 0),
+            None => self.write_batch(&batch, rate).await,
+        };
+        if outcome.is_err() {
+            self.has_failed.set(true);
+            self.with_drain(Drain::leave_some);
         }
+        if batch.is_last && self.with_drain(Drain::end_pass) == Some(true) && self.dirty() > 0 {
+            self.end_drain(DrainEnd::Done);
+        }
+        outcome
+    }
+
+    async fn write_batch(&self, batch: &Batch, rate: Option<u64>) -> io::Result<bool> {
         if let Some(rate) = rate {
             let now = self.now();
             self.change(&self.limiter, |limiter| {
                 limiter.take(batch.sectors, rate, now)
             });
         }
-        let cleaned = self.round(&batch).await?;
+        let (cleaned, error) = self.round(batch).await?;
         let now = self.now();
         self.with_drain(|drain| drain.wrote(now, cleaned));
-        Ok(cleaned > 0)
+        error.map_or(Ok(cleaned > 0), Err)
     }
 
     fn end_pass(&self, extents: u64) {
@@ -315,9 +366,13 @@ impl<E: Env> Writeback<E> {
         if self.dirty() > 0 || self.is_closing.get() {
             return;
         }
-        self.end_drain(DrainEnd::Done);
         self.pass.set(Pass::default());
+        self.has_failed.set(false);
+        if outcome.is_ok() {
+            self.end_drain(DrainEnd::Done);
+        }
         if let Err(error) = &outcome {
+            self.with_drain(|drain| drain.failed(error.to_string()));
             tracing::warn!(device = self.parts.backing.name(), %error, "its state stays dirty");
         }
         let is_clean = self.parts.superblock.state() != BackingState::Dirty;
@@ -438,14 +493,17 @@ impl<E: Env> Writeback<E> {
                 .then(|| weights.map(|knob| settings.get(knob))),
             minimum: settings.get(Knob::WritebackRateMinimum),
             period,
-            deadline: settings.time(Knob::WritebackDeadline).as_secs(),
+            deadline: settings
+                .time(Knob::WritebackDeadline)
+                .as_micros()
+                .div_ceil(1_000_000) as u64,
             latency: settings.time(Knob::WritebackLatency),
         }
     }
 
     // ---- draining ------------------------------------------------------------------------------------------------
 
-    /// Writes everything back at full speed from now on, whatever the settings say, until nothing is dirty. Says whether that begins:
+    /// Writes everything back at full speed from now on, whatever the settings say, until nothing of it is dirty. Says whether that begins:
     /// one that is under way goes on.
     pub fn drain(&self) -> bool {
         if self.is_closing.get() {
@@ -490,10 +548,8 @@ impl<E: Env> Writeback<E> {
         self.changed.notify_all();
     }
 
-    fn with_drain(&self, change: impl FnOnce(&mut Drain)) {
-        if let Some(drain) = &mut *self.drain.borrow_mut() {
-            change(drain);
-        }
+    fn with_drain<R>(&self, change: impl FnOnce(&mut Drain) -> R) -> Option<R> {
+        self.drain.borrow_mut().as_mut().map(change)
     }
 
     /// Ends a drain, and says whether there was one.

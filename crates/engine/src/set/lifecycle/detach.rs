@@ -29,6 +29,8 @@ struct Bond<E: Env> {
     backing: Rc<Backing<E>>,
     writeback: Rc<Writeback<E>>,
     at: usize,
+    /// The drain under way is the detach's own.
+    has_begun_drain: bool,
 }
 
 /// Counted until it is dropped.
@@ -56,7 +58,9 @@ impl<E: Env> Bond<E> {
     fn stay(&self) {
         self.served.core.detaching.set(false);
         self.writeback.set_detaching(false);
-        self.writeback.cancel_drain();
+        if self.has_begun_drain {
+            self.writeback.cancel_drain();
+        }
     }
 
     fn dirty(&self) -> u64 {
@@ -158,7 +162,7 @@ impl<E: Env> Server<E> {
             return Err(refused("nothing of it can be written back"));
         };
         core.detaching.set(true);
-        writeback.drain();
+        let has_begun_drain = writeback.drain();
         writeback.set_detaching(true);
         *volume.detach.borrow_mut() = Some(DetachStatus {
             running: true,
@@ -171,6 +175,7 @@ impl<E: Env> Server<E> {
             backing,
             writeback,
             at,
+            has_begun_drain,
         })
     }
 
