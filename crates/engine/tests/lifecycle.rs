@@ -437,7 +437,7 @@ fn mistakes_in_the_order_of_a_change_are_found() {
 fn ended(kind: Kind, seed: u64) {
     let end = [End::Kill, End::PowerLoss][seed as usize % 2];
     let rig = Rig::new(seed + 100 * kind as u64);
-    let served = rig.serve(options(seed % 3 == 0));
+    let served = rig.serve(options(seed.is_multiple_of(3)));
     let volume = served.volume_for(&rig, kind);
     served.loads(&rig, &volume, 150);
     kind.prepare(&served, &volume);
@@ -452,7 +452,7 @@ fn ended(kind: Kind, seed: u64) {
         }
     }
     let mut most = 20 + seed * seed * 3;
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         // Everything is clean, and cached: a detach has nothing to wait for.
         let (world, volume) = (served.world.clone(), volume.clone());
         served.does(async move {
@@ -468,7 +468,7 @@ fn ended(kind: Kind, seed: u64) {
     rig.ends(end);
     rig.first.borrow_mut().pace = None;
     rig.other.borrow_mut().pace = None;
-    let served = rig.serve(options(seed % 2 == 0));
+    let served = rig.serve(options(seed.is_multiple_of(2)));
     kind.check(&rig, &served, is_done);
     if let Some(volume) = served.volume_again(&rig, kind) {
         served.verifies(&rig, &volume);

@@ -454,11 +454,6 @@ mod tests {
         assert_eq!(parts.concat(), keys);
         assert_eq!(split(Vec::new(), &[0]), [Vec::new()]);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     /// Counted in words, seven children of nodes with room for four were taken for three nodes; they are four, and a rewrite ran out of
     /// buckets. (Simulation, seed 9383 of 58ff607.)
