@@ -641,13 +641,13 @@ impl Device for Disk {
     ) -> impl Future<Output = io::Result<Buffer>> + 'static {
         self.note("read", offset, buffer.len() as u64);
         let checked = self.check(offset, buffer.len() as u64);
+        let paced = self.paced(Io::Read(offset));
         let fails = self
             .state
             .borrow_mut()
             .failure(Kind::Read, self.world.now(), None);
         let state = self.state.clone();
         let done = checked.map(|()| {
-            let paced = self.paced(Io::Read(offset));
             self.io("a read of a disk", paced, move || {
                 if let Some(number) = fails {
                     return Err(io::Error::from_raw_os_error(number));
