@@ -421,7 +421,7 @@ fn whatever_ends_a_change_leaves_what_was_acknowledged() {
 /// Some mistakes that these stories must find.
 #[test]
 fn mistakes_in_the_order_of_a_change_are_found() {
-    let seeds = 0..200;
+    let seeds = 0..1500;
     for (mistake, kind) in [
         (Mutation::DetachServesEarly, Kind::Detach),
         (Mutation::ShrinkKeepsData, Kind::Shrink),

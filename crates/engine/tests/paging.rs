@@ -449,7 +449,7 @@ fn bytes_of(rig: &Rig, bucket: u64) -> Vec<u8> {
 fn is_poisoned_by_a_leaf(served: &Served) {
     let status = served.server.status();
     assert_eq!(status.cache_sets[0].state, "poisoned");
-    names_a_leaf(&status.errors.join("\n"));
+    names_a_leaf(&status.errors[0]);
     let volume = served.volume.clone();
     let refused = served.does(async move {
         let buffer = volume.buffer(512);
@@ -592,7 +592,7 @@ fn with_little_memory_leaves_go_and_come_back_and_a_range_of_more_than_fit_is_se
 }
 
 #[test]
-fn a_leaf_that_cannot_be_read_fails_that_request_and_the_next_one_works() {
+fn a_leaf_that_cannot_be_read_is_no_matter_where_nothing_is_dirty() {
     let rig = Rig::stopped(12, false);
     let leaves = rig.leaves();
     let (first, second) = (leaves[leaves.len() / 3], leaves[leaves.len() / 2]);
@@ -602,7 +602,7 @@ fn a_leaf_that_cannot_be_read_fails_that_request_and_the_next_one_works() {
     served.does(async move {
         cache.borrow_mut().faults.read_in = Some(0);
         let read = volume.read(StreamId(2), first.holds() * SECTOR, 512).await;
-        assert!(read.is_err(), "the leaf was not read");
+        assert!(read.expect("the backing device has it")[..] == content(first.holds(), 1));
         is_at(&volume, first.holds(), 1).await;
         // A write has to know what it replaces.
         cache.borrow_mut().faults.read_in = Some(0);

@@ -500,7 +500,7 @@ fn a_write_over_what_is_being_written_back_is_what_stays() {
             })
             .unwrap();
             assert_eq!(rig.read(2 * BLOCK, BLOCK), [2; 4096]);
-            rig.sleep(120);
+            rig.sleep(2000);
             assert_eq!(rig.status().dirty_bytes, 0);
             assert_eq!(rig.on_backing(2 * BLOCK), 2, "{bypasses} {delay}");
             assert_eq!(rig.on_backing(3 * BLOCK), 1);
