@@ -397,6 +397,66 @@ fn writes_acknowledged_before_a_kill_are_there_after_it() {
     assert_eq!(server.end().status, 0);
 }
 
+/// A set with a block of dirty data.
+fn with_dirty_data() -> Bench {
+    let bench = Bench::new();
+    bench.set(&[]);
+    let server = bench.serve_set(&["--mode", "writeback"]);
+    bench.fine(&["set", "writeback_running=off"]);
+    nbd::Client::connect(&bench.path("nbd")).write(8192, &[7; 4096]);
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+    bench
+}
+
+/// T155: without its set a dirty device is not served; with it, it is, in whatever order they are named.
+#[test]
+fn a_dirty_device_is_served_with_its_set_in_any_order_and_never_without() {
+    let bench = with_dirty_data();
+    let before = common::bytes(&bench.path("b"));
+    let line = bench.refused(&["serve", "--backing", "b", "--nbd", "unix:nbd"]);
+    assert!(line.contains("dirty"), "{line}");
+    assert!(before == common::bytes(&bench.path("b")), "it was written");
+    for order in [
+        ["--cache", "c", "--backing", "b"],
+        ["--backing", "b", "--cache", "c"],
+    ] {
+        let more = ["--nbd", "unix:nbd", "--state-dir", "state"];
+        let server = bench.serve(&[order, more].concat());
+        let read = nbd::Client::connect(&bench.path("nbd")).read(8192);
+        assert!(read == [7; 4096], "{order:?}");
+        bench.fine(&["stop"]);
+        assert_eq!(server.end().status, 0);
+    }
+}
+
+/// T184: here all of a call is refused if one device of it is, so devices without a set are not served either.
+#[test]
+fn devices_of_a_set_that_does_not_start_stay_as_they_are() {
+    let bench = with_dirty_data();
+    bench.backing("none");
+    let mut cache = common::bytes(&bench.path("c"));
+    // The set's identity, under the checksum.
+    cache[4096 + 40] ^= 1;
+    std::fs::write(bench.path("c"), &cache).expect("room");
+    let others = || {
+        (
+            common::bytes(&bench.path("b")),
+            common::bytes(&bench.path("none")),
+        )
+    };
+    let before = others();
+    let devices = ["--cache", "c", "--backing", "b", "--backing", "none"];
+    let more = ["--nbd", "unix:nbd", "--state-dir", "state"];
+    let line = bench.refused(&[&["serve"], &devices[..], &more[..]].concat());
+    assert!(line.contains("superblock"), "{line}");
+    assert!(before == others(), "another device was written");
+    assert!(
+        cache == common::bytes(&bench.path("c")),
+        "the cache was written"
+    );
+}
+
 /// Just enough of a client to write and read a block.
 mod nbd {
     use std::io::{Read, Write};

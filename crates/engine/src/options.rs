@@ -7,7 +7,7 @@ use brigade_format::superblock::CacheMode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckPolicy {
     /// Its key is in a record in memory that outlives the process; the journal follows within
-    /// [`Options::journal_delay`]. Survives `kill -9` of the server on the same host.
+    /// [`Knob::JournalDelayMs`]. Survives `kill -9` of the server on the same host.
     Memory,
     /// Its key is in the journal, on the device, flushed. Survives `kill -9` whoever opens the set next.
     Journal,

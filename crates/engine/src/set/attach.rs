@@ -131,6 +131,7 @@ mod tests {
         plan(entries, &BTreeSet::new(), &backing(state), 8, 100, false)
     }
 
+    /// T183.
     #[test]
     fn without_a_slot_none_stale_and_clean_get_the_lowest_free_one() {
         for state in [BackingState::None, BackingState::Stale, BackingState::Clean] {
@@ -142,6 +143,7 @@ mod tests {
         }
     }
 
+    /// T183.
     #[test]
     fn a_dirty_device_without_a_slot_is_refused_and_waits() {
         assert!(matches!(
@@ -150,6 +152,7 @@ mod tests {
         ));
     }
 
+    /// T183.
     #[test]
     fn with_a_slot_clean_and_dirty_keep_it() {
         for state in [BackingState::Clean, BackingState::Dirty] {
@@ -161,6 +164,7 @@ mod tests {
         }
     }
 
+    /// T183.
     #[test]
     fn with_a_slot_none_and_stale_lose_it_and_get_a_new_one() {
         for state in [BackingState::None, BackingState::Stale] {
@@ -170,6 +174,7 @@ mod tests {
         }
     }
 
+    /// T186.
     #[test]
     fn a_slot_whose_inode_has_keys_is_not_given_out() {
         let attach = plan(
