@@ -132,6 +132,10 @@ pub(crate) async fn apply_again(world: &Rc<World>, name: &str) {
         let Some((of, setting)) = key.rsplit_once('.') else {
             continue;
         };
+        // What its superblock says, or the command line did, is how it is cached.
+        if setting == Knob::CacheMode.definition().name {
+            continue;
+        }
         let is_all = of == Scope::Volume.section();
         if !(is_all || of == volume.uuid || names.iter().any(|it| it == of)) {
             continue;

@@ -249,7 +249,17 @@ impl<E: Env> Disk<E> {
         let written = self
             .device
             .write(sector * SECTOR, buffer, Durability::Volatile);
-        written.await.map(|_| ())
+        self.if_gone(written.await.map(|_| ()))
+    }
+
+    /// A device that is no longer there may have lost what it had not made durable, whoever finds out, and however often it was counted.
+    fn if_gone<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && health::is_gone(error)
+        {
+            self.poison.throw(format!("{}: {error}", self.name()));
+        }
+        result
     }
 
     fn count_written(&self, cause: Cause, buffer: &Buffer) {
@@ -302,12 +312,14 @@ impl<E: Env> Disk<E> {
     /// Whether it can be read at all.
     pub async fn answers(&self) -> bool {
         let unit = self.geometry().logical_block_bytes.max(512) as usize;
-        self.device.read(0, self.buffers.get(unit)).await.is_ok()
+        let read = self.device.read(0, self.buffers.get(unit)).await;
+        self.if_gone(read).is_ok()
     }
 
     /// Tells the device that a range is not needed.
     pub async fn discard(&self, sector: u64, sectors: u64) -> io::Result<()> {
-        self.device.discard(sector * SECTOR, sectors * SECTOR).await
+        let discarded = self.device.discard(sector * SECTOR, sectors * SECTOR);
+        self.if_gone(discarded.await)
     }
 
     /// Zeroes a range.

@@ -273,8 +273,10 @@ impl<E: Env> Writeback<E> {
             breath.take(buffer.len() as u64).await;
             self.bring(extent.start, extent.end).await?;
             if self.is_same(std::slice::from_ref(extent)) {
-                self.write_out(extent.start, buffer).await?;
-                copied.extents.push(*extent);
+                match self.write_out(extent.start, buffer).await {
+                    Ok(()) => copied.extents.push(*extent),
+                    Err(error) => drop(copied.error.get_or_insert(error)),
+                }
             } else {
                 self.note_left(&same(&self.parts.index.borrow(), extent));
             }

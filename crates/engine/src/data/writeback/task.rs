@@ -31,6 +31,8 @@ use std::time::Duration;
 
 /// Pause after an error, the first at least: that after a whole pass doubles up to `writeback_delay`, as the same places fail again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The longest one.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Longest time without a look whether there is hurry.
 const LOOK: Duration = Duration::from_millis(100);
 /// As much as goes at once.
@@ -275,10 +277,12 @@ impl<E: Env> Writeback<E> {
             self.error_pause.set(PAUSE);
             return Duration::ZERO;
         }
-        if self.is_draining() {
+        if self.is_draining() || self.is_urgent() {
             return PAUSE;
         }
-        let most = self.parts.settings.time(Knob::WritebackDelay).max(PAUSE);
+        let delay = self.parts.settings.time(Knob::WritebackDelay);
+        // Somebody may be in need of buckets before it is over.
+        let most = delay.clamp(PAUSE, PAUSE_MAX);
         let pause = self.error_pause.get().min(most);
         self.error_pause.set(pause.saturating_mul(2));
         pause

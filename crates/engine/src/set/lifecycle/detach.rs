@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// How often is looked whether all is written back.
 const PAUSE: Duration = Duration::from_millis(10);
+/// And how often whether there is a bucket for the table.
+const LOOKS: u32 = 1000;
 
 /// What a volume is detached from.
 struct Bond<E: Env> {
@@ -212,14 +214,20 @@ impl<E: Env> Server<E> {
         // LIFE-4: they may still read from the cache, or put into it what they read.
         quiet(&old).await;
         // What is not given up now is by the next attach; the device says none already.
-        while self.check_room(at).is_err() {
+        let mut looks = 0;
+        while self.check_room(at).is_err() && looks < LOOKS {
             self.check_open(&volume.name())?;
             self.running(at)?;
             self.env.sleep(PAUSE).await;
+            looks += 1;
+        }
+        marks::hit(Mark::DetachDone);
+        if looks == LOOKS {
+            tracing::warn!(slot = old.inode, "no room to give the slot up");
+            return Ok(());
         }
         self.give_up_slot(at, old.inode).await?;
         drop(held);
-        marks::hit(Mark::DetachDone);
         Ok(())
     }
 
