@@ -354,6 +354,7 @@ fn near(setting: &Setting, case: &mut Case) -> Result<()> {
 
 fn full(setting: &Setting, case: &mut Case) -> Result<()> {
     let server = case.start(setting, "writeback")?;
+    server.set(&[("writeback_running", "off"), ("cutoff_writeback", "70")])?;
     let now = write_until(case, &server, |now| 2 * now.dirty >= now.buckets)?;
     // And on, when writes have to find another way.
     let mut client = Client::connect(&server.socket, "")?;
