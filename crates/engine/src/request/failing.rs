@@ -123,7 +123,7 @@ impl<E: Env> Core<E> {
     }
 
     /// Whether the backing device has all that the volume holds.
-    fn backing_has_all(&self, cache: &Cache<E>) -> bool {
+    pub(super) fn backing_has_all(&self, cache: &Cache<E>) -> bool {
         let Some(backing) = &self.backing else {
             return false;
         };

@@ -30,7 +30,14 @@ pub async fn status<E: Env>(
         while at < end && !answer.is_full() {
             let leaf_end = cache.index.borrow().nodes.leaf_of(core.inode, at).1;
             let to = end.min(leaf_end);
-            core.bring(cache, at, to).await?;
+            if let Err(error) = core.bring(cache, at, to).await {
+                if !core.backing_has_all(cache) {
+                    return Err(error);
+                }
+                // Nobody knows what of it is cached; it reads the same wherever it comes from.
+                at = to;
+                continue;
+            }
             let (index, alloc) = (cache.index.borrow(), cache.buckets.get());
             let live = index
                 .range(core.inode, at, to)
