@@ -458,6 +458,7 @@ impl Life {
             }
         }
         session.server.audit();
+        let is_whole = is_whole && (weather == Weather::Calm || !has_failed(&session.server));
         if is_whole && (stops_early || self.set.chance.percent(50)) {
             if !stops_early {
                 self.stop(&session);
@@ -557,7 +558,8 @@ impl Life {
                 let mut devices = sets.iter().flat_map(|set| &set.devices);
                 let refilled =
                     devices.all(|device| device.buckets.free > 0 || device.buckets.clean == 0);
-                if is_drained && refilled {
+                // With one that has failed there is nothing to wait for.
+                if (is_drained && refilled) || has_failed(&server) {
                     return;
                 }
                 world.sleep(Duration::from_millis(100)).await;
