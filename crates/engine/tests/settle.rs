@@ -164,6 +164,43 @@ fn what_a_kernel_left_of_a_device_that_is_attached_later_is_not_served() {
     }
 }
 
+/// Entries of a session without the device must not say that it was compared: older data would be served until it leaves the cache.
+#[test]
+fn an_opening_without_the_device_leaves_it_to_the_next_one_with_it() {
+    for (memory, stops) in MEMORIES
+        .map(|it| (it, true))
+        .into_iter()
+        .chain([(MEMORIES[0], false)])
+    {
+        let chance = Chance::new(3);
+        let disks = differing(&chance);
+        unmark(&disks.0);
+        let world = World::new(chance.clone(), Duration::from_secs(50));
+        let cache = world.device(&disks.0);
+        let inner = world.clone();
+        let life = async move {
+            let store = |_: &str| Some(Store::default());
+            let opening = Server::open(inner.clone(), vec![cache], vec![], store, with(memory));
+            let server = opening.await.expect("open");
+            brigade_env::Env::sleep(&inner, Duration::from_secs(1)).await;
+            if stops {
+                server.stop().await.expect("stop");
+            }
+        };
+        world.run(life, || false).expect("ends");
+        world.kill();
+        disks.0.borrow_mut().end(End::Kill, &chance);
+        let (byte, dirty, warnings) = sector_3(&chance, &disks, memory);
+        assert_eq!((byte, dirty), (0x11, 512), "{warnings}");
+        let (byte, _, warnings) = sector_3(&chance, &disks, memory);
+        assert_eq!(
+            (byte, warnings.as_str()),
+            (0x11, ""),
+            "that was the last time"
+        );
+    }
+}
+
 #[test]
 fn after_a_session_of_brigade_nothing_is_compared() {
     let chance = Chance::new(3);

@@ -43,7 +43,7 @@ pub struct CacheSet<E: Env> {
     pub opened: Duration,
     /// Leaves were not read when it was opened, so the next line does not know of all.
     pub was_counted_later: bool,
-    /// Slots of devices that were not there when the set was opened after a kernel's session: what is cached of them may be older than
+    /// Slots of devices that have not come since the set was opened after a kernel's session: what is cached of them may be older than
     /// what they have (F70).
     pub unsettled: RefCell<BTreeSet<u32>>,
     /// Inodes with keys in tree or journal: their slots must not be given out.
@@ -73,6 +73,17 @@ impl<E: Env> CacheSet<E> {
     /// The set's identity, as text.
     pub fn uuid(&self) -> String {
         uuid_text(&self.superblock.get().set_uuid)
+    }
+
+    /// What a kernel's session left of a device does not matter any more. Journal entries say that nothing has to be compared after this
+    /// session only once that is so of all devices: one that never came would else be taken for settled at the next opening
+    /// (docs/format.md 8.4).
+    pub fn settled(&self, slot: u32) {
+        let mut unsettled = self.unsettled.borrow_mut();
+        let was_last = unsettled.remove(&slot) && unsettled.is_empty();
+        if let (true, Some(running)) = (was_last, &self.running) {
+            running.journal.settle();
+        }
     }
 
     /// Checks every invariant that can be seen from memory, slowly; panics with what does not hold.

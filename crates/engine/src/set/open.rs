@@ -354,7 +354,10 @@ async fn start<E: Env>(
     }
     journal.unpin(newest.last_seq);
     tree.write_all().await?;
-    journal.settle();
+    let unsettled = unsettled(&loaded, &uuids.entries());
+    if unsettled.is_empty() {
+        journal.settle();
+    }
     journal.write_now().await?;
 
     // From here on the allocator measures its lead over the table from what the table really says.
@@ -372,15 +375,6 @@ async fn start<E: Env>(
         env.spawn(steps.timed(env, Task::Count, count));
     }
     let mover = start_moving(env, &cache);
-    let is_cached = |entry: &UuidEntry| entry.is_used() && !entry.is_flash_only();
-    let unsettled = match loaded.newest.mark {
-        Some(_) => BTreeSet::new(),
-        None => (0..)
-            .zip(uuids.entries().iter())
-            .filter(|it| is_cached(it.1))
-            .map(|it| it.0)
-            .collect(),
-    };
     let inodes_seen = Rc::new(RefCell::new(loaded.inodes_seen));
     let sweeper = start_sweeping(env, &cache, &tree, &journal, &uuids, &inodes_seen);
     Ok(CacheSet {
@@ -402,6 +396,16 @@ async fn start<E: Env>(
         inodes_seen,
         was_counted_later: !loaded.is_counted,
     })
+}
+
+/// Slots of devices of which a kernel may have left clean data that is unlike them: of all, if it had the set last.
+fn unsettled(loaded: &Loaded, entries: &[UuidEntry]) -> BTreeSet<u32> {
+    if loaded.newest.mark.is_some() {
+        return BTreeSet::new();
+    }
+    let is_cached = |(_, entry): &(u32, &UuidEntry)| entry.is_used() && !entry.is_flash_only();
+    let cached = (0..).zip(entries).filter(is_cached);
+    cached.map(|(slot, _)| slot).collect()
 }
 
 /// Starts the record in memory for this opening of the set. Without one, writes are acknowledged by the journal.

@@ -159,7 +159,7 @@ impl<E: Env> Server<E> {
                 let slot = plan.slot;
                 let backing = self.backing(found, at);
                 let served = self.attach_to(at, backing, plan, &turn, None).await?;
-                self.sets[at].unsettled.borrow_mut().remove(&slot);
+                self.sets[at].settled(slot);
                 let names = self.names(&label, slot);
                 self.add_volume(Volume::new(names, label, uuid, served));
             }
@@ -262,9 +262,6 @@ impl<E: Env> Server<E> {
         } else {
             set.cache.index.borrow().dirty_sectors(plan.slot)
         };
-        if plan.is_new {
-            set.unsettled.borrow_mut().remove(&plan.slot);
-        }
         let mut state_if_attached = None;
         let is_read_only = set.running.is_none();
         if let Some(running) = &set.running {

@@ -110,7 +110,7 @@ impl<E: Env> Server<E> {
             }
             return Err(Error::io(backing.disk.name(), "attach", &error));
         }
-        set.unsettled.borrow_mut().remove(&core.inode);
+        set.settled(core.inode);
         Ok(())
     }
 
