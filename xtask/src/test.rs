@@ -12,12 +12,23 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 const SHOWN_LINES: usize = 60;
+/// Lines of a failed part that are said again at the very end, where whoever reads only the end sees them.
+const TOLD_LINES: usize = 20;
+/// What cargo says while it works, which hides what went wrong.
+const PROGRESS: [&str; 6] = [
+    "Compiling ",
+    "Downloaded ",
+    "Downloading ",
+    "Locking ",
+    "Updating ",
+    "Adding ",
+];
 
 /// Results so far.
 #[derive(Default)]
 struct Gate {
     passed: u32,
-    failed: Vec<String>,
+    failed: Vec<(String, Vec<String>)>,
     skipped: Vec<String>,
 }
 
@@ -45,11 +56,12 @@ impl Gate {
                 self.skipped.push(format!("{name}: {why}"));
             }
             Err(error) => {
+                let error = without_progress(&error);
                 println!(
                     "   FAILED after {seconds:.1} s\n{}",
                     last_lines(&error, SHOWN_LINES)
                 );
-                self.failed.push(name.to_string());
+                self.failed.push((name.to_string(), culprits(&error)));
             }
         }
     }
@@ -59,8 +71,9 @@ impl Gate {
         for why in &self.skipped {
             println!("SKIPPED: {why}");
         }
-        for name in &self.failed {
+        for (name, culprits) in &self.failed {
             println!("FAILED: {name}");
+            culprits.iter().for_each(|line| println!("   {line}"));
         }
         println!("{:.0} s", time.as_secs_f32());
         println!(
@@ -119,6 +132,42 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     gate.part("deny", deny);
     interop_parts(&mut gate, fast, seed);
     Ok(gate.finish(start.elapsed()))
+}
+
+/// The text without what cargo says about its progress.
+fn without_progress(text: &str) -> String {
+    let is_progress = |line: &&str| {
+        PROGRESS
+            .iter()
+            .any(|word| line.trim_start().starts_with(word))
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !is_progress(line)).collect();
+    lines.join("\n")
+}
+
+/// The lines that name what failed: failed tests, panics with their message, errors of the compiler.
+fn culprits(text: &str) -> Vec<String> {
+    let mut told: Vec<String> = Vec::new();
+    let mut is_message = false;
+    for line in text.lines().map(str::trim) {
+        let is_named = line.starts_with("FAIL ")
+            || line.starts_with("TIMEOUT ")
+            || line.starts_with("SIG")
+            || line.starts_with("error")
+            || line.ends_with(" ... FAILED")
+            || line.ends_with(" --- FAILED");
+        let is_panic = line.contains("panicked at ");
+        if (is_named || is_panic || is_message) && !told.iter().any(|has| has == line) {
+            told.push(line.to_string());
+        }
+        is_message = is_panic;
+    }
+    if told.is_empty() {
+        told.extend(text.lines().rev().take(3).map(str::to_string));
+        told.reverse();
+    }
+    told.truncate(TOLD_LINES);
+    told
 }
 
 fn quietly(command: &mut Command) -> Result<Passed> {
@@ -215,5 +264,29 @@ fn interop_parts(gate: &mut Gate, fast: bool, seed: u64) {
             };
             interop::run(test, program, None, seed, None)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_names_what_failed_and_not_what_was_compiled() {
+        let text = "   Compiling engine v0.1.0\n        FAIL [   0.1s] engine::story it_ends\n\
+                    thread 'it_ends' panicked at tests/story.rs:3:5:\nit did not end\nnote: run with\n\
+                    error: test run failed";
+        let clean = without_progress(text);
+        assert!(!clean.contains("Compiling"));
+        assert_eq!(
+            culprits(&clean),
+            [
+                "FAIL [   0.1s] engine::story it_ends",
+                "thread 'it_ends' panicked at tests/story.rs:3:5:",
+                "it did not end",
+                "error: test run failed"
+            ]
+        );
+        assert_eq!(culprits("a\nb\nc\nd"), ["b", "c", "d"]);
     }
 }

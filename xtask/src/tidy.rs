@@ -26,6 +26,7 @@ const LAYERS: &[&[&str]] = &[
         "steps",
         "times",
         "wait",
+        "watched",
     ],
     &["alloc", "buckets", "device"],
     &["journal"],

@@ -14,6 +14,7 @@ use crate::alloc::{Allocator, Data, MetadataBucket, Reserve, Stats};
 use crate::error::Poison;
 use crate::limits::{FILL_BYTES_MAX, SLOT_IDLE};
 use crate::marks::{self, Mark};
+use crate::watched::Watched;
 use brigade_env::sync::Notify;
 use brigade_format::{BucketNr, Ptr};
 use queues::{Need, Queues, Supply, Waiter};
@@ -29,7 +30,7 @@ const DRY_LOOKS_FILL: u32 = 2;
 
 /// Bucket state shared by all parts of a set.
 pub struct Buckets {
-    alloc: RefCell<Allocator>,
+    alloc: Watched<Allocator>,
     poison: Rc<Poison>,
     /// Buckets became ready or unused, or a search for some ended without any.
     pub released: Released,
@@ -152,7 +153,7 @@ impl Buckets {
             seen: (alloc.stats(), 0),
         };
         let buckets = Rc::new_cyclic(|weak| Buckets {
-            alloc: RefCell::new(alloc),
+            alloc: Watched::new(alloc),
             poison: poison.clone(),
             released: Released(weak.clone()),
             demand: Notify::new(),
@@ -186,6 +187,11 @@ impl Buckets {
     /// For changing; never held across an await.
     pub fn get_mut(&self) -> RefMut<'_, Allocator> {
         self.alloc.borrow_mut()
+    }
+
+    /// How often it was taken for changing.
+    pub fn changes(&self) -> u64 {
+        self.alloc.changes()
     }
 
     /// Whether the pointer's bucket was recycled (docs/format.md 6.3).

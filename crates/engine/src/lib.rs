@@ -40,6 +40,7 @@ mod stats;
 mod steps;
 mod times;
 mod wait;
+mod watched;
 
 /// The index in memory, for benchmarks.
 #[doc(hidden)]

@@ -79,7 +79,7 @@ pub fn drive_until<T: 'static>(
             && every > 0
             && world.steps().is_multiple_of(every)
         {
-            server.audit();
+            server.audit_changes();
         }
         stuck.set(
             world.now().saturating_sub(ledger.last_done.get()) > PATIENCE || world.steps() > limit,

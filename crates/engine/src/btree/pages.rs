@@ -22,6 +22,7 @@ use crate::limits::{LEAF_LOADS_MAX, SECTOR, SLICE_KEYS, count_pause, leaves_here
 use crate::marks::{self, Mark};
 use crate::steps::{Steps, Task};
 use crate::times::IndexTimes;
+use crate::watched::Watched;
 use brigade_env::Env;
 use brigade_env::sync::{Notify, Semaphore, join_all, yield_now};
 use brigade_format::node::{self, RawSet};
@@ -50,7 +51,7 @@ pub struct Pages<E: Env> {
     steps: Rc<Steps>,
     layout: Layout,
     rules: KeyRules,
-    index: Rc<RefCell<Index>>,
+    index: Rc<Watched<Index>>,
     buckets: Rc<Buckets>,
     /// Memory for the index; `None` if nothing leaves it.
     bytes_max: Option<u64>,
@@ -83,7 +84,7 @@ struct Load {
 
 /// A range whose leaves stay here.
 struct Wanted<'a> {
-    index: &'a RefCell<Index>,
+    index: &'a Watched<Index>,
     number: u64,
 }
 
@@ -106,7 +107,7 @@ pub struct PagesSetup<E: Env> {
     /// What keys have to be like.
     pub rules: KeyRules,
     /// What is cached.
-    pub index: Rc<RefCell<Index>>,
+    pub index: Rc<Watched<Index>>,
     /// Which pointers are stale.
     pub buckets: Rc<Buckets>,
     /// Memory for the index; `None` if nothing may leave it.

@@ -33,6 +33,7 @@ use crate::limits::{LEAF_PENDING_WORDS, SECTOR, SLICE_KEYS, keys_most, leaf_batc
 use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::stats::Cause;
+use crate::watched::Watched;
 use brigade_env::sync::{Lock, Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::{BucketNr, Key, key_words, node};
@@ -63,7 +64,7 @@ pub struct Tree<E: Env> {
     disk: Rc<Disk<E>>,
     poison: Rc<Poison>,
     layout: Layout,
-    index: Rc<RefCell<Index>>,
+    index: Rc<Watched<Index>>,
     pages: Rc<Pages<E>>,
     buckets: Rc<Buckets>,
     journal: Rc<Journal<E>>,
@@ -112,7 +113,7 @@ impl<E: Env> Tree<E> {
         disk: Rc<Disk<E>>,
         poison: Rc<Poison>,
         layout: Layout,
-        index: Rc<RefCell<Index>>,
+        index: Rc<Watched<Index>>,
         pages: Rc<Pages<E>>,
         buckets: Rc<Buckets>,
         journal: Rc<Journal<E>>,

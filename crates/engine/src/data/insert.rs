@@ -9,6 +9,7 @@ use crate::buckets::Buckets;
 use crate::extents::Extent;
 use crate::journal::Journal;
 use crate::marks::{self, Mark};
+use crate::watched::Watched;
 use brigade_env::Env;
 use brigade_env::sync::Notify;
 use std::cell::{Cell, RefCell};
@@ -22,7 +23,7 @@ const WORDS_AT_ONCE: usize = 192;
 /// See the module documentation.
 pub struct Inserter<E: Env> {
     env: E,
-    index: Rc<RefCell<Index>>,
+    index: Rc<Watched<Index>>,
     pages: Rc<Pages<E>>,
     buckets: Rc<Buckets>,
     journal: Rc<Journal<E>>,
@@ -40,7 +41,7 @@ impl<E: Env> Inserter<E> {
     /// Ties the parts together. `leaf_demand` is called after every `words_high` words.
     pub fn new(
         env: E,
-        index: Rc<RefCell<Index>>,
+        index: Rc<Watched<Index>>,
         pages: Rc<Pages<E>>,
         buckets: Rc<Buckets>,
         journal: Rc<Journal<E>>,

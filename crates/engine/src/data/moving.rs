@@ -35,10 +35,11 @@ use crate::marks::{self, Mark};
 use crate::mutations::{self, Mutation};
 use crate::settings::{Knob, Settings};
 use crate::stats::{Cause, Counter};
+use crate::watched::Watched;
 use brigade_env::sync::{Notify, join_by, yield_now};
 use brigade_env::{Buffer, Durability, Env};
 use brigade_format::Pos;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ pub struct MoverParts<E: Env> {
     /// Thrown when durability failed.
     pub poison: Rc<Poison>,
     /// The index.
-    pub index: Rc<RefCell<Index>>,
+    pub index: Rc<Watched<Index>>,
     /// Brings parts of it into memory.
     pub pages: Rc<Pages<E>>,
     /// The way into it.

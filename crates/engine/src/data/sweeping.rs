@@ -30,6 +30,7 @@ use crate::meta::UuidTable;
 use crate::mutations::{self, Mutation};
 use crate::stats::Counter;
 use crate::steps::{Steps, Task};
+use crate::watched::Watched;
 use brigade_env::Env;
 use brigade_env::sync::{Notify, yield_now};
 use brigade_format::Pos;
@@ -57,7 +58,7 @@ pub struct SweeperParts<E: Env> {
     /// Where steps are timed.
     pub steps: Rc<Steps>,
     /// The index.
-    pub index: Rc<RefCell<Index>>,
+    pub index: Rc<Watched<Index>>,
     /// Brings parts of it into memory.
     pub pages: Rc<Pages<E>>,
     /// The way into it.

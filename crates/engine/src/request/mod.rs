@@ -47,6 +47,7 @@ use crate::stats::{
     Cause, Event, Fate, Filling, NotDirty, Reason, SetCounters, VolumeCounters, WriteOutcome,
 };
 use crate::steps::{Steps, Task};
+use crate::watched::Watched;
 use brigade_env::sync::Notify;
 use brigade_env::{Buffer, BufferPool, Durability, Env, StreamId};
 use brigade_format::{BucketNr, CacheMode};
@@ -70,7 +71,7 @@ pub struct Cache<E: Env> {
     /// Thrown when durability failed.
     pub poison: Rc<Poison>,
     /// What is cached.
-    pub index: Rc<RefCell<Index>>,
+    pub index: Rc<Watched<Index>>,
     /// Brings parts of it into memory.
     pub pages: Rc<Pages<E>>,
     /// Buckets to put data in.

@@ -13,9 +13,9 @@ use crate::options::Options;
 use crate::recovery::Loaded;
 use crate::request::{Cache, CacheWriter};
 use crate::stats::SetCounters;
+use crate::watched::Watched;
 use brigade_env::Env;
 use brigade_format::{BucketNr, Ptr};
-use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(super) fn load_buckets<E: Env>(found: &Found<E>, loaded: &Loaded) -> Allocator {
@@ -118,7 +118,7 @@ pub(super) fn view<E: Env>(
     index: Index,
     buckets: &Rc<Buckets>,
 ) -> Rc<Cache<E>> {
-    let index = Rc::new(RefCell::new(index));
+    let index = Rc::new(Watched::new(index));
     let pages = pages(env, found, &index, buckets, None);
     cache(found, index, pages, buckets, None)
 }
@@ -126,7 +126,7 @@ pub(super) fn view<E: Env>(
 fn pages<E: Env>(
     env: &E,
     found: &Found<E>,
-    index: &Rc<RefCell<Index>>,
+    index: &Rc<Watched<Index>>,
     buckets: &Rc<Buckets>,
     bytes_max: Option<u64>,
 ) -> Rc<Pages<E>> {
@@ -145,7 +145,7 @@ fn pages<E: Env>(
 
 fn cache<E: Env>(
     found: &Found<E>,
-    index: Rc<RefCell<Index>>,
+    index: Rc<Watched<Index>>,
     pages: Rc<Pages<E>>,
     buckets: &Rc<Buckets>,
     writer: Option<CacheWriter<E>>,
@@ -184,7 +184,7 @@ pub(super) fn assemble<E: Env>(
     journal: &Rc<Journal<E>>,
     options: &Options,
 ) -> (Rc<Tree<E>>, Rc<Cache<E>>) {
-    let index = Rc::new(RefCell::new(index));
+    let index = Rc::new(Watched::new(index));
     buckets.limit_fills(options.memory_bytes);
     let bytes_max = index_bytes(found, buckets, options);
     let pages = pages(env, found, &index, buckets, Some(bytes_max));

@@ -24,7 +24,7 @@ use crate::steps::Task;
 use brigade_env::{Durability, Env};
 use brigade_format::uuid_table::{self, UuidEntry};
 use brigade_format::{BucketNr, Gen, Key, Pos, Ptr, node};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
@@ -47,6 +47,7 @@ pub fn view<E: Env>(env: &E, found: Found<E>) -> CacheSet<E> {
         loaded: LoadStats::default(),
         opened: env.now(),
         unsettled: RefCell::default(),
+        audited: Cell::default(),
         inodes_seen: Rc::default(),
         was_counted_later: false,
     }
@@ -157,6 +158,7 @@ async fn write<E: Env>(
         loaded: LoadStats::default(),
         opened: env.now(),
         unsettled: RefCell::default(),
+        audited: Cell::default(),
         inodes_seen,
         was_counted_later: false,
     })

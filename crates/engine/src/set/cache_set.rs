@@ -15,7 +15,7 @@ use crate::stats::{
 };
 use brigade_env::Env;
 use brigade_format::{BucketNr, CacheGeometry, Gen};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,6 +46,8 @@ pub struct CacheSet<E: Env> {
     /// Slots of devices that have not come since the set was opened after a kernel's session: what is cached of them may be older than
     /// what they have (F70).
     pub unsettled: RefCell<BTreeSet<u32>>,
+    /// Changes of index and allocator at the last [`CacheSet::audit_changes`].
+    pub audited: Cell<(u64, u64)>,
     /// Inodes with keys in tree or journal: their slots must not be given out.
     pub inodes_seen: Rc<RefCell<BTreeSet<u32>>>,
 }
@@ -94,6 +96,14 @@ impl<E: Env> CacheSet<E> {
         alloc.audit();
         if let Some(running) = &self.running {
             running.journal.audit(index.nodes.pinned_seqs());
+        }
+    }
+
+    /// The same, unless nothing can have changed what is counted since this was asked last.
+    pub fn audit_changes(&self) {
+        let now = (self.cache.index.changes(), self.cache.buckets.changes());
+        if self.audited.replace(now) != now {
+            self.audit();
         }
     }
 

@@ -31,7 +31,7 @@ use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
@@ -285,6 +285,7 @@ fn open_read_only<E: Env>(env: &E, found: Found<E>, mut loaded: Loaded) -> Cache
         loaded: loaded.stats,
         opened: env.now(),
         unsettled: RefCell::default(),
+        audited: Cell::default(),
         inodes_seen: Rc::new(RefCell::new(loaded.inodes_seen)),
         was_counted_later: false,
     }
@@ -393,6 +394,7 @@ async fn start<E: Env>(
         loaded: loaded.stats,
         opened: env.now(),
         unsettled: RefCell::new(unsettled),
+        audited: Cell::default(),
         inodes_seen,
         was_counted_later: !loaded.is_counted,
     })

@@ -21,6 +21,7 @@ use crate::meta::BackingSuper;
 use crate::settings::{Knob, Settings};
 use crate::stats::{VolumeCounters, WritebackStatus};
 use crate::wait::either;
+use crate::watched::Watched;
 use brigade_env::Env;
 use brigade_env::sync::Notify;
 use brigade_format::BackingState;
@@ -56,7 +57,7 @@ pub struct WritebackParts<E: Env> {
     /// First and last sector (exclusive) of the backing device that are served.
     pub range: (u64, u64),
     /// The index.
-    pub index: Rc<RefCell<Index>>,
+    pub index: Rc<Watched<Index>>,
     /// Brings parts of it into memory.
     pub pages: Rc<Pages<E>>,
     /// The way into it.
