@@ -36,7 +36,7 @@ pub use ptr::{BucketNr, Gen, PTR_SECTORS_MAX, Pos, Ptr};
 pub use superblock::{
     BackingState, CacheGeometry, CacheMode, NewBacking, NewCache, Replacement, Role, Superblock,
 };
-pub use uuid_table::UuidEntry;
+pub use uuid_table::{UuidEntry, uuid_text};
 
 /// Bytes of a sector, everywhere and always.
 pub const SECTOR_BYTES: u64 = 512;

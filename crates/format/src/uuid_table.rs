@@ -283,6 +283,19 @@ fn check_used(entry: &UuidEntry, mut found: impl FnMut(&'static str, bool, Strin
     }
 }
 
+/// A uuid in its usual form: 32 hexadecimal digits in five groups.
+pub fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

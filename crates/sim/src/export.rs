@@ -22,7 +22,7 @@ use brigade_engine::recovery::Loaded;
 use brigade_engine::settings::Knob;
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::{BlockDevice, Geometry, StreamId};
-use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use brigade_format::{CacheMode, NewBacking, NewCache, Replacement, Superblock, uuid_text};
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -318,17 +318,6 @@ pub(crate) fn write_image(image: &Image, disk: &RefCell<DiskState>, path: &Path)
         }
     }
     Ok(())
-}
-
-fn uuid_text(uuid: &[u8; 16]) -> String {
-    let mut text = String::new();
-    for (at, byte) in uuid.iter().enumerate() {
-        if [4, 6, 8, 10].contains(&at) {
-            text.push('-');
-        }
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 fn geometry(sectors: u64, chance: &Chance) -> Geometry {

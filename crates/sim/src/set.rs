@@ -13,7 +13,9 @@ use brigade_engine::alloc::GEN_AGE_MAX;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::{Options, Server};
 use brigade_env::Geometry;
-use brigade_format::{BackingState, CacheMode, NewBacking, NewCache, Replacement, Superblock};
+use brigade_format::{
+    BackingState, CacheMode, NewBacking, NewCache, Replacement, Superblock, uuid_text,
+};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -365,6 +367,13 @@ impl Set {
         let mut bytes = vec![0; 4096];
         self.backings[at].disk.borrow().peek(4096, &mut bytes);
         Superblock::parse(&bytes).expect("a superblock")
+    }
+
+    /// Backing devices that say that they were used without their cache.
+    pub fn devices_that_left(&self) -> Vec<String> {
+        let superblocks = (0..self.backings.len()).map(|at| self.backing_superblock(at));
+        let left = superblocks.filter(|superblock| superblock.state() == BackingState::Stale);
+        left.map(|superblock| uuid_text(&superblock.uuid)).collect()
     }
 
     /// Reads the cache device as an opening would.

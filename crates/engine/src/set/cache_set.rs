@@ -14,7 +14,7 @@ use crate::stats::{
     RecycledStatus, StallStatus, VictimStatus,
 };
 use brigade_env::Env;
-use brigade_format::{BucketNr, CacheGeometry, Gen};
+use brigade_format::{BucketNr, CacheGeometry, Gen, uuid_text};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -342,17 +342,4 @@ impl<E: Env> CacheSet<E> {
 fn used_percent(index: &Index, node_bytes: usize) -> u64 {
     let leaves = (index.nodes.leaf_count() * node_bytes) as u64;
     index.extents() as u64 * KEY_BYTES * 100 / leaves.max(1)
-}
-
-/// A uuid as text.
-pub fn uuid_text(uuid: &[u8; 16]) -> String {
-    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
 }

@@ -1,7 +1,6 @@
 //! What the devices given say of themselves, and what of it must not be served. Nothing here writes.
 
 use super::attach::{self, Refusal};
-use super::cache_set::uuid_text;
 use super::open::{Found, Prepared};
 use crate::device::{Disk, Illness};
 use crate::error::{Error, Poison};
@@ -13,7 +12,7 @@ use crate::settings::{Knob, Scope, Settings};
 use crate::steps::Steps;
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BackingState, Role, Superblock};
+use brigade_format::{BackingState, Role, Superblock, uuid_text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 

@@ -11,7 +11,7 @@
 
 use super::assemble::{assemble, load_buckets, load_nodes, view};
 use super::blank;
-use super::cache_set::{CacheSet, Running, uuid_text};
+use super::cache_set::{CacheSet, Running};
 use super::tasks::{start_moving, start_sweeping};
 use crate::alloc::{Allocator, Config, Replacement};
 use crate::btree::{Change, Index, Layout, Tree};
@@ -30,7 +30,7 @@ use crate::settings::{Knob, Settings};
 use crate::steps::{Steps, Task};
 use brigade_env::Env;
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BucketNr, CacheGeometry, Key, Superblock};
+use brigade_format::{BucketNr, CacheGeometry, Key, Superblock, uuid_text};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;

@@ -4,7 +4,7 @@
 //! are opened, backing devices attached by what their superblocks say, flash volumes added.
 
 use super::attach::{self, Attach, Refusal};
-use super::cache_set::{CacheSet, uuid_text};
+use super::cache_set::CacheSet;
 use super::examine::{
     FoundBacking, check_attach, find_backing, find_cache, refuse_copies, refuse_orphans,
     warn_of_nothing,
@@ -25,7 +25,7 @@ use crate::steps::Task;
 use brigade_env::sync::Lock;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
-use brigade_format::{BackingState, CacheMode, Gen, Superblock};
+use brigade_format::{BackingState, CacheMode, Gen, Superblock, uuid_text};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -197,8 +197,12 @@ impl<E: Env> Server<E> {
         let sectors = set.cache.index.borrow().dirty_sectors(slot as u32);
         (sectors > 0).then(|| {
             format!(
-                "device {}: its superblock says that it has nothing in the cache, so {} KiB of dirty data of it are given up",
+                "device {}: its superblock says that it {}, so {} KiB of dirty data of it are given up",
                 uuid_text(&device.uuid),
+                match device.state() {
+                    BackingState::Stale => "was used without its cache",
+                    _ => "has nothing in the cache",
+                },
                 sectors / 2
             )
         })

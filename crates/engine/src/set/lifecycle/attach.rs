@@ -4,14 +4,14 @@ use super::super::attach::{Attach, Refusal};
 use super::super::examine::{FoundBacking, find_backing};
 use super::super::server::Server;
 use super::super::volume::{Served, Volume, quiet};
-use super::{LOOK, is_dirty_in, text};
+use super::{LOOK, is_dirty_in};
 use crate::error::Error;
 use crate::marks::{self, Mark};
 use crate::meta::Turn;
 use crate::mutations::{self, Mutation};
 use crate::request;
 use brigade_env::Env;
-use brigade_format::{BackingState, Superblock};
+use brigade_format::{BackingState, Superblock, uuid_text};
 use std::rc::Rc;
 
 impl<E: Env> Server<E> {
@@ -25,7 +25,7 @@ impl<E: Env> Server<E> {
         let found = find_backing(&self.env, device).await?;
         let name = found.disk.name().to_string();
         let _held = self.change_of(&name).await?;
-        let uuid = text(&found.superblock.uuid);
+        let uuid = uuid_text(&found.superblock.uuid);
         if let Some(other) = self.volumes().iter().find(|volume| volume.uuid == uuid) {
             let what = format!(
                 "superblock uuid at byte 4136: {} has the same and is served; one of them is a copy",
@@ -129,7 +129,7 @@ impl<E: Env> Server<E> {
         superblock: &Superblock,
         wanted: Option<&str>,
     ) -> Result<usize, Error> {
-        let own = text(&superblock.set_uuid);
+        let own = uuid_text(&superblock.set_uuid);
         let is_own = self.sets.iter().any(|set| set.uuid() == own);
         let at = self.set_named(name, wanted.or(is_own.then_some(own.as_str())))?;
         let state = superblock.state();

@@ -23,7 +23,7 @@ mod label;
 mod remove;
 mod resize;
 
-use super::cache_set::{CacheSet, Running, uuid_text};
+use super::cache_set::{CacheSet, Running};
 use super::server::Server;
 use super::volume::{Served, Volume};
 use crate::error::Error;
@@ -153,8 +153,4 @@ async fn is_dirty_in<E: Env>(cache: &Cache<E>, inode: u32, range: (u64, u64)) ->
         at = end;
     }
     Ok(false)
-}
-
-fn text(uuid: &[u8; 16]) -> String {
-    uuid_text(uuid)
 }
