@@ -15,7 +15,7 @@ use crate::nbd::Client;
 use crate::options::Options;
 use crate::pattern::mix;
 use crate::process::{Context, Result, output};
-use crate::seek_disk::{FULL_STROKE, RATE, SETTLE, SeekDisk};
+use crate::seek_disk::{Done, FULL_STROKE, RATE, SETTLE, SeekDisk};
 use crate::server::{Extra, Serve, Server, brigade, format, must_serve, start_ready, start_with};
 use crate::slow_file::FuseFile;
 use serde_json::Value;
@@ -38,17 +38,19 @@ struct Plan {
     dirty: u64,
     volume: u64,
     seed: u64,
+    settle: Duration,
 }
 
-/// Runs `cargo x bench drain [--dirty SIZE] [--volume SIZE] [--seed N] [--no-kernel]`.
+/// Runs `cargo x bench drain [--dirty SIZE] [--volume SIZE] [--seed N] [--settle MICROSECONDS] [--no-kernel]`.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
-    let flags = ["--dirty", "--volume", "--seed"];
+    let flags = ["--dirty", "--volume", "--seed", "--settle"];
     let options = Options::of(arguments, &flags, &["--no-kernel"])?;
     let dirty = options.number("--dirty", DIRTY)?;
     let plan = Plan {
         dirty,
         volume: options.number("--volume", 8 * dirty)?,
         seed: options.number("--seed", 1)?,
+        settle: Duration::from_micros(options.number("--settle", SETTLE.as_micros() as u64)?),
     };
     let program = brigade()?;
     let folder = scratch("brigade-drain-")?;
@@ -56,7 +58,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         "{} MiB of random blocks of 4 KiB in a volume of {} MiB; a seek takes {:.1} ms and up to {:.1} ms more, 1 MiB {:.1} ms",
         plan.dirty / MIB,
         plan.volume / MIB,
-        SETTLE.as_secs_f64() * 1e3,
+        plan.settle.as_secs_f64() * 1e3,
         FULL_STROKE.as_secs_f64() * 1e3,
         MIB as f64 / RATE * 1e3
     );
@@ -91,8 +93,7 @@ fn verdict(is_met: bool) -> &'static str {
 /// How Brigade did.
 struct Drained {
     seconds: f64,
-    requests: u64,
-    seeks: u64,
+    disk: Done,
     /// Seconds since the start, and seconds that were said to be left.
     said: Vec<(f64, f64)>,
 }
@@ -102,10 +103,7 @@ impl Drained {
         let late = |said: &&(f64, f64)| said.0 >= self.seconds / 4.0;
         let off = |said: &(f64, f64)| (said.0 + said.1 - self.seconds).abs() / self.seconds;
         let worst = self.said.iter().filter(late).map(off).fold(0.0, f64::max);
-        println!(
-            "Brigade: {:.1} s, {} requests to the backing device, {} seeks",
-            self.seconds, self.requests, self.seeks
-        );
+        println!("Brigade: {:.1} s, {}", self.seconds, self.disk);
         println!(
             "  expected end, from a quarter on: at most {:.1} % off (<= {:.0} %) {}, {} looks",
             worst * 100.0,
@@ -167,7 +165,7 @@ impl Plan {
         cache: &Path,
         backing: &Path,
     ) -> Result<Drained> {
-        let disk = SeekDisk::new(backing)?;
+        let disk = SeekDisk::new(backing, self.settle)?;
         let size = std::fs::metadata(backing).context("no image")?.len();
         // Dropped behind the server, which holds it open.
         let slow = FuseFile::new(&disk.socket, &folder.join("slow"), size)?;
@@ -183,7 +181,7 @@ impl Plan {
             ..Extra::default()
         };
         let server = must_serve(start_with(program, &serve, &extra, folder)?)?;
-        let (requests, seeks) = disk.counts();
+        let before = disk.done();
         let start = Instant::now();
         let mut drain = Command::new(program);
         let drain = drain.args(["drain", "--control"]).arg(&server.control);
@@ -202,7 +200,7 @@ impl Plan {
             std::thread::sleep(LOOK);
         };
         let seconds = start.elapsed().as_secs_f64();
-        let (all, seeked) = disk.counts();
+        let disk = disk.done().since(before);
         let left = dirty_bytes(&server.status()?)?;
         server.stop()?;
         if !status.success() || left > 0 {
@@ -212,8 +210,7 @@ impl Plan {
         }
         Ok(Drained {
             seconds,
-            requests: all - requests,
-            seeks: seeked - seeks,
+            disk,
             said,
         })
     }
@@ -221,7 +218,7 @@ impl Plan {
     /// Seconds.
     fn of_kernel(&self, cache: &Path, backing: &Path) -> Result<f64> {
         kernel::setup(None, false)?;
-        let disk = SeekDisk::new(backing)?;
+        let disk = SeekDisk::new(backing, self.settle)?;
         let script = "at() { set -- $(cat /proc/uptime); echo AT $1; }\n\
              register vda vdb || exit 1; at; await_volume vdb; await_set vda\n\
              d=$(_back vdb); echo 0 > $d/writeback_percent; echo 0 > $d/writeback_delay\n\
@@ -245,11 +242,10 @@ impl Plan {
             .filter_map(|line| line.strip_prefix("LEFT "))
             .collect();
         println!(
-            "  the kernel had {} of dirty data and has {}; {} requests to the backing device, {} seeks",
+            "  the kernel had {} of dirty data and has {}; {}",
             left.first().unwrap_or(&"?"),
             left.last().unwrap_or(&"?"),
-            disk.counts().0,
-            disk.counts().1
+            disk.done()
         );
         match times[..] {
             [start, end] => Ok(end - start),

@@ -4,7 +4,7 @@
 //! none (an elevator, as disks have one for their queue); what begins where the last request ended costs only its transfer:
 //!
 //! ```text
-//! seek      0, or SETTLE + FULL_STROKE * sqrt(distance / size)
+//! seek      0, or settle + FULL_STROKE * sqrt(distance / size)
 //! transfer  bytes / RATE
 //! ```
 //! Nothing is cached: a write is answered when it is on the file, a flush costs nothing. The time is slept, but what is done by then is
@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a request pays that does not begin where the last one ended.
-pub const SETTLE: Duration = Duration::from_micros(1000);
+/// What a request pays that does not begin where the last one ended, unless something else is wanted: until the arm rests, and a bit less
+/// than half a turn at 7200 turns a minute, as a queue lets a disk choose what comes round first.
+pub const SETTLE: Duration = Duration::from_micros(4000);
 /// More, from one end of the disk to the other.
 pub const FULL_STROKE: Duration = Duration::from_micros(8000);
 /// Bytes a second under the head.
@@ -41,6 +42,29 @@ const REQUEST_BYTES_MAX: u32 = 32 << 20;
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 
+impl Done {
+    /// The difference.
+    pub fn since(self, before: Done) -> Done {
+        Done {
+            requests: self.requests - before.requests,
+            seeks: self.seeks - before.seeks,
+            bytes: self.bytes - before.bytes,
+        }
+    }
+}
+
+impl std::fmt::Display for Done {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            to,
+            "{} requests to the backing device with {} MiB, {} seeks",
+            self.requests,
+            self.bytes >> 20,
+            self.seeks
+        )
+    }
+}
+
 /// The server, there as long as this is.
 pub struct SeekDisk {
     /// Where it listens.
@@ -51,10 +75,23 @@ pub struct SeekDisk {
 struct Arm {
     file: std::fs::File,
     size: u64,
+    settle: Duration,
     queue: Mutex<Queue>,
     changed: Condvar,
     seeks: AtomicU64,
     requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What a disk had to do so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Reads and writes.
+    pub requests: u64,
+    /// Those that did not begin where the one before had ended.
+    pub seeks: u64,
+    /// Read and written.
+    pub bytes: u64,
 }
 
 #[derive(Default)]
@@ -74,8 +111,8 @@ struct Job {
 }
 
 impl SeekDisk {
-    /// On a file, at a socket beside it.
-    pub fn new(image: &Path) -> Result<SeekDisk> {
+    /// On a file, at a socket beside it; a seek takes at least so long.
+    pub fn new(image: &Path, settle: Duration) -> Result<SeekDisk> {
         let socket = image.with_extension("seek.sock");
         let _ = std::fs::remove_file(&socket);
         let mut options = std::fs::OpenOptions::new();
@@ -84,10 +121,12 @@ impl SeekDisk {
         let arm = Arc::new(Arm {
             size: file.metadata().context("no image")?.len(),
             file,
+            settle,
             queue: Mutex::default(),
             changed: Condvar::new(),
             seeks: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
         });
         let listener = UnixListener::bind(&socket).context("no socket")?;
         let moved = arm.clone();
@@ -102,10 +141,14 @@ impl SeekDisk {
         Ok(SeekDisk { socket, arm })
     }
 
-    /// Requests and seeks so far.
-    pub fn counts(&self) -> (u64, u64) {
+    /// What it did so far.
+    pub fn done(&self) -> Done {
         let count = |it: &AtomicU64| it.load(Ordering::Relaxed);
-        (count(&self.arm.requests), count(&self.arm.seeks))
+        Done {
+            requests: count(&self.arm.requests),
+            seeks: count(&self.arm.seeks),
+            bytes: count(&self.arm.bytes),
+        }
     }
 }
 
@@ -132,7 +175,8 @@ impl Arm {
             due = due.max(Instant::now() - Duration::from_millis(2));
             if job.command < 2 {
                 self.requests.fetch_add(1, Ordering::Relaxed);
-                let seek = seek(head, offset, self.size);
+                self.bytes.fetch_add(length, Ordering::Relaxed);
+                let seek = seek(head, offset, self.size, self.settle);
                 self.seeks
                     .fetch_add(u64::from(!seek.is_zero()), Ordering::Relaxed);
                 due += seek + Duration::from_secs_f64(length as f64 / RATE);
@@ -258,12 +302,12 @@ impl Arm {
     }
 }
 
-fn seek(from: u64, to: u64, size: u64) -> Duration {
+fn seek(from: u64, to: u64, size: u64, settle: Duration) -> Duration {
     if from == to {
         return Duration::ZERO;
     }
     let part = from.abs_diff(to) as f64 / size.max(1) as f64;
-    SETTLE + FULL_STROKE.mul_f64(part.min(1.0).sqrt())
+    settle + FULL_STROKE.mul_f64(part.min(1.0).sqrt())
 }
 
 #[cfg(test)]
@@ -277,7 +321,7 @@ mod tests {
         let image = folder.path().join("disk");
         let file = std::fs::File::create(&image).expect("a file");
         file.set_len(1 << 20).expect("room");
-        let disk = SeekDisk::new(&image).expect("it serves");
+        let disk = SeekDisk::new(&image, SETTLE).expect("it serves");
         let mut client = Client::connect(&disk.socket, "").expect("it answers");
         assert_eq!(client.size, 1 << 20);
         for at in [0, 4096, 65536] {
@@ -286,16 +330,22 @@ mod tests {
                 .expect("written");
         }
         client.flush().expect("flushed");
-        assert_eq!(disk.counts(), (3, 1));
+        let done = |requests, seeks| Done {
+            requests,
+            seeks,
+            bytes: 4096 * requests,
+        };
+        assert_eq!(disk.done(), done(3, 1));
         assert_eq!(client.read_at(65536, 4096).expect("read"), [7; 4096]);
-        assert_eq!(disk.counts(), (4, 2));
+        assert_eq!(disk.done(), done(4, 2));
         client.disconnect();
     }
 
     #[test]
     fn a_seek_costs_more_the_further_it_goes() {
-        assert_eq!(seek(5, 5, 100), Duration::ZERO);
-        assert!(seek(0, 1, 100) > SETTLE && seek(0, 1, 100) < seek(50, 0, 100));
-        assert_eq!(seek(0, 100, 100), SETTLE + FULL_STROKE);
+        let seek = |from, to| seek(from, to, 100, SETTLE);
+        assert_eq!(seek(5, 5), Duration::ZERO);
+        assert!(seek(0, 1) > SETTLE && seek(0, 1) < seek(50, 0));
+        assert_eq!(seek(0, 100), SETTLE + FULL_STROKE);
     }
 }

@@ -212,8 +212,7 @@ fn mistakes() -> Result<Passed> {
         quietly(&mut cargo)
     };
     instrumented(&["--lib", "every_mistake_of_the_allocator"])?;
-    instrumented(&["--test", "orders"])?;
-    instrumented(&["--test", "paging"])
+    instrumented(&["--test", "orders", "--test", "paging", "--test", "bridging"])
 }
 
 fn deny() -> Result<Passed> {

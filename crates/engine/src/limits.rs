@@ -70,6 +70,9 @@ pub const WRITEBACK_EXTENTS: usize = 256;
 pub const WRITEBACK_BYTES: u64 = 16 << 20;
 /// Longest run of adjacent extents that is written to the backing device at once, in sectors (kernel: one extent).
 pub const WRITEBACK_RUN_SECTORS: u64 = 2048;
+/// Longest span of dirty extents and what lies between them that is read from the backing device and written there at once, in sectors
+/// (kernel: none is).
+pub const WRITEBACK_SPAN_SECTORS: u64 = 4096;
 /// Runs that are written back at the same time (kernel: 64 extents).
 pub const WRITEBACK_DEPTH_MAX: usize = 32;
 /// A backing device whose writes take no longer on average is not too busy for more at once.

@@ -116,6 +116,7 @@ marks! {
     SlotsOfStreamCapped: "a stream loses a slot, as it has too many",
     SuperblockBecomesClean: "a backing device becomes clean",
     SuperblockStaysDirty: "a backing device does not become clean, as somebody is about to write",
+    WritebackBridges: "dirty extents are written back with what lies between them",
     WritebackChanged: "an extent changed while it was written back",
     WritebackFailed: "a round of writeback failed",
     WritebackIdle: "an idle set is written back at full speed",

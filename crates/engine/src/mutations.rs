@@ -85,6 +85,7 @@ mutations! {
     AllocWriterHasNoReserve (unit): "the copying collector's reserve is for nobody",
     AppendTailVolatile: "the rest of a set of keys is not durable before its first unit is",
     AttachMixes (story): "a device that is attached is cached while requests that know of no cache are under way",
+    BridgeUnlocked (story): "what lies between dirty extents is written back while others may write there",
     CleanWithoutFlush: "dirty data counts as written back before the backing device was flushed",
     CopyBeforeFlush: "clean data enters the index before the backing device was flushed (REQ-1)",
     CopyIgnoresWrites: "clean data enters the index although its range was written",

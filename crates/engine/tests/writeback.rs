@@ -153,6 +153,11 @@ impl Teller {
     }
 }
 
+/// Nothing but what is dirty is written.
+fn plain() -> Options {
+    options(false).with(Knob::WritebackBridge, 0)
+}
+
 /// At full speed after a second.
 fn eager() -> Options {
     options(true)
@@ -507,7 +512,7 @@ fn a_collection_follows_once_all_is_written_back() {
 /// A drain says how long it will take, rightly from its first quarter on, and heeds no setting.
 #[test]
 fn a_drain_knows_when_it_ends() {
-    let set = Set::of(4000, options(false)).paced(Duration::from_millis(7));
+    let set = Set::of(4000, plain()).paced(Duration::from_millis(7));
     let teller = set.volume();
     set.tell(async move {
         for block in 0..6000 {
@@ -544,7 +549,7 @@ fn a_drain_knows_when_it_ends() {
 /// A drain that was cancelled leaves the rest dirty; one that a stop ends goes on with the next.
 #[test]
 fn a_drain_can_be_ended_and_begun_again() {
-    let set = Set::of(2000, options(false)).paced(Duration::from_millis(20));
+    let set = Set::of(2000, plain()).paced(Duration::from_millis(20));
     let teller = set.volume();
     let left = set.tell({
         let teller = teller.clone();

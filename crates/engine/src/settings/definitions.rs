@@ -185,6 +185,9 @@ knobs! {
         "The rate is at least what writes all dirty data back within this time; 0: no such bound (H.22).";
     WritebackLatency "writeback_latency" Volume Brigade Time(Millis, 0, U32), 0, Nowhere,
         "Writing back slows down while writes to the backing device take longer than this on average; 0: it does not (H.22).";
+    WritebackBridge "writeback_bridge" Volume Brigade Number(Unit::Bytes, 0, 1 << 20), 256 << 10, Nowhere,
+        "At full speed, gaps between dirty extents up to this long are read from the backing device and written with them, where that is \
+         measured to be quicker; 0: never, as is best where what was never written takes no space.";
     VolumeIoErrorLimit "io_error_limit" Volume Kernel Number(Unit::Count, 0, I31), 64, Nowhere,
         "After so many errors of the backing device the volume refuses requests (E.9).";
     VolumeIoDisable "io_disable" Volume Kernel Switch, 0, Nowhere,
@@ -210,7 +213,7 @@ knobs! {
     CopyGcEnabled "copy_gc_enabled" CacheSet Kernel Switch, 1, Nowhere,
         "Data moves out of buckets that are mostly dead, so that these can be reused. The kernel's default is 0 (B.9, H.12).";
     GcAlwaysRewrite "gc_always_rewrite" CacheSet Kernel Switch, 0, Nowhere,
-        "A collection rewrites every node, not only those with old pointers (B.4).";
+        "Kept, without effect: a collection rewrites every node anyway.";
     IdleMaxWritebackRate "idle_max_writeback_rate" CacheSet Kernel Switch, 1, Nowhere,
         "Dirty data is written back as fast as it goes while there are no requests (F.5).";
     GcAfterWriteback "gc_after_writeback" CacheSet Kernel Switch, 0, Nowhere,

@@ -21,9 +21,13 @@
 //! | `writeback_percent` is 0, or the set is idle | at full speed |
 //! | else | at `writeback_rate`, which [`rate`] works out |
 //!
+//! At full speed, gaps between dirty extents may be written over with what the backing device has there, where [`bridge`] finds that
+//! quicker.
+//!
 //! Nobody waits for a scan of the index: what is being written is known by its range lock and its candidate, so that clients need not
 //! be kept out while the next extents are looked for.
 
+mod bridge;
 mod depth;
 mod drain;
 mod rate;

@@ -1,5 +1,6 @@
 //! One round: some dirty extents are copied to the backing device, and are clean.
 
+use super::bridge::Bridge;
 use super::scan::{Batch, runs, same};
 use super::task::Writeback;
 use crate::data::candidates::Candidate;
@@ -18,7 +19,8 @@ use std::io;
 const COPIED_AT_ONCE: u64 = 256 << 10;
 /// Extents that become clean in one step.
 const CLEANED_AT_ONCE: usize = 32;
-
+/// Spans with gaps that are copied at the same time: each keeps others from its whole range.
+const DEPTH_OF_SPANS: usize = 3;
 /// Extents of one run that the backing device does not take, after which the rest of it stays dirty too.
 const REFUSED_OF_A_RUN: usize = 4;
 
@@ -41,6 +43,25 @@ impl Breath {
     }
 }
 
+/// What the workers of a round share.
+struct Round<'a> {
+    /// What nobody has begun with.
+    left: RefCell<VecDeque<&'a [Extent]>>,
+    breath: Breath,
+    /// Sectors of the longest gap to be written over.
+    gap: u64,
+    /// Requests to the backing device, and their bytes.
+    requests: Cell<u64>,
+    bytes: Cell<u64>,
+}
+
+impl Round<'_> {
+    fn count(&self, bytes: usize) {
+        self.requests.set(self.requests.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes as u64);
+    }
+}
+
 /// Extents whose data is on the backing device, what tells of writes since, one for each extent that was to be copied, and the first
 /// error.
 struct Copied {
@@ -51,13 +72,28 @@ struct Copied {
 
 impl<E: Env> Writeback<E> {
     /// Writes a batch back; gives the sectors cleaned and the first error of what stays dirty.
-    pub(super) async fn round(&self, batch: &Batch) -> io::Result<(u64, Option<io::Error>)> {
+    pub(super) async fn round(
+        &self,
+        batch: &Batch,
+        gap: u64,
+    ) -> io::Result<(u64, Option<io::Error>)> {
         // A crash must not take the key and leave the data on the backing device, under an older clean copy.
         self.parts.journal.flush().await?;
-        let left: RefCell<VecDeque<&[Extent]>> = RefCell::new(runs(&batch.extents).collect());
-        let runs = left.borrow().len();
-        let (breath, depth) = (Breath::default(), self.depth.get().get());
-        let workers = (0..depth.min(runs)).map(|_| self.work_off(&left, &breath));
+        let all = runs(&batch.extents, gap).collect::<VecDeque<_>>();
+        let runs = all.len();
+        let round = Round {
+            left: RefCell::new(all),
+            breath: Breath::default(),
+            gap,
+            requests: Cell::new(0),
+            bytes: Cell::new(0),
+        };
+        let depth = match gap {
+            0 => self.depth.get().get(),
+            _ => DEPTH_OF_SPANS,
+        };
+        let began = self.parts.env.now();
+        let workers = (0..depth.min(runs)).map(|_| self.work_off(&round));
         let (mut candidates, mut copied, mut first_error) = (BTreeMap::new(), Vec::new(), None);
         for result in join_all(workers).await.into_iter().flatten() {
             match result {
@@ -69,23 +105,25 @@ impl<E: Env> Writeback<E> {
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        let wanted = self.parts.settings.time(Knob::WritebackLatency);
-        self.change(&self.depth, |depth| depth.round_ended(runs, wanted));
+        let took = self.parts.env.now().saturating_sub(began);
+        self.change(&self.bridge, |bridge| {
+            bridge.round_ended(round.requests.get(), round.bytes.get(), took)
+        });
+        if gap == 0 {
+            let wanted = self.parts.settings.time(Knob::WritebackLatency);
+            self.change(&self.depth, |depth| depth.round_ended(runs, wanted));
+        }
         let cleaned = self.finish(copied, &candidates).await?;
         Ok((cleaned, first_error))
     }
 
     /// Copies run after run until none is left.
-    async fn work_off(
-        &self,
-        left: &RefCell<VecDeque<&[Extent]>>,
-        breath: &Breath,
-    ) -> Vec<io::Result<Copied>> {
+    async fn work_off(&self, round: &Round<'_>) -> Vec<io::Result<Copied>> {
         let mut results = Vec::new();
         while !self.is_closing.get() {
-            let next = left.borrow_mut().pop_front();
+            let next = round.left.borrow_mut().pop_front();
             let Some(run) = next else { break };
-            results.push(self.copy_run(run, breath).await);
+            results.push(self.copy_run(run, round).await);
         }
         results
     }
@@ -158,10 +196,14 @@ impl<E: Env> Writeback<E> {
     }
 
     /// Copies what is still there of a run.
-    async fn copy_run(&self, run: &[Extent], breath: &Breath) -> io::Result<Copied> {
+    async fn copy_run(&self, run: &[Extent], round: &Round<'_>) -> io::Result<Copied> {
         let parts = &self.parts;
         let (start, end) = (run[0].start, run[run.len() - 1].end);
-        let _held = parts.locks.lock(start, end).await;
+        let locked = match mutations::is(Mutation::BridgeUnlocked) {
+            true => run[0].end,
+            false => end,
+        };
+        let _held = parts.locks.lock(start, locked).await;
         let opened = run.iter().map(|extent| {
             let candidate = parts.candidates.open(extent.start, extent.end);
             (extent.start, candidate)
@@ -177,8 +219,8 @@ impl<E: Env> Writeback<E> {
             run.iter().flat_map(|extent| same(&index, extent)).collect()
         };
         let mut readable = Vec::new();
-        for group in runs(&before) {
-            for (extent, piece) in group.iter().zip(self.read(group, breath).await) {
+        for group in runs(&before, round.gap) {
+            for (extent, piece) in group.iter().zip(self.read(group, &round.breath).await) {
                 match piece {
                     Ok(piece) => readable.push((*extent, piece)),
                     Err(error) => {
@@ -188,12 +230,47 @@ impl<E: Env> Writeback<E> {
                 }
             }
             let (extents, mut pieces): (Vec<Extent>, VecDeque<Buffer>) = readable.drain(..).unzip();
-            for group in runs(&extents) {
-                let data = self.join(group, &mut pieces, breath).await;
-                self.write(group, data, breath, &mut copied).await?;
+            for group in runs(&extents, round.gap) {
+                self.copy_group(group, &mut pieces, round, &mut copied)
+                    .await?;
             }
         }
         Ok(copied)
+    }
+
+    /// Writes extents whose data was read, with what lies between them if that can be read.
+    async fn copy_group(
+        &self,
+        group: &[Extent],
+        pieces: &mut VecDeque<Buffer>,
+        round: &Round<'_>,
+        copied: &mut Copied,
+    ) -> io::Result<()> {
+        let has_gaps = group.windows(2).any(|pair| pair[0].end < pair[1].start);
+        if has_gaps && let Some(span) = self.read_span(group, round).await {
+            marks::hit(Mark::WritebackBridges);
+            let data = self.lay_over(span, group, pieces, &round.breath).await;
+            return self.write(group, data, round, copied).await;
+        }
+        for group in runs(group, 0) {
+            let data = self.join(group, pieces, &round.breath).await;
+            self.write(group, data, round, copied).await?;
+        }
+        Ok(())
+    }
+
+    /// What the backing device has from the first of these extents to the last. Its range lock is held: nobody else writes there.
+    async fn read_span(&self, group: &[Extent], round: &Round<'_>) -> Option<Buffer> {
+        let (start, end) = (group[0].start, group[group.len() - 1].end);
+        let bytes = (end - start) as usize * 512;
+        round.breath.take(bytes as u64).await;
+        round.count(bytes);
+        let read = self.parts.backing.read_bytes(start, bytes).await;
+        if let Err(error) = &read {
+            tracing::warn!(device = self.parts.backing.name(), %error, start, "what lies between dirty data cannot be read; it is left alone from now on");
+            self.change(&self.bridge, Bridge::failed);
+        }
+        read.ok()
     }
 
     /// Extents one by one. Who cannot be read is known by its bucket from then on, and does not count as an error again.
@@ -230,38 +307,51 @@ impl<E: Env> Writeback<E> {
         {
             return piece;
         }
-        let first = group[0].start;
-        let bytes = (group[group.len() - 1].end - first) * 512;
-        let mut all = self.parts.cache.buffers().get(bytes as usize);
+        let bytes = (group[group.len() - 1].end - group[0].start) * 512;
+        let all = self.parts.cache.buffers().get(bytes as usize);
+        self.lay_over(all, group, pieces, breath).await
+    }
+
+    /// Puts the first of these pieces, those of the extents, where they belong in what begins with the first extent.
+    async fn lay_over(
+        &self,
+        mut all: Buffer,
+        group: &[Extent],
+        pieces: &mut VecDeque<Buffer>,
+        breath: &Breath,
+    ) -> Buffer {
         for (extent, piece) in group.iter().zip(pieces.drain(..group.len())) {
             breath.take(piece.len() as u64).await;
-            let at = (extent.start - first) as usize * 512;
+            let at = (extent.start - group[0].start) as usize * 512;
             all[at..at + piece.len()].copy_from_slice(&piece);
         }
         all
     }
 
-    /// Writes adjacent extents to the backing device, if nothing has changed there, else those that did not; if it does not take them
+    /// Writes extents and what lies between them to the backing device, if nothing has changed there, else those that did not; if it does not take them
     /// together, one by one.
     async fn write(
         &self,
         group: &[Extent],
         data: Buffer,
-        breath: &Breath,
+        round: &Round<'_>,
         copied: &mut Copied,
     ) -> io::Result<()> {
         let (start, end) = (group[0].start, group[group.len() - 1].end);
-        breath.take((end - start) * 512).await;
+        round.breath.take((end - start) * 512).await;
         self.bring(start, end).await?;
         if self.is_same(group) {
             if group.len() > 1 {
                 marks::hit(Mark::WritebackMerges);
             }
-            match self.write_out(start, data).await {
+            match self.write_out(start, data, round).await {
                 Ok(()) => copied.extents.extend_from_slice(group),
                 Err(error) => {
                     copied.error.get_or_insert(error);
-                    self.write_parts(group, breath, copied).await?;
+                    if round.gap > 0 {
+                        self.change(&self.bridge, Bridge::failed);
+                    }
+                    self.write_parts(group, &round.breath, copied).await?;
                 }
             }
             return Ok(());
@@ -270,10 +360,10 @@ impl<E: Env> Writeback<E> {
             let at = (extent.start - start) as usize * 512..(extent.end - start) as usize * 512;
             let mut buffer = self.parts.backing.buffers().get(at.len());
             buffer.copy_from_slice(&data[at]);
-            breath.take(buffer.len() as u64).await;
+            round.breath.take(buffer.len() as u64).await;
             self.bring(extent.start, extent.end).await?;
             if self.is_same(std::slice::from_ref(extent)) {
-                match self.write_out(extent.start, buffer).await {
+                match self.write_out(extent.start, buffer, round).await {
                     Ok(()) => copied.extents.push(*extent),
                     Err(error) => drop(copied.error.get_or_insert(error)),
                 }
@@ -314,15 +404,18 @@ impl<E: Env> Writeback<E> {
         Ok(())
     }
 
-    async fn write_out(&self, sector: u64, buffer: Buffer) -> io::Result<()> {
+    async fn write_out(&self, sector: u64, buffer: Buffer, round: &Round<'_>) -> io::Result<()> {
         let parts = &self.parts;
+        round.count(buffer.len());
         let began = parts.env.now();
         let written = parts
             .backing
             .write(Cause::WrittenBack, sector, buffer, Durability::Volatile);
         written.await?;
         let took = parts.env.now().saturating_sub(began);
-        self.change(&self.depth, |depth| depth.wrote(took));
+        if round.gap == 0 {
+            self.change(&self.depth, |depth| depth.wrote(took));
+        }
         Ok(())
     }
 

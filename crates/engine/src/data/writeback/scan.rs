@@ -3,7 +3,7 @@
 use super::task::Writeback;
 use crate::btree::Index;
 use crate::extents::Extent;
-use crate::limits::{WRITEBACK_EXTENTS, WRITEBACK_RUN_SECTORS};
+use crate::limits::{WRITEBACK_EXTENTS, WRITEBACK_RUN_SECTORS, WRITEBACK_SPAN_SECTORS};
 use crate::marks::{self, Mark};
 use brigade_env::Env;
 use brigade_env::sync::yield_now;
@@ -61,13 +61,17 @@ impl Batch {
     }
 }
 
-/// Extents that lie side by side and are written together.
-pub fn runs(extents: &[Extent]) -> impl Iterator<Item = &[Extent]> {
+/// Extents that lie side by side, or no more than `gap` sectors apart, and are written together.
+pub fn runs(extents: &[Extent], gap: u64) -> impl Iterator<Item = &[Extent]> {
     let mut left = extents;
+    let longest = match gap {
+        0 => WRITEBACK_RUN_SECTORS,
+        _ => WRITEBACK_SPAN_SECTORS,
+    };
     std::iter::from_fn(move || {
         let first = left.first()?;
         let belongs = |pair: &[Extent]| {
-            pair[0].end == pair[1].start && pair[1].end - first.start <= WRITEBACK_RUN_SECTORS
+            pair[1].start - pair[0].end <= gap && pair[1].end - first.start <= longest
         };
         let more = left.windows(2).take_while(|pair| belongs(pair)).count();
         let (run, rest) = left.split_at(more + 1);
@@ -172,9 +176,13 @@ mod tests {
     }
 
     fn cut(extents: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+        cut_at(extents, 0)
+    }
+
+    fn cut_at(extents: &[(u64, u64)], gap: u64) -> Vec<Vec<(u64, u64)>> {
         let extents: Vec<_> = extents.iter().map(|(s, e)| extent(*s, *e)).collect();
         let pairs = |run: &[Extent]| run.iter().map(|it| (it.start, it.end)).collect();
-        runs(&extents).map(pairs).collect()
+        runs(&extents, gap).map(pairs).collect()
     }
 
     #[test]
@@ -193,6 +201,25 @@ mod tests {
             ]
         );
         assert_eq!(cut(&[(0, 9 * most)]), [vec![(0, 9 * most)]]);
+        let most = WRITEBACK_SPAN_SECTORS;
+        assert_eq!(
+            cut_at(
+                &[
+                    (0, 8),
+                    (12, 16),
+                    (21, 24),
+                    (24, most),
+                    (most, most + 21),
+                    (most + 21, most + 22)
+                ],
+                4
+            ),
+            [
+                vec![(0, 8), (12, 16)],
+                vec![(21, 24), (24, most), (most, most + 21)],
+                vec![(most + 21, most + 22)]
+            ]
+        );
     }
 
     #[test]

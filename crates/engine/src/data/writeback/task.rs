@@ -1,5 +1,6 @@
 //! The task of one volume: decides, as the table of the module says, whether to write back now, and how much.
 
+use super::bridge::Bridge;
 use super::depth::Depth;
 use super::drain::{Drain, DrainEnd};
 use super::rate::{Controller, Limiter, RATE_DISTURBED, RATE_IDLE, Seen, Terms, target};
@@ -40,6 +41,11 @@ const LOOK: Duration = Duration::from_millis(100);
 const FULL: Budget = Budget {
     extents: WRITEBACK_EXTENTS,
     sectors: WRITEBACK_BYTES / 512,
+};
+/// The same where gaps are written over: what lies between takes as much time, and a round ends with a flush.
+const SPANS: Budget = Budget {
+    extents: 4 * WRITEBACK_EXTENTS,
+    ..FULL
 };
 
 /// What a volume's writeback works with.
@@ -92,6 +98,7 @@ pub struct Writeback<E: Env> {
     pub(super) cursor: Cell<u64>,
     pub(super) is_closing: Cell<bool>,
     pub(super) depth: Cell<Depth>,
+    pub(super) bridge: Cell<Bridge>,
     is_detaching: Cell<bool>,
     running: Cell<bool>,
     changed: Notify,
@@ -137,6 +144,7 @@ impl<E: Env> Writeback<E> {
             cursor: Cell::new(0),
             is_closing: Cell::new(false),
             depth: Cell::default(),
+            bridge: Cell::default(),
             is_detaching: Cell::new(false),
             running: Cell::new(false),
             changed: Notify::new(),
@@ -307,6 +315,11 @@ impl<E: Env> Writeback<E> {
         if self.cursor.get() <= self.parts.range.0 {
             self.with_drain(Drain::begin_pass);
         }
+        let gap = self.gap(rate);
+        let budget = match gap {
+            0 => budget,
+            _ => SPANS,
+        };
         let mut batch = self.next_batch(budget).await;
         let found = batch.extents.len() as u64;
         let all = self.change(&self.pass, |pass| {
@@ -319,7 +332,7 @@ impl<E: Env> Writeback<E> {
         let outcome = match batch.error.take() {
             Some(error) => Err(error),
             None if batch.extents.is_empty() => Ok(all > 0),
-            None => self.write_batch(&batch, rate).await,
+            None => self.write_batch(&batch, rate, gap).await,
         };
         if outcome.is_err() {
             self.has_failed.set(true);
@@ -331,14 +344,27 @@ impl<E: Env> Writeback<E> {
         outcome
     }
 
-    async fn write_batch(&self, batch: &Batch, rate: Option<u64>) -> io::Result<bool> {
+    /// Sectors of the longest gap between dirty extents that is written over. Whoever wants short writes, or few, wants none.
+    fn gap(&self, rate: Option<u64>) -> u64 {
+        let settings = &self.parts.settings;
+        let is_wanted = rate.is_none() && settings.get(Knob::WritebackLatency) == 0;
+        match is_wanted {
+            true => self
+                .bridge
+                .get()
+                .gap(settings.get(Knob::WritebackBridge) / 512),
+            false => 0,
+        }
+    }
+
+    async fn write_batch(&self, batch: &Batch, rate: Option<u64>, gap: u64) -> io::Result<bool> {
         if let Some(rate) = rate {
             let now = self.now();
             self.change(&self.limiter, |limiter| {
                 limiter.take(batch.sectors, rate, now)
             });
         }
-        let (cleaned, error) = self.round(batch).await?;
+        let (cleaned, error) = self.round(batch, gap).await?;
         let now = self.now();
         self.with_drain(|drain| drain.wrote(now, cleaned));
         error.map_or(Ok(cleaned > 0), Err)
