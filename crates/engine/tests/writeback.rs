@@ -737,7 +737,26 @@ fn a_device_that_could_not_be_called_clean_still_says_dirty() {
         teller.sleep(5.0).await;
         assert_eq!((teller.dirty(), teller.volume.state()), (0, "dirty"));
         let drain = teller.status().drain.expect("a drain");
-        assert_eq!(drain.state, "running");
+        assert_eq!(drain.state, "failed");
         assert!(drain.last_error.is_some());
+    });
+}
+
+/// Nobody waits for a drain that cannot get anywhere any more.
+#[test]
+fn a_drain_over_a_device_that_has_failed_ends() {
+    let set = Set::new(options(false)).paced(Duration::from_millis(1));
+    let teller = set.volume();
+    let backing = set.backing.clone();
+    set.tell(async move {
+        for block in 0..50 {
+            teller.write(block * 3, 1, 1).await;
+        }
+        backing.borrow_mut().faults.flush_in = Some(0);
+        teller.volume.drain();
+        assert_eq!(teller.volume.drained().await, Some(DrainEnd::Failed));
+        let drain = teller.status().drain.expect("a drain");
+        assert_eq!(drain.state, "failed");
+        assert!(drain.last_error.is_some() && drain.left_bytes == 50 * BLOCK);
     });
 }

@@ -162,6 +162,11 @@ fn how_far(name: &Value, status: &Value) -> Step {
             word(&drain["state"]),
             show_size(left)
         )),
+        Some("failed") => Step::Failed(format!(
+            "volume {shown}: the drain has failed, {} are left: {}",
+            show_size(left),
+            word(&drain["last_error"])
+        )),
         // Nothing of it could be dirty, or nothing is.
         _ => Step::Done(json!({
             "name": name,

@@ -388,6 +388,9 @@ impl<E: Env> Mover<E> {
                 .collect()
         });
         if moved.await?.is_some() {
+            if old.dirty {
+                self.parts.clients.writeback.note_move();
+            }
             marks::hit(match old.dirty {
                 true => Mark::MoveDirty,
                 false => Mark::MoveClean,

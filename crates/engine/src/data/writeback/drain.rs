@@ -24,6 +24,8 @@ pub enum DrainEnd {
     Cancelled,
     /// The volume was stopped.
     Stopped,
+    /// The backing device takes nothing any more.
+    Failed,
 }
 
 /// One drain.
@@ -132,6 +134,7 @@ impl Drain {
                 Some(DrainEnd::Done) => "done",
                 Some(DrainEnd::Cancelled) => "cancelled",
                 Some(DrainEnd::Stopped) => "stopped",
+                Some(DrainEnd::Failed) => "failed",
             }
             .into(),
             dirty_at_start_bytes: self.dirty_at_start * 512,

@@ -3,6 +3,7 @@
 use super::bridge::Bridge;
 use super::scan::{Batch, runs, same};
 use super::task::Writeback;
+use crate::btree::Index;
 use crate::data::candidates::Candidate;
 use crate::extents::Extent;
 use crate::marks::{self, Mark};
@@ -50,6 +51,8 @@ struct Round<'a> {
     breath: Breath,
     /// Sectors of the longest gap to be written over.
     gap: u64,
+    /// Moves of dirty data before it.
+    moves: u64,
     /// Requests to the backing device, and their bytes.
     requests: Cell<u64>,
     bytes: Cell<u64>,
@@ -85,6 +88,7 @@ impl<E: Env> Writeback<E> {
             left: RefCell::new(all),
             breath: Breath::default(),
             gap,
+            moves: self.parts.clients.writeback.moves(),
             requests: Cell::new(0),
             bytes: Cell::new(0),
         };
@@ -113,7 +117,7 @@ impl<E: Env> Writeback<E> {
             let wanted = self.parts.settings.time(Knob::WritebackLatency);
             self.change(&self.depth, |depth| depth.round_ended(runs, wanted));
         }
-        let cleaned = self.finish(copied, &candidates).await?;
+        let cleaned = self.finish(copied, &candidates, round.moves).await?;
         Ok((cleaned, first_error))
     }
 
@@ -133,6 +137,7 @@ impl<E: Env> Writeback<E> {
         &self,
         mut copied: Vec<Extent>,
         candidates: &BTreeMap<u64, Candidate>,
+        moves: u64,
     ) -> io::Result<u64> {
         if copied.is_empty() {
             return Ok(0);
@@ -148,10 +153,20 @@ impl<E: Env> Writeback<E> {
         }
         let cleaned = Cell::new(0);
         for some in copied.chunks(CLEANED_AT_ONCE) {
-            self.clean(some, candidates, &cleaned).await?;
+            self.clean(some, candidates, &cleaned, moves).await?;
             yield_now().await;
         }
         Ok(cleaned.get())
+    }
+
+    /// What was to be written back and is not what it was: if it was only moved, it is still to be.
+    fn note_changed(&self, index: &Index, extent: &Extent, moves: u64) {
+        let mut left = same(index, extent);
+        if self.parts.clients.writeback.moves() != moves {
+            let there = index.range(extent.inode, extent.start, extent.end);
+            left.extend(there.filter(|it| it.dirty));
+        }
+        self.note_left(&left);
     }
 
     /// Calls extents clean where nothing was written since they were copied.
@@ -160,8 +175,9 @@ impl<E: Env> Writeback<E> {
         clean: &[Extent],
         candidates: &BTreeMap<u64, Candidate>,
         cleaned: &Cell<u64>,
+        moves: u64,
     ) -> io::Result<()> {
-        let still = |index: &crate::btree::Index, extent: &Extent| {
+        let still = |index: &Index, extent: &Extent| {
             // Each of the two looks below sees what a write to the cache changed, so both have to be missing.
             if mutations::is(Mutation::WritebackIgnoresChange) {
                 return vec![*extent];
@@ -177,10 +193,13 @@ impl<E: Env> Writeback<E> {
             {
                 marks::hit(Mark::WritebackChanged);
                 self.parts.counters.writeback_failed.add(1);
-                self.note_left(&same(index, &dirty));
+                self.note_changed(index, &dirty, moves);
                 return Vec::new();
             }
             let mut still = same(index, &dirty);
+            if still != [dirty] {
+                self.note_changed(index, &dirty, moves);
+            }
             for part in &mut still {
                 part.dirty = false;
                 cleaned.set(cleaned.get() + part.sectors());
@@ -368,7 +387,7 @@ impl<E: Env> Writeback<E> {
                     Err(error) => drop(copied.error.get_or_insert(error)),
                 }
             } else {
-                self.note_left(&same(&self.parts.index.borrow(), extent));
+                self.note_changed(&self.parts.index.borrow(), extent, round.moves);
             }
         }
         Ok(())

@@ -275,6 +275,9 @@ impl<E: Env> Writeback<E> {
             true => pause.max(self.pause_of_pass()),
             false => pause,
         };
+        if self.parts.backing.check().is_err() {
+            self.end_drain(DrainEnd::Failed);
+        }
         if !pause.is_zero() {
             self.pause(pause).await;
         }
@@ -406,8 +409,12 @@ impl<E: Env> Writeback<E> {
             self.with_drain(|drain| drain.failed(error.to_string()));
             tracing::warn!(device = self.parts.backing.name(), %error, "its state stays dirty");
         }
+        let has_failed = self.parts.backing.check().is_err();
+        if has_failed {
+            self.end_drain(DrainEnd::Failed);
+        }
         let is_clean = self.parts.superblock.state() != BackingState::Dirty;
-        if is_clean || self.parts.backing.check().is_err() {
+        if is_clean || has_failed {
             either(dirtied, told).await;
         } else {
             // Somebody was about to make something dirty, and perhaps did not.

@@ -12,6 +12,7 @@ pub struct Together {
     sectors: RefCell<BTreeMap<u32, u64>>,
     idle: Cell<Idle>,
     gc: Cell<GcAfter>,
+    moves: Cell<u64>,
 }
 
 impl Together {
@@ -44,6 +45,16 @@ impl Together {
     /// See [`GcAfter::became_clean`].
     pub fn became_clean(&self) -> bool {
         self.with(&self.gc, GcAfter::became_clean)
+    }
+
+    /// Dirty data has another place in the cache now.
+    pub fn note_move(&self) {
+        self.moves.set(self.moves.get() + 1);
+    }
+
+    /// How often that happened.
+    pub fn moves(&self) -> u64 {
+        self.moves.get()
     }
 
     fn with<T: Copy, R>(&self, cell: &Cell<T>, change: impl FnOnce(&mut T) -> R) -> R {
