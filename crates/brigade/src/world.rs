@@ -425,7 +425,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
 }
 
 /// How long what is taken is tried again.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often a waiting caller looks whether the thread has ended meanwhile.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);

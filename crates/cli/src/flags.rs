@@ -97,6 +97,9 @@ pub struct FormatFlags {
     /// Discard buckets of the cache before they are reused
     #[arg(long)]
     pub discard: bool,
+    /// Allow fewer than 513 buckets, down to 128: no kernel opens such a set
+    #[arg(long)]
+    pub small: bool,
     /// What the cache does with writes
     #[arg(long, value_enum, default_value = "writethrough")]
     pub mode: Mode,

@@ -235,6 +235,23 @@ fn too_few_buckets_come_with_a_size_that_would_do() {
     );
 }
 
+/// T36: 512 buckets are enough for Brigade, 127 for nobody.
+#[test]
+fn fewer_buckets_than_a_kernel_takes_are_made_on_request() {
+    let bench = Bench::new();
+    bench.zeros("c", 512 * 65536);
+    let small = ["format", "--cache", "c", "--bucket-size", "64k"];
+    let refused = bench.refused(&small);
+    assert!(refused.contains("at least 513 are needed"), "{refused}");
+    let ran = bench.run(&[&small[..], &["--small"]].concat());
+    assert_eq!(ran.status, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains("no kernel opens"), "{}", ran.stderr);
+    bench.zeros("d", 127 * 65536);
+    let less = ["format", "--cache", "d", "--bucket-size", "64k", "--small"];
+    let refused = bench.refused(&less);
+    assert!(refused.contains("at least 128 are needed"), "{refused}");
+}
+
 #[test]
 fn garbage_is_one_line_for_each_device_and_the_others_are_shown() {
     let bench = Bench::new();

@@ -3,7 +3,7 @@
 use brigade_engine::marks::{self, Mark};
 use brigade_engine::{Options, Server};
 use brigade_env::{BlockDevice, StreamId};
-use brigade_format::{Probe, crc, jset};
+use brigade_format::{BackingState, Probe, Superblock, crc, jset};
 use brigade_sim::disk::{DiskState, End};
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, open, options};
@@ -103,6 +103,44 @@ fn what_a_kernel_left_unlike_the_backing_device_counts_and_becomes_dirty() {
         let (byte, dirty, _) = sector_3(&chance, &disks, MEMORIES[0]);
         assert_eq!((byte, dirty), (0x11, 512), "it stays so, after Brigade too");
     }
+}
+
+/// T182: what a kernel left dirty under a superblock that says clean makes that say dirty before anything is served.
+#[test]
+fn dirty_data_under_a_clean_state_is_said_before_the_first_request() {
+    for memory in MEMORIES {
+        let (cache, backing) = disks(600, 64, 8, 20000);
+        let chance = Chance::new(7);
+        let world = World::new(chance.clone(), Duration::from_secs(1));
+        let server = open(&world, &cache, &backing, &Store::default(), options(false));
+        let (volume, ended) = (server.volumes()[0].clone(), server.clone());
+        let life = async move {
+            let mut buffer = volume.buffer(4096);
+            buffer.fill(7);
+            let written = volume.write(StreamId(1), 0, buffer, false);
+            written.await.expect("written");
+            ended.stop().await.expect("stop");
+        };
+        world.run(life, || false).expect("ends");
+        world.kill();
+        unmark(&cache);
+        let mut superblock = superblock_of(&backing);
+        assert_eq!(superblock.state(), BackingState::Dirty);
+        superblock.set_state(BackingState::Clean);
+        backing.borrow_mut().poke(4096, &superblock.encode());
+        let world = World::new(chance.clone(), Duration::from_secs(100));
+        let server = open(&world, &cache, &backing, &Store::default(), with(memory));
+        world.kill();
+        backing.borrow_mut().end(End::PowerLoss, &chance);
+        assert_eq!(superblock_of(&backing).state(), BackingState::Dirty);
+        assert_eq!(server.volumes()[0].dirty_bytes(), 4096);
+    }
+}
+
+fn superblock_of(disk: &Rc<RefCell<DiskState>>) -> Superblock {
+    let mut bytes = vec![0; 4096];
+    disk.borrow().peek(4096, &mut bytes);
+    Superblock::parse(&bytes).expect("a superblock")
 }
 
 #[test]

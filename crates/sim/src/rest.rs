@@ -343,8 +343,9 @@ fn open_short(set: &mut Set) {
     let mut fork = set.fork(set.chance.next(), None);
     let bucket_bytes = set.bucket_sectors * 512;
     let size = fork.cache.borrow().geometry.size_bytes;
-    fork.cache.borrow_mut().geometry.size_bytes =
-        size - bucket_bytes * set.chance.pick(&[1, 100, 500]);
+    let less = set.chance.pick(&[1, 100, 500]);
+    let less = less.min(size / bucket_bytes - 1);
+    fork.cache.borrow_mut().geometry.size_bytes = size - bucket_bytes * less;
     set.tally.faults[Kind::Short as usize] += 1;
     let before: Vec<_> = fork.disks().map(|disk| disk.borrow().image()).collect();
     let (world, ledger) = (fork.world(), Rc::new(Ledger::default()));

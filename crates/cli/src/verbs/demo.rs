@@ -167,6 +167,7 @@ fn prepare(files: &Files, model: &Model) -> Outcome {
         block_size: None,
         replacement: Replacement::Lru,
         discard: false,
+        small: false,
         mode: Mode::Writeback,
         data_offset: DATA_OFFSET_BYTES,
         label: Some("demo".into()),

@@ -9,7 +9,9 @@ use crate::output::{print_json, say};
 use crate::signatures;
 use crate::size::show_size;
 use crate::target::{Purpose, Target};
-use brigade_format::superblock::{self, NewBacking, NewCache, Superblock};
+use brigade_format::superblock::{
+    self, KERNEL_NBUCKETS_MIN, NBUCKETS_MIN, NewBacking, NewCache, Superblock,
+};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -17,8 +19,6 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 const SECTOR: u64 = 512;
-/// Fewer no kernel takes (docs/format.md 1.6).
-const BUCKETS_MIN: u64 = 513;
 const BUCKET_BYTES_MIN: u64 = 4096;
 const BUCKET_BYTES_MAX: u64 = 32 << 20;
 const BLOCK_BYTES_MAX: u64 = 4096;
@@ -207,12 +207,19 @@ fn refuse_if_in_use(target: &Target) -> Outcome {
 fn cache_step(flags: &FormatFlags, target: Target, set_uuid: Uuid) -> Outcome<Step> {
     let block = checked_block(flags, &target)?;
     let buckets = target.size_bytes / flags.bucket_size;
-    if buckets < BUCKETS_MIN {
-        return Err(Failure::cannot(too_few_buckets(
-            &target,
-            flags.bucket_size,
-            block,
-        )));
+    let least = match flags.small {
+        true => NBUCKETS_MIN,
+        false => KERNEL_NBUCKETS_MIN,
+    };
+    if buckets < least {
+        let too_few = too_few_buckets(&target, flags.bucket_size, block, least);
+        return Err(Failure::cannot(too_few));
+    }
+    if buckets < KERNEL_NBUCKETS_MIN {
+        eprintln!(
+            "brigade: warning: {}: no kernel opens a set of {buckets} buckets; those have {KERNEL_NBUCKETS_MIN} at least",
+            target.name()
+        );
     }
     let uuid = Uuid::new_v4();
     let wish = NewCache {
@@ -241,20 +248,20 @@ fn cache_step(flags: &FormatFlags, target: Target, set_uuid: Uuid) -> Outcome<St
     })
 }
 
-fn too_few_buckets(target: &Target, bucket: u64, block: u64) -> String {
+fn too_few_buckets(target: &Target, bucket: u64, block: u64, buckets: u64) -> String {
     let least = BUCKET_BYTES_MIN.max(block);
     let fits = (0..=13)
         .map(|shift| BUCKET_BYTES_MAX >> shift)
-        .find(|&size| target.size_bytes / size >= BUCKETS_MIN);
+        .find(|&size| target.size_bytes / size >= buckets);
     let hint = match fits.filter(|&size| size >= least) {
         Some(size) => format!("--bucket-size {} would do", show_size(size)),
         None => format!(
             "no bucket size will do; at least {} are needed",
-            show_size(BUCKETS_MIN * least)
+            show_size(buckets * least)
         ),
     };
     format!(
-        "{}: {} hold {} buckets of {}, at least {BUCKETS_MIN} are needed; {hint}",
+        "{}: {} hold {} buckets of {}, at least {buckets} are needed; {hint}",
         target.name(),
         show_size(target.size_bytes),
         target.size_bytes / bucket,

@@ -14,7 +14,7 @@ use crate::alloc::Allocator;
 use crate::btree::{Index, Nodes};
 use crate::buckets::Buckets;
 use crate::extents::ExtentMap;
-use crate::journal::{RingStart, Roots};
+use crate::journal::{self, RingStart, Roots};
 use crate::meta::{CacheSuper, write_superblock};
 use crate::options::Options;
 use crate::recovery::LoadStats;
@@ -75,7 +75,14 @@ pub async fn initialise<E: Env>(
     options: &Options,
 ) -> io::Result<CacheSet<E>> {
     let geometry = &mut found.geometry;
-    let count = (geometry.nbuckets / 128).clamp(2, 256);
+    let (bucket, block) = (
+        u64::from(geometry.bucket_sectors),
+        u64::from(geometry.block_sectors),
+    );
+    // A small set needs more of them than its share.
+    let is_enough = |count: &u64| journal::plan(*count as usize, bucket, block).is_some();
+    let least = (2..=256).find(is_enough).unwrap_or(256);
+    let count = (geometry.nbuckets / 128).clamp(least, 256);
     geometry.journal_buckets = (geometry.first_bucket..geometry.first_bucket + count).collect();
     found
         .superblock

@@ -13,8 +13,10 @@ use crate::{SECTOR_BYTES, prio};
 
 /// Metadata never uses more of a bucket than this.
 pub const META_SECTORS_MAX: u32 = 8192;
-/// Fewer buckets no kernel runs.
-pub const NBUCKETS_MIN: u64 = 513;
+/// Fewer buckets are no cache.
+pub const NBUCKETS_MIN: u64 = 128;
+/// Fewer no kernel runs, although its first check lets them pass.
+pub const KERNEL_NBUCKETS_MIN: u64 = 513;
 /// Sectors of a page of the kernels whose images we read.
 const PAGE_SECTORS: u32 = 8;
 const UUID_SLOT_BYTES: u32 = 128;
@@ -279,7 +281,7 @@ impl Superblock {
             "superblock nbuckets",
             at::UNION,
             nbuckets,
-            "at least 513",
+            "at least 128",
         )?;
         let block = self.block_size;
         let block_is_fine = block.is_power_of_two() && u32::from(block) <= PAGE_SECTORS;

@@ -11,7 +11,7 @@ mod make;
 mod print;
 
 pub use flags::{BackingState, CacheMode, Replacement};
-pub use geometry::{CacheGeometry, META_SECTORS_MAX};
+pub use geometry::{CacheGeometry, KERNEL_NBUCKETS_MIN, META_SECTORS_MAX, NBUCKETS_MIN};
 pub use make::{NewBacking, NewCache};
 
 use crate::bytes::{array, put, u16_at, u32_at, u64_at};

@@ -147,7 +147,7 @@ fn bad_wishes_for_a_cache_device_are_refused() {
     assert_eq!(refused(with(4)), "superblock bucket_size");
     assert_eq!(refused(with(100)), "superblock bucket_size");
     assert_eq!(refused(with((1 << 16) + 1)), "superblock bucket_size");
-    assert_eq!(refused(with(256)), "superblock nbuckets");
+    assert_eq!(refused(with(2048)), "superblock nbuckets");
     let block = |block_sectors| NewCache {
         block_sectors,
         ..new_cache()
@@ -185,8 +185,8 @@ fn the_cache_rules_reject_each_broken_field() {
             .map(|error| error.structure)
     };
     assert_eq!(whole(|_| ()), None);
-    assert_eq!(whole(|s| s.nbuckets = 512), Some("superblock nbuckets"));
-    assert_eq!(whole(|s| s.nbuckets = 513), None);
+    assert_eq!(whole(|s| s.nbuckets = 127), Some("superblock nbuckets"));
+    assert_eq!(whole(|s| s.nbuckets = 128), None);
     assert_eq!(whole(|s| s.nbuckets = 1025), Some("superblock nbuckets"));
     assert_eq!(
         whole(|s| s.nbuckets = u64::MAX),
