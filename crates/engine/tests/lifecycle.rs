@@ -331,6 +331,35 @@ fn a_volume_becomes_smaller_and_larger_under_load() {
     rig.checks_after(8);
 }
 
+/// LIFE-4: a write from before the volume grew does not land behind the end that it got afterwards.
+#[test]
+fn a_volume_that_grew_becomes_smaller_when_writes_from_before_are_over() {
+    let rig = Rig::new(14);
+    let served = rig.serve(options(false));
+    let flash = served.flash(&rig);
+    rig.cache.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| match io {
+        Io::Write(_, data) if data[0] == 9 => Some(Duration::from_secs(5)),
+        _ => None,
+    }));
+    let size = flash.size_bytes();
+    let writing = flash.clone();
+    let written = async move { write(&writing, size - SECTOR, 9).await.unwrap() };
+    served.world.spawn(written);
+    let (server, world) = (served.server.clone(), served.world.clone());
+    served.does(async move {
+        world.sleep(Duration::from_millis(10)).await;
+        let name = flash.name();
+        server.resize(&name, Some(2 * size), false).await.unwrap();
+        server.resize(&name, Some(size / 2), true).await.unwrap();
+        server.resize(&name, Some(size), false).await.unwrap();
+        world.sleep(Duration::from_secs(10)).await;
+        let read = flash.read(StreamId(1), size - SECTOR, 512).await.unwrap();
+        assert_eq!(read[..], [0; 512], "what was gone came back");
+    });
+    served.stop();
+    rig.checks_after(14);
+}
+
 /// H.27: the larger size is served at once.
 #[test]
 fn a_backing_device_that_has_grown_is_noticed_when_asked() {

@@ -6,7 +6,7 @@
 //!             ─► requests with it are over ─► slot invalidated in the table ═► swept
 //! create   slot in the table ═► served                          delete   not served ─► requests over ─► slot invalidated ═► swept
 //! shrink   smaller for requests ─► those before are over ─► what is behind the end dropped ═► table
-//! grow     what is behind the end dropped ═► table ═► larger for requests
+//! grow     what is behind the end dropped ═► table ═► larger for requests ─► those before are over
 //! ```
 //! `═►` waits for durability. One change at a time; writing back for a detach goes on beside others. Each rests on one durable write
 //! that turns it from not done to done (docs/durability.md), so whatever ends the process, asking again is right.

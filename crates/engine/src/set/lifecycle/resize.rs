@@ -65,10 +65,9 @@ impl<E: Env> Server<E> {
             return Err(Error::refused(&name, what));
         }
         self.check_room(at)?;
+        drop(served);
         if wanted < was {
-            drop(served);
-            let old = self.give_size(volume, Some(at), wanted).core;
-            quiet(&old).await;
+            self.resized(volume, at, wanted).await;
         }
         let changed = async {
             // Of a volume that was larger once something may lie there, too.
@@ -85,11 +84,11 @@ impl<E: Env> Server<E> {
                 .await
         };
         if let Err(error) = changed.await {
-            drop(self.give_size(volume, Some(at), was));
+            self.resized(volume, at, was).await;
             return Err(Error::io(&name, "resize", &error));
         }
         if wanted > was {
-            drop(self.give_size(volume, Some(at), wanted));
+            self.resized(volume, at, wanted).await;
         }
         marks::hit(if wanted < was {
             Mark::FlashShrunk
@@ -134,6 +133,13 @@ impl<E: Env> Server<E> {
         quiet(&old).await;
         marks::hit(Mark::BackingGrown);
         Ok(())
+    }
+
+    /// Has requests to a flash volume see another size, and waits for those before: who changes it next waits for those of the core that is
+    /// there then (LIFE-4).
+    async fn resized(&self, volume: &Volume<E>, at: usize, sectors: u64) {
+        let old = self.give_size(volume, Some(at), sectors).core;
+        quiet(&old).await;
     }
 
     /// Has requests from now on see another size; gives what served those before.
