@@ -51,6 +51,11 @@ impl Life {
             settings.insert(Knob::SetIoErrorLimit, errors.pick(&[1, 8]));
             let stops = u64::from(errors.percent(20));
             settings.insert(Knob::StopWhenCacheSetFailed, stops);
+            // One that refuses requests is not written back, and nobody lets it in.
+            if self.plan.lifecycle && !self.plan.soft_faults {
+                let limit = errors.pick(&[1, 1, 4, 64]);
+                settings.insert(Knob::VolumeIoErrorLimit, limit);
+            }
         }
         if self.plan.cache_faults {
             let limit = chance.pick(&[1, 8, 64, 1 << 20, 1 << 20]);

@@ -85,6 +85,8 @@ pub struct Plan {
     pub moving_is_eager: bool,
     /// Devices and volumes come, go and change while clients work.
     pub lifecycle: bool,
+    /// So many of a hundred I/Os of backing devices take up to a fifth of a second.
+    pub slow_percent: u64,
     /// Requests of the cache device that take more microseconds are a sign of congestion.
     pub congested_after: Option<u64>,
     /// Plain writes do not become dirty with a fifth of the cache in use.
@@ -124,6 +126,7 @@ impl Plan {
             rot: false,
             rounds_max: self.rounds_max.max(3),
             requests_max: self.requests_max.min(400),
+            slow_percent: chance.pick(&[0, 0, 5, 20]),
             aim: match chance.percent(40) {
                 true => Some(chance.pick(&CHANGES)),
                 false => self.aim,
@@ -164,6 +167,7 @@ impl Plan {
             deep: false,
             crowded: false,
             lifecycle: false,
+            slow_percent: 0,
             slow_count: chance.percent(20),
             moving: moving.percent(75),
             moving_is_eager: moving.percent(60),

@@ -1,7 +1,7 @@
 //! A cache set at rest: its devices, the record in memory, and what its volumes have to hold. It can be forked, so that many
 //! futures are tried from one past.
 
-use crate::disk::{DiskState, End, Faults, Harm};
+use crate::disk::{DiskState, End, Faults, Harm, Pace};
 use crate::exec::{Chance, Store, Trace, World};
 use crate::judge;
 use crate::oracle::{Oracle, place_of};
@@ -180,6 +180,7 @@ impl Set {
             chance,
         };
         set.tell_oracles_of_harm();
+        set.slow_down(plan.slow_percent);
         set
     }
 
@@ -193,6 +194,18 @@ impl Set {
         });
         for disk in self.disks() {
             disk.borrow_mut().harm = Some(harm.clone());
+        }
+    }
+
+    /// Requests overlap what is done to their volume.
+    fn slow_down(&self, percent: u64) {
+        for (number, backing) in self.backings.iter().enumerate() {
+            let chance = Chance::new(self.seed ^ 0x5eed_510e_0000_0000 ^ number as u64);
+            let pace: Pace = Rc::new(move |_| {
+                let is_slow = chance.percent(percent);
+                is_slow.then(|| Duration::from_millis(chance.between(1, 200)))
+            });
+            backing.disk.borrow_mut().pace = (percent > 0).then_some(pace);
         }
     }
 
