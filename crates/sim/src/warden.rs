@@ -8,7 +8,7 @@ use crate::exec::{Chance, World};
 use crate::register::{Bond, Known, Register};
 use crate::set::{Backing, Set};
 use crate::work::Clients;
-use brigade_engine::{Error, ErrorKind, Server, Volume};
+use brigade_engine::{DetachStatus, Error, ErrorKind, Server, Volume};
 use brigade_env::{BlockDevice, Env};
 use brigade_format::{BackingState, Superblock};
 use std::cell::{Cell, RefCell};
@@ -270,11 +270,17 @@ impl Warden {
             let detach = volume.status().and_then(|status| status.detach);
             match detach {
                 None => return Ok(()),
-                Some(detach) if !detach.running => {
-                    let trouble = detach.trouble.unwrap_or_default();
-                    if !trouble.is_empty() && volume.state() != "detaching" {
-                        return Err(Error::refused(&volume.name(), trouble));
-                    }
+                Some(DetachStatus {
+                    running: false,
+                    trouble: Some(what),
+                    ..
+                }) => {
+                    // What kind of trouble is not told.
+                    return Err(Error {
+                        kind: ErrorKind::Device,
+                        device: volume.name(),
+                        what,
+                    });
                 }
                 Some(_) => (),
             }
@@ -384,8 +390,10 @@ impl Warden {
             return;
         }
         let number = at - self.backings.len();
-        let sizes = |sizes: Vec<u64>| self.register.borrow_mut().flashes[number].sizes = sizes;
-        sizes(vec![was, wanted]);
+        let change = |change: &dyn Fn(&mut Vec<u64>)| {
+            change(&mut self.register.borrow_mut().flashes[number].sizes);
+        };
+        change(&|sizes| sizes.push(wanted));
         let resize = self.server().resize(&volume.uuid, Some(wanted * 512), true);
         let oracle = &self.clients.oracles[at];
         let result = if wanted > was {
@@ -398,8 +406,10 @@ impl Warden {
             self.shrink(at, was, wanted, resize).await
         };
         match &result {
-            Ok(_) => sizes(vec![wanted]),
-            Err(error) if !self.is_unsure(error) => sizes(vec![was]),
+            Ok(_) => change(&|sizes| *sizes = vec![wanted]),
+            Err(error) if !self.is_unsure(error) => change(&|sizes| {
+                sizes.pop();
+            }),
             Err(_) => (),
         }
         if result.is_ok() {
