@@ -248,13 +248,8 @@ fn recover(set: &mut Set, stops: bool) -> Vec<Option<Vec<Option<u64>>>> {
 
 async fn read_all(clients: &Clients) -> Vec<Option<Vec<Option<u64>>>> {
     let mut all = Vec::new();
-    for (volume, oracle) in clients
-        .volumes
-        .borrow()
-        .clone()
-        .iter()
-        .zip(clients.oracles.iter())
-    {
+    let table = clients.volumes.borrow().clone();
+    for (volume, oracle) in table.iter().zip(clients.oracles.iter()) {
         let Some(volume) = volume else {
             all.push(None);
             continue;

@@ -69,7 +69,7 @@ impl Kind {
             2 | 3 => Kind::CutOpenings,
             4 => Kind::Overtaking,
             6 => Kind::Shrinking,
-            _ if seed % 3 == 0 => Kind::CacheFaults,
+            _ if seed.is_multiple_of(3) => Kind::CacheFaults,
             _ if seed % 3 == 1 => Kind::Lifecycle,
             _ => Kind::Swarm,
         }
