@@ -104,6 +104,7 @@ mutations! {
     FuaForgottenDirect: "FUA is forgotten on the way to the backing device",
     FuaForgottenCached: "FUA is forgotten on the way into the cache",
     GcLeavesOnly: "a garbage collection leaves stale pointers in interior nodes",
+    GrowthLeavesRequests (story): "who makes a volume larger leaves requests of the size before to themselves",
     JournalForgetsFlush: "an entry is written before the data of its keys is durable",
     JournalForgetsFua: "an entry is taken for durable when it is only written",
     JournalForgetsPins: "an entry says that it needs no older one",

@@ -248,7 +248,8 @@ fn recover(set: &mut Set, stops: bool) -> Vec<Option<Vec<Option<u64>>>> {
 
 async fn read_all(clients: &Clients) -> Vec<Option<Vec<Option<u64>>>> {
     let mut all = Vec::new();
-    for (volume, oracle) in clients.volumes.iter().zip(clients.oracles.iter()) {
+    let table = clients.volumes.borrow().clone();
+    for (volume, oracle) in table.iter().zip(clients.oracles.iter()) {
         let Some(volume) = volume else {
             all.push(None);
             continue;
@@ -391,6 +392,7 @@ fn kernel_set(seed: u64, plan: &Plan) -> Set {
         block_sectors,
         bucket_sectors,
         has_flash: false,
+        register: Default::default(),
         tally: Tally::default(),
         chance,
     }

@@ -4,6 +4,7 @@
 //!   wrong with them, written down first.
 //! - [`oracle`]: what every sector may read as. [`judge`]: the independent reader on every image.
 //! - [`set`]: a cache set at rest, which can be forked. [`work`]: clients. [`life`]: rounds of opening, working and ending;
+//!   [`choices`]: how; [`warden`]: what changes meanwhile, and [`register`]: what must be true of that;
 //!   [`rest`]: what happens in between, [`weather`]: which faults come, [`crash`]: when it ends, [`drive`]: that everything ends. [`plan`]: which features a seed uses.
 //! - [`run`]: one run as the command line names it. [`swarm`]: many lives. [`sweep`]: every crash and every failure of short ones. [`shrink`]: fewer requests, same violation.
 //!   [`mutants`]: mistakes that must be found.
@@ -14,6 +15,7 @@
 //! `BRIGADE_VERBOSE=1` makes a life tell its story.
 #![forbid(unsafe_code)]
 
+pub mod choices;
 pub mod crash;
 pub mod disk;
 pub mod drive;
@@ -26,6 +28,7 @@ pub mod mutants;
 pub mod near;
 pub mod oracle;
 pub mod plan;
+pub mod register;
 pub mod rest;
 pub mod run;
 pub mod set;
@@ -34,5 +37,6 @@ pub mod small;
 pub mod swarm;
 pub mod sweep;
 pub mod tally;
+pub mod warden;
 pub mod weather;
 pub mod work;

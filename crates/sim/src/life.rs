@@ -5,15 +5,17 @@ use crate::disk::End;
 use crate::drive::{STEPS_MAX, drive, drive_until};
 use crate::exec::{Chance, Trace, World};
 use crate::plan::Plan;
+use crate::register::Bond;
 use crate::rest;
 use crate::set::{FINDINGS, Set};
 use crate::tally::Tally;
+use crate::warden::Warden;
 use crate::weather::{self, Weather};
-use crate::work::{Clients, Ledger, MODES, Mix, Request};
+use crate::work::{Clients, Ledger, Mix, Request};
 use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
-use brigade_engine::settings::{Initial, Knob};
-use brigade_engine::{AckPolicy, Options, Server};
+use brigade_engine::settings::Knob;
+use brigade_engine::{Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode, Gen};
 use std::cell::RefCell;
@@ -43,6 +45,8 @@ pub struct Session {
     pub server: Rc<Server<World>>,
     /// What clients asked for.
     pub ledger: Rc<Ledger>,
+    /// Devices that had left a failed cache before.
+    left: Vec<String>,
 }
 
 /// Looks at a set that has just completed a device operation, and at what is under way.
@@ -52,7 +56,7 @@ pub type Observer = Box<dyn FnMut(&Set, &Ledger)>;
 pub struct Life {
     /// The set.
     pub set: Set,
-    plan: Plan,
+    pub(crate) plan: Plan,
     choice: Choice,
     /// Requests that were asked for, by round.
     pub scripts: Rc<RefCell<Vec<Vec<Request>>>>,
@@ -103,139 +107,6 @@ impl Life {
     fn say(&self, what: impl FnOnce() -> String) {
         if self.verbose {
             eprintln!("seed {}: {:?} {}", self.set.seed, self.set.now, what());
-        }
-    }
-
-    fn settings(&self) -> Initial {
-        let chance = &self.set.chance;
-        let runs = chance.percent(if self.plan.crowded { 30 } else { 85 });
-        let mut settings = Initial::from([
-            (Knob::JournalDelayMs, 1000 * chance.pick(&[1, 10, 100])),
-            (
-                Knob::SequentialCutoff,
-                chance.pick(&[0, 0, 64 << 10, 512 << 10]),
-            ),
-            (
-                Knob::CongestedReadThresholdUs,
-                self.plan.congested_after.unwrap_or(0),
-            ),
-            (
-                Knob::CongestedWriteThresholdUs,
-                self.plan.congested_after.unwrap_or(0),
-            ),
-            (
-                Knob::CutoffWriteback,
-                if self.plan.early_cutoff { 20 } else { 70 },
-            ),
-            (
-                Knob::ReadaheadCachePolicy,
-                u64::from(self.plan.refuses_read_ahead),
-            ),
-            (Knob::WritebackPercent, chance.pick(&[0, 1, 10, 40])),
-            (Knob::WritebackDelay, 1000 * chance.pick(&[10, 200, 5000])),
-            (Knob::WritebackRunning, u64::from(runs)),
-            (Knob::WritebackRate, chance.pick(&[64, 1024, 1 << 24])),
-            (
-                Knob::WritebackRateMinimum,
-                chance.pick(&[8, 1 << 16, 1 << 24]),
-            ),
-            (Knob::WritebackLatency, 1000 * chance.pick(&[0, 0, 2])),
-            (Knob::GcAfterWriteback, chance.pick(&[0, 1])),
-            (Knob::CopyGcEnabled, u64::from(self.plan.moving)),
-            (Knob::ExpensiveDebugChecks, u64::from(chance.percent(25))),
-        ]);
-        let errors = Chance::new(self.set.seed ^ 0x5eed_0e55_7a11_04d9);
-        if self.plan.faults {
-            settings.insert(Knob::SetIoErrorLimit, errors.pick(&[1, 8]));
-            let stops = u64::from(errors.percent(20));
-            settings.insert(Knob::StopWhenCacheSetFailed, stops);
-        }
-        if self.plan.cache_faults {
-            let limit = chance.pick(&[1, 8, 64, 1 << 20, 1 << 20]);
-            settings.insert(Knob::SetIoErrorLimit, limit);
-        }
-        settings
-    }
-
-    fn options(&self) -> Options {
-        let chance = &self.set.chance;
-        let mode = if self.plan.cache_faults {
-            chance.pick(&MODES[1..])
-        } else if self.plan.modes && chance.percent(40) {
-            chance.pick(&MODES)
-        } else {
-            CacheMode::Writeback
-        };
-        let memory_bytes = if self.plan.little_memory {
-            chance.pick(&[4 << 10, 16 << 10, 32 << 10, 64 << 10])
-        } else {
-            1 << 30
-        };
-        Options {
-            read_only: false,
-            mode: Some(mode),
-            memory_bytes,
-            ack: if chance.percent(if self.plan.crowded { 40 } else { 70 }) {
-                AckPolicy::Memory
-            } else {
-                AckPolicy::Journal
-            },
-            settings: self.settings(),
-        }
-    }
-
-    fn mix(&self, requests: u64) -> Mix {
-        let chance = &self.set.chance;
-        let least = self.set.block_sectors.max(1);
-        let hot = self
-            .set
-            .oracles
-            .iter()
-            .map(|oracle| oracle.borrow().size())
-            .min()
-            .unwrap_or(0);
-        Mix {
-            clients: if self.plan.crowded {
-                16
-            } else {
-                chance.pick(&[1, 4, 8, 16])
-            },
-            requests,
-            read: if self.plan.deep {
-                10
-            } else {
-                chance.pick(&[10, 30, 60])
-            },
-            flush: chance.pick(&[0, 5, 15]),
-            clear: if self.plan.crowded {
-                chance.pick(&[15, 30])
-            } else if self.plan.clear {
-                chance.pick(&[0, 5, 15])
-            } else {
-                0
-            },
-            fua_percent: chance.pick(&[0, 10, 50]),
-            sectors_max: match chance.below(20) {
-                _ if self.plan.requests_max <= 40 => chance.pick(&[8, 16, 64]),
-                _ if self.plan.deep => chance.pick(&[4, 16, 64]),
-                _ if self.plan.crowded => chance.pick(&[8, 16, 64]),
-                _ if self.plan.pressure => chance.pick(&[64, 128, 256]),
-                0 => 4096,
-                1 => 512,
-                _ => chance.pick(&[8, 16, 16, 64]),
-            },
-            is_long: self.plan.pressure,
-            hot: if self.plan.pressure || self.plan.deep {
-                hot
-            } else if self.plan.crowded {
-                chance.pick(&[32, 64, 256])
-            } else {
-                (hot / chance.pick(&[1, 4, 16, 64])).max(64)
-            },
-            wipes: self.plan.wipes,
-            align: chance.pick(&[1, least, 8]),
-            modes: self.plan.modes && chance.percent(50),
-            pause_percent: chance.pick(&[0, 0, 5, 30]),
         }
     }
 
@@ -295,10 +166,12 @@ impl Life {
                     // After an opening that was cut off clean data is compared, and disks may have lied about it.
                     let also: &[&str] = if self.plan.lies { &["F70"] } else { &[] };
                     check_warnings_but(self.set.seed, &server, also, &left);
+                    self.set.check_opened(&server, given);
                     return Session {
                         world,
                         server,
                         ledger,
+                        left,
                     };
                 }
                 Some(Err(error)) => panic!("seed {}: open: {error}", self.set.seed),
@@ -326,6 +199,7 @@ impl Life {
             world,
             server,
             ledger,
+            ..
         } = session;
         drive_until(
             &mut self.set,
@@ -378,6 +252,7 @@ impl Life {
             world,
             server,
             ledger,
+            left: Vec::new(),
         };
         self.read_all(&session);
         self.stop(&session);
@@ -394,23 +269,19 @@ impl Life {
         );
     }
 
-    fn given(&self) -> Vec<usize> {
-        let all = 0..self.set.backings.len();
-        if !self.plan.attach {
-            return all.collect();
-        }
-        let must = self.set.chance.below(all.len() as u64) as usize;
-        all.filter(|at| *at == must || self.set.chance.percent(75))
-            .collect()
-    }
-
     /// The requests of a round, without those that are to be left out.
     fn script(&mut self, number: u64, mix: &Mix, clients: &Clients) -> Vec<Request> {
-        let served = clients.volumes.iter().enumerate();
-        let served: Vec<_> = served
-            .filter(|(_, volume)| volume.is_some())
-            .map(|(at, _)| (at, self.set.oracles[at].borrow().size()))
-            .collect();
+        let table = clients.volumes.borrow();
+        let sizes = (0..).zip(self.set.oracles.iter().map(|oracle| oracle.borrow().size()));
+        let mut served: Vec<_> = sizes.filter(|(at, _)| table[*at].is_some()).collect();
+        if self.plan.lifecycle {
+            // Also those that may come.
+            let backings = self.set.backings.len();
+            let size_of = |at: usize| self.set.oracles[at].borrow().size();
+            served = (0..backings).map(|at| (at, size_of(at))).collect();
+            let flash = 32 * self.set.bucket_sectors;
+            served.extend([(backings, flash), (backings + 1, flash)]);
+        }
         let chance = Chance::new(self.set.chance.next());
         let mut script = mix.script(&chance, &served);
         if let Some(only) = &self.choice.only {
@@ -459,6 +330,10 @@ impl Life {
             }
         }
         session.server.audit();
+        if self.plan.lifecycle {
+            let (seed, left) = (self.set.seed, &session.left);
+            check_warnings_but(seed, &session.server, &[], left);
+        }
         let is_whole = is_whole && (weather == Weather::Calm || !has_failed(&session.server));
         if is_whole && (stops_early || self.set.chance.percent(50)) {
             if !stops_early {
@@ -475,6 +350,7 @@ impl Life {
         for oracle in self.set.oracles.iter() {
             oracle.borrow_mut().blind = false;
         }
+        self.set.check_detached();
         rest::after_any_end(&mut self.set, &self.plan);
     }
 
@@ -514,8 +390,16 @@ impl Life {
                 server.stop().await.expect("a stop while clients work");
             }
         };
+        let is_changed = self.plan.lifecycle;
+        let warden = is_changed.then(|| Warden::new(&self.set, clients.clone()));
+        let changes = async move {
+            if let Some(warden) = warden {
+                warden.run().await;
+            }
+        };
         let work = async move {
-            brigade_env::sync::join(clients.run(mix.clients, script), stop).await;
+            let asked = brigade_env::sync::join(clients.run(mix.clients, script), stop);
+            brigade_env::sync::join(asked, changes).await;
         };
         let done = self.observed(session, work, &crash);
         self.ios.resize(ios_before.len(), 0);
@@ -719,21 +603,19 @@ impl Life {
 
     /// What is on the backing devices alone is what the volumes hold.
     fn compare_backings(&self) {
-        for (number, backing) in self.set.backings.iter().enumerate() {
+        for number in 0..self.set.backings.len() {
+            let bond = self.set.register.borrow().devices[number].bond;
+            let state = match bond {
+                Bond::Alone => BackingState::None,
+                Bond::Attached | Bond::Unsure => BackingState::Clean,
+            };
             assert_eq!(
                 self.set.backing_superblock(number).state(),
-                BackingState::Clean,
+                state,
                 "seed {}: everything is written back",
                 self.set.seed
             );
-            let disk = backing.disk.borrow();
-            let mut oracle = self.set.oracles[number].borrow_mut();
-            for sector in oracle.used() {
-                let mut bytes = [0; 512];
-                disk.peek((backing.data_offset + sector) * 512, &mut bytes);
-                let began = oracle.begin_read();
-                oracle.check(began, sector, &bytes, "backing device alone");
-            }
+            self.set.compare_backing(number);
         }
     }
 }

@@ -27,7 +27,7 @@ cargo x sim --near DIR [--seed N] [--behind N]                              imag
 cargo x sim --mutations [--only NAME] [--minutes M]                         deliberate mistakes, each until found
 cargo x sim --mutant NAME                                                   one of them, until found
 
-Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|cut-openings|overtaking|shrinking|cachefaults|prefixes says what a seed does, --mutant NAME makes a mistake.
+Runs, also with --trace, --shrink and --twice: --plan swarm|half-done|cut-openings|overtaking|shrinking|cachefaults|lifecycle|prefixes says what a seed does, --mutant NAME makes a mistake.
 With --recount N all counters are recounted and compared after every N steps of the engine.
 BRIGADE_VERBOSE=1 tells the story of a run.";
 
@@ -74,7 +74,7 @@ impl Arguments {
     fn spec(&self) -> Result<Spec, String> {
         let kind = self.text("--plan").map(|name| {
             let all =
-                "swarm, half-done, cut-openings, overtaking, shrinking, cachefaults or prefixes";
+                "swarm, half-done, cut-openings, overtaking, shrinking, cachefaults, lifecycle or prefixes";
             Kind::named(name).ok_or(format!("--plan: {name:?} is not {all}"))
         });
         let mutant = self.text("--mutant").map(|name| {

@@ -60,11 +60,26 @@ struct Sector {
     one: bool,
     /// A fault put it in doubt for which nobody is to blame.
     is_harmed: bool,
+    /// It is there since then: who began before may have seen what a larger volume had there once.
+    born: u64,
     /// What has happened, for messages; empty unless asked for.
     log: Vec<(u64, &'static str, u64)>,
 }
 
 impl Sector {
+    /// Zeros, since then.
+    fn zero(born: u64) -> Self {
+        let zero = vec![Cand::old(0, born)];
+        Sector {
+            live: zero.clone(),
+            kept: zero,
+            one: true,
+            is_harmed: false,
+            born,
+            log: Vec::new(),
+        }
+    }
+
     /// Nothing to learn from a read of the one value there can be.
     fn is_settled(&self) -> bool {
         matches!((&self.live[..], &self.kept[..]), ([live], [_]) if live.end.is_some() && !live.dead && live.value != ANYTHING)
@@ -122,17 +137,24 @@ impl Oracle {
         self.sectors.len() as u64
     }
 
+    /// It has another size from now on. What lay behind a smaller one is gone; what is new is zeros, and all of it is read by who reads
+    /// what was used.
+    pub fn set_size(&mut self, sectors: u64) {
+        let (born, was) = (self.tick(), self.size());
+        self.sectors.truncate(sectors as usize);
+        self.touched.retain(|sector| *sector < sectors);
+        let new = (was..sectors).map(|_| Some(Box::new(Sector::zero(born))));
+        self.sectors.extend(new);
+    }
+
+    /// Sectors of a write that are still there.
+    fn left_of(&self, writing: &Writing) -> std::ops::Range<u64> {
+        let size = self.size();
+        writing.first.min(size)..(writing.first + writing.count).min(size)
+    }
+
     fn sector(&mut self, sector: u64) -> &mut Sector {
-        self.sectors[sector as usize].get_or_insert_with(|| {
-            let zero = vec![Cand::old(0, 0)];
-            Box::new(Sector {
-                live: zero.clone(),
-                kept: zero,
-                one: true,
-                is_harmed: false,
-                log: Vec::new(),
-            })
-        })
+        self.sectors[sector as usize].get_or_insert_with(|| Box::new(Sector::zero(0)))
     }
 
     /// The bytes of a value.
@@ -231,7 +253,7 @@ impl Oracle {
     pub fn finish(&mut self, writing: Writing, fua: bool) {
         let end = self.tick();
         let keeps_log = self.keeps_log;
-        for sector in writing.first..writing.first + writing.count {
+        for sector in self.left_of(&writing) {
             let s = self.sector(sector);
             if keeps_log {
                 s.log
@@ -257,7 +279,7 @@ impl Oracle {
     pub fn abandon(&mut self, writing: Writing) {
         let end = self.tick();
         let keeps_log = self.keeps_log;
-        for sector in writing.first..writing.first + writing.count {
+        for sector in self.left_of(&writing) {
             let s = self.sector(sector);
             if keeps_log {
                 s.log.push((end, "never acknowledged", writing.value));
@@ -334,9 +356,12 @@ impl Oracle {
         self.reads.remove(&began);
         for (i, chunk) in bytes.chunks(512).enumerate() {
             let sector = first + i as u64;
+            if sector >= self.size() {
+                break;
+            }
             let value = self.value_of(sector, chunk);
             let s = self.sector(sector);
-            if s.is_harmed || (s.is_settled() && Ok(s.live[0].value) == value) {
+            if s.is_harmed || s.born > began || (s.is_settled() && Ok(s.live[0].value) == value) {
                 continue;
             }
             // What had been superseded before the read began is not allowed.

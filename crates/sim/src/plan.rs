@@ -14,6 +14,18 @@ const AIMS: [Mark; 7] = [
     Mark::DirectDirtyHidden,
 ];
 
+/// The same, of changes of what is served.
+const CHANGES: [Mark; 8] = [
+    Mark::AttachNewSlot,
+    Mark::AttachSlotGivenUp,
+    Mark::DetachDone,
+    Mark::FlashCreated,
+    Mark::FlashDeleted,
+    Mark::FlashGrown,
+    Mark::FlashShrunk,
+    Mark::SlotSwept,
+];
+
 /// Features that a life uses; tests of one thing switch the rest off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -71,6 +83,10 @@ pub struct Plan {
     pub moving: bool,
     /// It does so however much room there is. Only where marks are compiled in.
     pub moving_is_eager: bool,
+    /// Devices and volumes come, go and change while clients work.
+    pub lifecycle: bool,
+    /// So many of a hundred I/Os of backing devices take up to a fifth of a second.
+    pub slow_percent: u64,
     /// Requests of the cache device that take more microseconds are a sign of congestion.
     pub congested_after: Option<u64>,
     /// Plain writes do not become dirty with a fifth of the cache in use.
@@ -82,6 +98,44 @@ pub struct Plan {
 impl Plan {
     /// What the swarm does with a seed.
     pub fn swarm(seed: u64) -> Plan {
+        let plan = Plan::of_seed(seed);
+        let lifecycle = Chance::new(seed ^ 0x5eed_11fe_c7c1_e0d5);
+        if lifecycle.percent(20) && !plan.cache_faults {
+            plan.with_lifecycle(&lifecycle)
+        } else {
+            plan
+        }
+    }
+
+    /// As those seeds of the swarm in which volumes come and go, whatever the seed.
+    pub fn lifecycle(seed: u64) -> Plan {
+        let plan = Plan {
+            cache_faults: false,
+            ..Plan::of_seed(seed)
+        };
+        plan.with_lifecycle(&Chance::new(seed ^ 0x11fe_c7c1_5eed_e0d5))
+    }
+
+    fn with_lifecycle(self, chance: &Chance) -> Plan {
+        Plan {
+            lifecycle: true,
+            attach: true,
+            // Its own are made, and images that are opened and thrown away know nothing of them.
+            flash: false,
+            lies: false,
+            rot: false,
+            rounds_max: self.rounds_max.max(3),
+            requests_max: self.requests_max.min(400),
+            slow_percent: chance.pick(&[0, 0, 5, 20]),
+            aim: match chance.percent(40) {
+                true => Some(chance.pick(&CHANGES)),
+                false => self.aim,
+            },
+            ..self
+        }
+    }
+
+    fn of_seed(seed: u64) -> Plan {
         let chance = Chance::new(seed ^ 0x5eed_0f9a_1154_a1a1);
         // Dice of its own: the seeds from before there was moving gc do what they did.
         let moving = Chance::new(seed ^ 0x5eed_0aa0_71c6_33b7);
@@ -112,6 +166,8 @@ impl Plan {
             wipes: false,
             deep: false,
             crowded: false,
+            lifecycle: false,
+            slow_percent: 0,
             slow_count: chance.percent(20),
             moving: moving.percent(75),
             moving_is_eager: moving.percent(60),
@@ -136,30 +192,30 @@ impl Plan {
 
     /// As some seeds of the swarm, whatever the seed.
     pub fn half_done(seed: u64) -> Plan {
-        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), false)
+        Plan::of_seed(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), false)
     }
 
     /// The same, of openings that are cut off.
     pub fn cut_openings(seed: u64) -> Plan {
-        Plan::swarm(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), true)
+        Plan::of_seed(seed).aimed(&Chance::new(seed ^ 0x0a1f_d02e_5eed_a13d), true)
     }
 
     /// The same, of requests that overtake each other. A kill leaves fewer excuses than a loss of power.
     pub fn overtaking(seed: u64) -> Plan {
         Plan {
             power_loss: false,
-            ..Plan::swarm(seed).crowded()
+            ..Plan::of_seed(seed).crowded()
         }
     }
 
     /// The same, of a tree that shrinks.
     pub fn shrinking(seed: u64) -> Plan {
-        Plan::swarm(seed).losing_much(&Chance::new(seed ^ 0x0b17_3c9e_5eed_51a2))
+        Plan::of_seed(seed).losing_much(&Chance::new(seed ^ 0x0b17_3c9e_5eed_51a2))
     }
 
     /// The same, without writeback and with faults of the cache device only.
     pub fn cache_faults(seed: u64) -> Plan {
-        Plan::swarm(seed).of_cache_faults()
+        Plan::of_seed(seed).of_cache_faults()
     }
 
     fn of_cache_faults(self) -> Plan {

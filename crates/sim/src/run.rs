@@ -30,18 +30,21 @@ pub enum Kind {
     Shrinking,
     /// A life without writeback whose cache device fails.
     CacheFaults,
+    /// A life in which volumes and devices come and go.
+    Lifecycle,
     /// A short workload, crashed after every device operation.
     Prefixes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 7] = [
+    const ALL: [(&'static str, Kind); 8] = [
         ("swarm", Kind::Swarm),
         ("half-done", Kind::HalfDone),
         ("cut-openings", Kind::CutOpenings),
         ("overtaking", Kind::Overtaking),
         ("shrinking", Kind::Shrinking),
         ("cachefaults", Kind::CacheFaults),
+        ("lifecycle", Kind::Lifecycle),
         ("prefixes", Kind::Prefixes),
     ];
 
@@ -67,6 +70,7 @@ impl Kind {
             4 => Kind::Overtaking,
             6 => Kind::Shrinking,
             _ if seed.is_multiple_of(3) => Kind::CacheFaults,
+            _ if seed % 3 == 1 => Kind::Lifecycle,
             _ => Kind::Swarm,
         }
     }
@@ -132,6 +136,7 @@ impl Spec {
             Kind::Overtaking => Plan::overtaking(seed),
             Kind::Shrinking => Plan::shrinking(seed),
             Kind::CacheFaults => Plan::cache_faults(seed),
+            Kind::Lifecycle => Plan::lifecycle(seed),
             Kind::Prefixes => {
                 return sweep::prefixes_of(seed, choice, trace, scripts);
             }

@@ -1,11 +1,12 @@
 //! A cache set at rest: its devices, the record in memory, and what its volumes have to hold. It can be forked, so that many
 //! futures are tried from one past.
 
-use crate::disk::{DiskState, End, Faults, Harm};
+use crate::disk::{DiskState, End, Faults, Harm, Pace};
 use crate::exec::{Chance, Store, Trace, World};
 use crate::judge;
 use crate::oracle::{Oracle, place_of};
 use crate::plan::Plan;
+use crate::register::{PLACES, Register};
 use crate::small;
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger};
@@ -63,6 +64,8 @@ pub struct Set {
     pub bucket_sectors: u64,
     /// The flash volume has been made.
     pub has_flash: bool,
+    /// What must be true of volumes that come and go.
+    pub register: Rc<RefCell<Register>>,
     /// What happened.
     pub tally: Tally,
 }
@@ -152,15 +155,20 @@ impl Set {
             let in_buckets = if plan.pressure { buckets - 13 } else { 300 };
             in_buckets * bucket_sectors / 8 * 8
         });
-        let sizes = sizes.iter().copied().chain(flash);
+        // Flash volumes that are made while a set is served.
+        let places = if plan.lifecycle { PLACES } else { 0 };
+        let made = std::iter::repeat_n(0, places);
+        let sizes = sizes.iter().copied().chain(flash).chain(made);
         let oracles = sizes
             .enumerate()
             .map(|(number, sectors)| RefCell::new(Oracle::new(number as u64 + 1, sectors)));
+        let register = Register::new(count as usize, places);
         let set = Set {
             seed,
             trace,
             cache,
             backings,
+            register: Rc::new(RefCell::new(register)),
             store: Store::default(),
             oracles: Rc::new(oracles.collect()),
             now: Duration::from_secs(1),
@@ -172,6 +180,7 @@ impl Set {
             chance,
         };
         set.tell_oracles_of_harm();
+        set.slow_down(plan.slow_percent);
         set
     }
 
@@ -185,6 +194,18 @@ impl Set {
         });
         for disk in self.disks() {
             disk.borrow_mut().harm = Some(harm.clone());
+        }
+    }
+
+    /// Requests overlap what is done to their volume.
+    fn slow_down(&self, percent: u64) {
+        for (number, backing) in self.backings.iter().enumerate() {
+            let chance = Chance::new(self.seed ^ 0x5eed_510e_0000_0000 ^ number as u64);
+            let pace: Pace = Rc::new(move |_| {
+                let is_slow = chance.percent(percent);
+                is_slow.then(|| Duration::from_millis(chance.between(1, 200)))
+            });
+            backing.disk.borrow_mut().pace = (percent > 0).then_some(pace);
         }
     }
 
@@ -213,6 +234,7 @@ impl Set {
             block_sectors: self.block_sectors,
             bucket_sectors: self.bucket_sectors,
             has_flash: self.has_flash,
+            register: Rc::new(RefCell::new(self.register.borrow().clone())),
             tally: Tally::default(),
         };
         fork.tell_oracles_of_harm();
@@ -291,19 +313,22 @@ impl Set {
     ) -> Clients {
         let mut volumes = vec![None; self.oracles.len()];
         for volume in server.volumes() {
-            let text = volume.uuid.replace('-', "");
-            let is_this = |uuid: &[u8; 16]| uuid.map(|byte| format!("{byte:02x}")).concat() == text;
+            let is_this = |uuid: &[u8; 16]| text_of(uuid) == volume.uuid;
             let at = self
                 .backings
                 .iter()
                 .position(|backing| is_this(&backing.uuid))
-                .or_else(|| is_this(&FLASH_UUID).then_some(self.backings.len()));
-            volumes[at.expect("a volume of this set")] = Some(volume);
+                .or_else(|| is_this(&FLASH_UUID).then_some(self.backings.len()))
+                .or_else(|| self.register.borrow().flash(&volume.uuid, &volume.label()));
+            if let Some(at) = at {
+                volumes[at] = Some(volume);
+            }
         }
         Clients {
             world: world.clone(),
             server: server.clone(),
-            volumes,
+            volumes: Rc::new(RefCell::new(volumes)),
+            flashes_from: self.backings.len(),
             oracles: self.oracles.clone(),
             ledger: ledger.clone(),
         }
@@ -417,6 +442,11 @@ impl Set {
         judge::check(self, &loaded);
         Some(loaded)
     }
+}
+
+/// An identity as volumes have it.
+pub fn text_of(uuid: &[u8; 16]) -> String {
+    uuid_text(uuid)
 }
 
 fn new_backing(number: u8, sectors: u64, block_sectors: u16, chance: &Chance) -> Backing {

@@ -3,12 +3,15 @@
 use crate::exec::{Chance, World};
 use crate::oracle::{Oracle, Writing};
 use brigade_engine::{Server, Volume};
-use brigade_env::{BlockDevice, StreamId};
+use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::CacheMode;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// How long a client rests that finds no volume.
+const ABSENT: Duration = Duration::from_micros(100);
 
 /// Every way of caching.
 pub const MODES: [CacheMode; 4] = [
@@ -65,20 +68,48 @@ pub struct Ledger {
     pub last_done: Cell<Duration>,
     /// Failures are expected.
     pub faulty: Cell<bool>,
+    /// Of each volume how often something began or ended for which its requests may fail: odd while it goes on.
+    excuses: RefCell<BTreeMap<usize, u64>>,
 }
 
 impl Ledger {
-    fn open(&self, what: String) -> u64 {
+    /// Something was asked for.
+    pub fn open(&self, what: String) -> u64 {
         let id = self.next.get();
         self.next.set(id + 1);
         self.open.borrow_mut().insert(id, what);
         id
     }
-    fn close(&self, id: u64, now: Duration) {
+    /// It was answered.
+    pub fn close(&self, id: u64, now: Duration) {
         self.open.borrow_mut().remove(&id);
         self.done.set(self.done.get() + 1);
         self.last_done.set(now);
     }
+
+    /// Requests of a volume may fail from now on, or no longer.
+    pub fn excuse(&self, volume: usize) {
+        *self.excuses.borrow_mut().entry(volume).or_default() += 1;
+    }
+
+    fn excuses(&self, volume: usize) -> u64 {
+        self.excuses.borrow().get(&volume).copied().unwrap_or(0)
+    }
+
+    /// Whether a request that began when there were so many could fail.
+    fn is_excused(&self, volume: usize, before: u64) -> bool {
+        before % 2 == 1 || self.excuses(volume) != before
+    }
+}
+
+/// Volumes that are served, by oracle.
+pub type Table = Rc<RefCell<Vec<Option<Rc<Volume<World>>>>>>;
+
+/// A volume as a request that begins finds it.
+struct Target {
+    volume: Rc<Volume<World>>,
+    at: usize,
+    excuses: u64,
 }
 
 /// Everything a client needs.
@@ -89,7 +120,9 @@ pub struct Clients {
     /// What serves.
     pub server: Rc<Server<World>>,
     /// Its volumes, where it serves them, by oracle.
-    pub volumes: Vec<Option<Rc<Volume<World>>>>,
+    pub volumes: Table,
+    /// From here on volumes are only in the cache, and come and go.
+    pub flashes_from: usize,
     /// What each may read as.
     pub oracles: Rc<Vec<RefCell<Oracle>>>,
     /// Where requests are noted.
@@ -237,7 +270,6 @@ impl Clients {
                     next.set(next.get() + 1);
                     this.one(request, number).await;
                     if !request.pause.is_zero() {
-                        use brigade_env::Env;
                         this.world.sleep(request.pause).await;
                     }
                 }
@@ -247,13 +279,10 @@ impl Clients {
     }
 
     async fn one(&self, request: &Request, client: u64) {
-        let Request {
-            volume,
-            first,
-            count,
-            fua,
-            ..
-        } = *request;
+        let Request { fua, .. } = *request;
+        let Some((volume, first, count)) = self.place_for(request) else {
+            return self.world.sleep(ABSENT).await;
+        };
         match request.verb {
             Verb::Read => self.read(volume, first, count, client).await,
             Verb::Prefetch => self.other("prefetch", volume, first, count).await,
@@ -273,21 +302,44 @@ impl Clients {
         }
     }
 
-    fn volume(&self, oracle: usize) -> &Rc<Volume<World>> {
-        self.volumes[oracle].as_ref().expect("it is served")
+    /// Where a request goes: volumes come and go and change their size after the script was written. `None`: there is nothing for it.
+    fn place_for(&self, request: &Request) -> Option<(usize, u64, u64)> {
+        let table = self.volumes.borrow();
+        let is_flash = request.volume >= self.flashes_from;
+        let others = (self.flashes_from..table.len()).filter(|_| is_flash);
+        let mut places = std::iter::once(request.volume).chain(others);
+        let at = places.find(|at| table[*at].is_some())?;
+        let (first, count) = (request.first, request.count);
+        let size = table[at].as_ref()?.size_bytes() / 512;
+        if first + count <= size {
+            return Some((at, first, count));
+        }
+        let room = size.checked_sub(count)?;
+        Some((at, first % (room + 1) / 8 * 8, count))
+    }
+
+    fn target(&self, at: usize) -> Target {
+        let volume = self.volumes.borrow()[at].clone();
+        Target {
+            volume: volume.expect("it is served"),
+            at,
+            excuses: self.ledger.excuses(at),
+        }
     }
 
     fn now(&self) -> Duration {
-        use brigade_env::Env;
         self.world.now()
     }
 
-    fn judge<T>(&self, what: &str, result: &std::io::Result<T>) {
+    fn judge<T>(&self, target: &Target, what: &str, result: &std::io::Result<T>) {
         if let Err(error) = result {
             self.ledger.failed.set(self.ledger.failed.get() + 1);
             let is_full_flash = error.kind() == std::io::ErrorKind::StorageFull;
+            let is_gone = error.kind() == std::io::ErrorKind::InvalidInput
+                || error.to_string().ends_with("not served any more");
+            let is_excused = is_gone && self.ledger.is_excused(target.at, target.excuses);
             assert!(
-                self.ledger.faulty.get() || is_full_flash,
+                self.ledger.faulty.get() || is_full_flash || is_excused,
                 "{what} failed: {error}"
             );
         }
@@ -299,11 +351,12 @@ impl Clients {
         let id = self.ledger.open(what.clone());
         let began = self.oracles[volume].borrow_mut().begin_read();
         self.world.note(&what, "begin", [id, began]);
-        let result = self
-            .volume(volume)
+        let target = self.target(volume);
+        let result = target
+            .volume
             .read(StreamId(stream as u16), first * 512, count as usize * 512)
             .await;
-        self.judge(&what, &result);
+        self.judge(&target, &what, &result);
         self.world.note(
             &what,
             if result.is_ok() { "done" } else { "failed" },
@@ -324,8 +377,9 @@ impl Clients {
     async fn flush(&self, volume: usize) {
         let id = self.ledger.open(format!("flush v{volume}"));
         let began = self.oracles[volume].borrow_mut().begin_flush();
-        let result = self.volume(volume).flush().await;
-        self.judge("flush", &result);
+        let target = self.target(volume);
+        let result = target.volume.flush().await;
+        self.judge(&target, "flush", &result);
         if result.is_ok() {
             self.oracles[volume].borrow_mut().finish_flush(began);
         }
@@ -333,13 +387,14 @@ impl Clients {
     }
 
     async fn set_mode(&self, volume: usize, mode: CacheMode) {
-        if self.volume(volume).state() == "flash" {
+        let target = self.target(volume);
+        if target.volume.state() == "flash" {
             return;
         }
         let what = format!("mode v{volume} {mode}");
         let id = self.ledger.open(what.clone());
-        let result = self.volume(volume).set_mode(mode).await;
-        self.judge(&what, &result);
+        let result = target.volume.set_mode(mode).await;
+        self.judge(&target, &what, &result);
         self.ledger.close(id, self.now());
     }
 
@@ -347,16 +402,17 @@ impl Clients {
         let id = self
             .ledger
             .open(format!("{kind} v{volume} {first}+{count}"));
+        let target = self.target(volume);
         if kind == "prefetch" {
-            let result = self
-                .volume(volume)
+            let result = target
+                .volume
                 .prefetch(StreamId(3), first * 512, count * 512)
                 .await;
-            self.judge(kind, &result);
+            self.judge(&target, kind, &result);
         } else {
             let result =
-                BlockDevice::status(&**self.volume(volume), first * 512, count * 512, 10_000).await;
-            self.judge(kind, &result);
+                BlockDevice::status(&*target.volume, first * 512, count * 512, 10_000).await;
+            self.judge(&target, kind, &result);
             if let Ok(runs) = result {
                 let total: u64 = runs.iter().map(|run| run.length).sum();
                 assert_eq!(total, count * 512, "block status covers its range");
@@ -375,7 +431,7 @@ impl Clients {
         fua: bool,
         stream: u64,
     ) {
-        let target = self.volume(volume);
+        let target = self.target(volume);
         let what = format!(
             "{kind} v{volume} {first}+{count}{}",
             if fua { " FUA" } else { "" }
@@ -397,23 +453,25 @@ impl Clients {
             .insert(id, (volume, writing));
         let result = match kind {
             "write" => {
-                let mut buffer = target.buffer(bytes as usize);
+                let mut buffer = target.volume.buffer(bytes as usize);
                 self.oracles[volume]
                     .borrow()
                     .fill(writing.value, first, &mut buffer);
                 target
+                    .volume
                     .write(StreamId(stream as u16), offset, buffer, fua)
                     .await
             }
-            "discard" => target.discard(offset, bytes, fua).await,
+            "discard" => target.volume.discard(offset, bytes, fua).await,
             _ => {
                 target
+                    .volume
                     .write_zeroes(offset, bytes, kind == "zero", false, fua)
                     .await
             }
         };
         self.ledger.writing.borrow_mut().remove(&id);
-        self.judge(&what, &result);
+        self.judge(&target, &what, &result);
         self.world.note(
             &what,
             if result.is_ok() { "done" } else { "failed" },
@@ -430,8 +488,12 @@ impl Clients {
 
     /// Reads every sector ever written, and some more.
     pub async fn read_everything(&self) {
-        for volume in (0..self.volumes.len()).filter(|at| self.volumes[*at].is_some()) {
-            let used = self.oracles[volume].borrow().used();
+        let table = self.volumes.borrow().clone();
+        for (volume, served) in table.iter().enumerate() {
+            let Some(served) = served else { continue };
+            let size = served.size_bytes() / 512;
+            let mut used = self.oracles[volume].borrow().used();
+            used.retain(|sector| *sector < size);
             let mut runs: Vec<(u64, u64)> = Vec::new();
             for sector in used {
                 match runs.last_mut() {

@@ -15,6 +15,15 @@ fn lives_of_the_swarm_show_no_violation() {
     }
 }
 
+/// T163.
+#[test]
+fn lives_whose_volumes_come_and_go_show_no_violation() {
+    for seed in 0..40 {
+        let tally = Life::new(seed, Plan::lifecycle(seed)).run();
+        assert!(tally.requests > 0, "seed {seed} did nothing");
+    }
+}
+
 /// T53, T57, T90, T92, T113, T120, T171, T177, T178.
 #[test]
 fn a_crash_after_every_operation_of_short_workloads_is_survived() {

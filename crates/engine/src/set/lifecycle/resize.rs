@@ -139,7 +139,10 @@ impl<E: Env> Server<E> {
     /// there then (LIFE-4).
     async fn resized(&self, volume: &Volume<E>, at: usize, sectors: u64) {
         let old = self.give_size(volume, Some(at), sectors).core;
-        quiet(&old).await;
+        let is_larger = old.sectors < sectors;
+        if !(is_larger && mutations::is(Mutation::GrowthLeavesRequests)) {
+            quiet(&old).await;
+        }
     }
 
     /// Has requests from now on see another size; gives what served those before.
