@@ -12,6 +12,7 @@ mod filesystem;
 mod golden_images;
 mod histories;
 mod kill;
+pub mod lifecycle;
 mod made_images;
 mod power_loss;
 mod sim_images;
@@ -104,6 +105,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: false,
         rounds: [4, 32],
         run: faults::run,
+    },
+    Test {
+        name: "lifecycle",
+        shows: "fio finds no error while devices and volumes come, go, grow and change beneath it",
+        needs_kernel: false,
+        rounds: [1, 5],
+        run: lifecycle::run,
     },
     Test {
         name: "kernel-judges",
