@@ -15,6 +15,7 @@ pub mod bench_gc;
 pub mod bench_lifecycle;
 pub mod bench_open;
 pub mod bench_open_large;
+pub mod bench_reasons;
 pub mod bench_steps;
 pub mod bench_sync;
 pub mod bench_wa;

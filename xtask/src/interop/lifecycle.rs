@@ -353,10 +353,13 @@ impl World {
         Ok(volumes.iter().map(of).collect())
     }
 
-    /// `brigade stop`, after which `brigade check` finds nothing.
-    fn stop(&mut self, backings: &[&str]) -> Result<()> {
+    fn stop(&mut self) -> Result<()> {
         let server = self.server.take().ok_or("nothing is served")?;
-        server.stop_by_verb()?;
+        server.stop_by_verb()
+    }
+
+    /// `brigade check` finds nothing.
+    fn check_devices(&self, backings: &[&str]) -> Result<()> {
         let mut check = Command::new(&self.program);
         check.current_dir(&self.folder);
         check.args(["check", "--data", "cache"]).args(backings);
@@ -575,7 +578,8 @@ fn background(world: &mut World) -> Result<()> {
 fn restart(mut world: World) -> Result<World> {
     settle(&mut world)?;
     let before = world.identity()?;
-    world.step("stop", |world| world.stop(&LABELS))?;
+    world.step("stop", World::stop)?;
+    world.check_devices(&LABELS)?;
     for (from, to) in LABELS.iter().zip(RENAMED) {
         let [from, to] = [from, to].map(|name| world.folder.join(name));
         std::fs::rename(from, to).context("rename")?;
@@ -595,10 +599,12 @@ fn restart(mut world: World) -> Result<World> {
 /// The end: everything is written once more, and read by the next server.
 fn finish(mut world: World) -> Result<Report> {
     settle(&mut world)?;
-    world.stop(&RENAMED)?;
+    world.stop()?;
+    world.check_devices(&RENAMED)?;
     world.serve(&RENAMED)?;
     recall(&mut world)?;
-    world.stop(&RENAMED)?;
+    world.stop()?;
+    world.check_devices(&RENAMED)?;
     let idle = world.idler.take().map(Idler::end);
     world.report.idle = idle.unwrap_or_default();
     Ok(world.report)

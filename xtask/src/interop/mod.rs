@@ -15,6 +15,7 @@ mod kill;
 pub mod lifecycle;
 mod made_images;
 mod power_loss;
+pub mod reasons;
 mod sim_images;
 
 use crate::kernel;
@@ -112,6 +113,13 @@ pub const TESTS: &[Test] = &[
         needs_kernel: false,
         rounds: [1, 5],
         run: lifecycle::run,
+    },
+    Test {
+        name: "reasons",
+        shows: "every request is counted once, by what it was and why it went its way, exactly as its clients count",
+        needs_kernel: false,
+        rounds: [1, 10],
+        run: reasons::run,
     },
     Test {
         name: "kernel-judges",
