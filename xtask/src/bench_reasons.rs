@@ -11,15 +11,16 @@ use std::time::Duration;
 
 const MINUTES: f64 = 10.0;
 
-/// Runs `cargo x bench reasons [--minutes M] [--seed N]`.
+/// Runs `cargo x bench reasons [--minutes M] [--memory SIZE] [--seed N]`.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
-    let options = Options::of(arguments, &["--minutes", "--seed"], &[])?;
+    let options = Options::of(arguments, &["--minutes", "--memory", "--seed"], &[])?;
+    let memory = options.text("--memory").unwrap_or(reasons::MEMORIES[0]);
     let time = Duration::from_secs_f64(options.fraction("--minutes", MINUTES)?.max(0.0) * 60.0);
     let seed = options.number("--seed", any_seed())?;
-    let report = reasons::judge(&brigade()?, seed, time)?;
+    let report = reasons::judge(&brigade()?, seed, time, memory)?;
     report.print();
     println!(
-        "{} requests, {} sums, seed {seed}",
+        "{} requests, {} sums, memory {memory}, seed {seed}",
         report.requests, report.sums
     );
     match report.complaints.first() {

@@ -16,7 +16,7 @@ use crate::bench_wa::scratch;
 use crate::nbd::Client;
 use crate::pattern::mix;
 use crate::process::{Context, Result, find_program, output};
-use crate::server::{Serve, Server, format, start_ready};
+use crate::server::{Extra, Serve, Server, format, must_serve, start_with};
 use load::{Asker, Export};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -35,7 +35,9 @@ const IN_GATE: Duration = Duration::from_secs(20);
 const TURN: Duration = Duration::from_millis(300);
 const QUIET: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(200);
-/// A word of the status and its value.
+/// Memory of the server: what it has by default, and so little that it has to do without.
+pub const MEMORIES: [&str; 2] = ["4G", "512k"];
+/// Settings and their values.
 type Change = &'static [(&'static str, &'static str)];
 
 /// What is set, one after the other, again and again.
@@ -79,7 +81,7 @@ const CHANGES: [Change; 16] = [
 
 /// What a run came to.
 pub struct Report {
-    /// Requests by reason, largest first.
+    /// Requests by outcome and reason, and waits.
     pub table: Vec<(String, u64)>,
     /// Requests that clients were answered.
     pub requests: u64,
@@ -104,24 +106,23 @@ impl Report {
 pub fn run(setting: &Setting) -> Result<Passed> {
     let mut note = String::new();
     for round in 0..setting.rounds {
-        let report = judge(
-            &setting.program,
-            mix(setting.seed.wrapping_add(round)),
-            IN_GATE,
-        )?;
+        let seed = mix(setting.seed.wrapping_add(round));
+        let memory = MEMORIES[(seed % 2) as usize];
+        let report = judge(&setting.program, seed, IN_GATE, memory)?;
         report.print();
         if let Some(first) = report.complaints.first() {
             return Err(format!("round {round}: {first}"));
         }
-        note = format!("{} requests, {} sums", report.requests, report.sums);
+        let (requests, sums) = (report.requests, report.sums);
+        note = format!("{requests} requests, {sums} sums, memory {memory}");
     }
     Ok(Passed::Ran(note))
 }
 
 /// One run, in memory.
-pub fn judge(program: &Path, seed: u64, time: Duration) -> Result<Report> {
+pub fn judge(program: &Path, seed: u64, time: Duration, memory: &str) -> Result<Report> {
     let folder = scratch("brigade-reasons-")?;
-    let (server, exports) = serve(program, folder.path())?;
+    let (server, exports) = serve(program, folder.path(), memory)?;
     let mut asked = known::ask(&server)?;
     let is_over = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| -> Result<()> {
@@ -163,7 +164,7 @@ pub fn judge(program: &Path, seed: u64, time: Duration) -> Result<Report> {
     Ok(report)
 }
 
-fn serve(program: &Path, folder: &Path) -> Result<(Server, Vec<Export>)> {
+fn serve(program: &Path, folder: &Path, memory: &str) -> Result<(Server, Vec<Export>)> {
     let at = |name: &str| folder.join(name);
     let words = [
         "--bucket-size",
@@ -187,7 +188,11 @@ fn serve(program: &Path, folder: &Path) -> Result<(Server, Vec<Export>)> {
         backings: vec![one, at("two"), at("raw")],
         ..Serve::default()
     };
-    let server = start_ready(program, &serve, folder)?;
+    let extra = Extra {
+        options: vec!["--memory".into(), memory.into()],
+        ..Extra::default()
+    };
+    let server = must_serve(start_with(program, &serve, &extra, folder)?)?;
     server.verb(&["attach", &at("two").display().to_string()])?;
     let flash = FLASH_BYTES.to_string();
     server.verb(&["volume", "create", &flash, "--label", "flash"])?;
@@ -201,7 +206,7 @@ fn serve(program: &Path, folder: &Path) -> Result<(Server, Vec<Export>)> {
             is_flash: name == "flash",
         })
     };
-    let exports = ["one", "two", "raw", "flash"].map(export);
+    let exports = ["one", "two", "flash", "raw"].map(export);
     let exports: Result<Vec<Export>> = exports.into_iter().collect();
     Ok((server, exports?))
 }
@@ -329,6 +334,14 @@ fn table(status: &Value) -> Vec<(String, u64)> {
                         value.as_u64().unwrap_or(0);
                 }
             }
+        }
+    }
+    let set = &status["cache_set"];
+    let recycled = &set["devices"][0]["recycled"];
+    for (what, values) in [("stalls", &set["stalls"]), ("recycled", recycled)] {
+        for (key, count) in values.as_object().into_iter().flatten() {
+            let count = count.as_u64().unwrap_or(0);
+            counts.insert(format!("{what}: {key}"), count);
         }
     }
     counts.into_iter().collect()
