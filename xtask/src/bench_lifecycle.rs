@@ -13,13 +13,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const LIMIT_MS: u64 = 200;
+/// Four times as much and as fast as in the gate.
+const SCALE: u64 = 4;
+const RATE: u64 = 4 * lifecycle::RATE;
 
-/// Runs `cargo x bench lifecycle [--rounds N] [--limit MS] [--rate N] [--seed N]`.
+/// Runs `cargo x bench lifecycle [--rounds N] [--limit MS] [--rate N] [--scale N] [--seed N]`.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
-    let flags = ["--rounds", "--limit", "--rate", "--seed"];
+    let flags = ["--rounds", "--limit", "--rate", "--scale", "--seed"];
     let options = Options::of(arguments, &flags, &[])?;
     let limit = Duration::from_millis(options.number("--limit", LIMIT_MS)?);
-    let rate = options.number("--rate", lifecycle::RATE)?;
+    let scale = lifecycle::Scale {
+        times: options.number("--scale", SCALE)?.max(1),
+        rate: options.number("--rate", RATE)?.max(1),
+    };
     let seed = options.number("--seed", any_seed())?;
     if !crate::fio::speaks_nbd()? {
         return Err("this fio has no nbd engine".into());
@@ -28,7 +34,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     let mut is_met = true;
     for round in 0..options.number("--rounds", 1)?.max(1) {
         let seed = mix(seed.wrapping_add(round)) & 0xffff_ffff;
-        let report = lifecycle::judge(&program, seed, rate)?;
+        let report = lifecycle::judge(&program, seed, scale)?;
         report.print();
         let longest = report.longest();
         is_met &= longest <= limit;

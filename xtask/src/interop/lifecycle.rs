@@ -21,20 +21,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const CACHE_BYTES: u64 = 256 * MIB;
-/// Bytes from the beginning of each volume on that are fio's, in so many jobs.
-const FIO_BYTES: u64 = 48 * MIB;
+/// Jobs of fio on a volume.
 const JOBS: u64 = 2;
 /// Writes a second of a job. Two processors serve all of it.
 pub const RATE: u64 = 300;
-/// Where a probe works.
-const PROBE_START: u64 = FIO_BYTES;
+const BLOCK: u64 = 4096;
 const PROBE_BLOCKS: u64 = 256;
-/// What is written once and stays.
-const STILL_START: u64 = 52 * MIB;
-const STILL_BYTES: u64 = 4 * MIB;
-const VOLUME_BYTES: u64 = 64 * MIB;
-const GROWN_BYTES: u64 = 16 * MIB;
+/// What is compared at once.
+const PIECE: u64 = MIB / 4;
+/// Writes of ours in flight.
+const DEPTH: u64 = 32;
 /// Time between two verbs, which belongs to the first of them.
 const AFTER: Duration = Duration::from_millis(700);
 /// Until there is something dirty.
@@ -46,6 +42,54 @@ const RENAMED: [&str; 4] = ["d3", "d1", "d2", "d0"];
 /// Those that are worked on all the time.
 const BUSY: [&str; 3] = ["alpha", "beta", "gamma"];
 const MODES: [&str; 4] = ["none", "writearound", "writethrough", "writeback"];
+
+/// How large everything is. Of each volume the beginning is fio's, then come a probe, what is written once, and blocks that are
+/// written one by one to be dirty.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// As many times the smallest sizes.
+    pub times: u64,
+    /// Writes a second of a job.
+    pub rate: u64,
+}
+
+impl Scale {
+    fn cache(self) -> u64 {
+        256 * MIB * self.times
+    }
+
+    fn fio(self) -> u64 {
+        40 * MIB * self.times
+    }
+
+    fn probe(self) -> u64 {
+        self.fio()
+    }
+
+    fn still(self) -> u64 {
+        44 * MIB * self.times
+    }
+
+    fn still_bytes(self) -> u64 {
+        4 * MIB * self.times
+    }
+
+    fn bulk(self) -> u64 {
+        48 * MIB * self.times
+    }
+
+    fn bulk_bytes(self) -> u64 {
+        12 * MIB * self.times
+    }
+
+    fn volume(self) -> u64 {
+        64 * MIB * self.times
+    }
+
+    fn grown(self) -> u64 {
+        16 * MIB * self.times
+    }
+}
 
 /// What one verb came to.
 pub struct Step {
@@ -127,7 +171,11 @@ pub fn run(setting: &Setting) -> Result<Passed> {
     let mut note = String::new();
     for round in 0..setting.rounds {
         let seed = mix(setting.seed.wrapping_add(round)) & 0xffff_ffff;
-        let report = judge(&setting.program, seed, RATE).context(format!("round {round}"))?;
+        let scale = Scale {
+            times: 1,
+            rate: RATE,
+        };
+        let report = judge(&setting.program, seed, scale).context(format!("round {round}"))?;
         report.print();
         note = format!(
             "{} verbs, fio: {} writes, {} verified reads, 0 errors; longest pause {:.0} ms, {} MiB compared in the end",
@@ -142,9 +190,9 @@ pub fn run(setting: &Setting) -> Result<Passed> {
 }
 
 /// One round, in memory.
-pub fn judge(program: &Path, seed: u64, rate: u64) -> Result<Report> {
+pub fn judge(program: &Path, seed: u64, scale: Scale) -> Result<Report> {
     let folder = scratch("brigade-lifecycle-")?;
-    let outcome = round(program, folder.path(), (seed, rate));
+    let outcome = round(program, folder.path(), (seed, scale));
     if outcome.is_err() {
         println!("   kept: {}", folder.keep().display());
     }
@@ -156,7 +204,7 @@ struct World {
     folder: PathBuf,
     program: PathBuf,
     seed: u64,
-    rate: u64,
+    scale: Scale,
     server: Option<Server>,
     fios: BTreeMap<String, Fio>,
     probes: BTreeMap<String, Probe>,
@@ -166,9 +214,10 @@ struct World {
     seen: BTreeMap<String, Seen>,
     /// Ranges that were written once: label, first byte, bytes, tag.
     still: Vec<(String, u64, u64, u64)>,
+    bulks: u64,
 }
 
-fn round(program: &Path, folder: &Path, chance: (u64, u64)) -> Result<Report> {
+fn round(program: &Path, folder: &Path, chance: (u64, Scale)) -> Result<Report> {
     let mut world = World::new(program, folder, chance)?;
     devices(&mut world)?;
     modes(&mut world)?;
@@ -185,14 +234,14 @@ fn round(program: &Path, folder: &Path, chance: (u64, u64)) -> Result<Report> {
 
 impl World {
     /// A set with one volume, and one that is served without a cache.
-    fn new(program: &Path, folder: &Path, (seed, rate): (u64, u64)) -> Result<World> {
+    fn new(program: &Path, folder: &Path, (seed, scale): (u64, Scale)) -> Result<World> {
         let at = |name: &str| folder.join(name);
         let words = ["--bucket-size", "128k", "--label", "alpha"];
         let [cache, alpha] = [at("cache"), at("alpha")];
-        let sizes = (CACHE_BYTES, VOLUME_BYTES);
+        let sizes = (scale.cache(), scale.volume());
         format(program, (&cache, sizes.0), (&alpha, sizes.1), &words)?;
         for name in &LABELS[1..] {
-            let size = VOLUME_BYTES.to_string();
+            let size = scale.volume().to_string();
             let mut alone = Command::new(program);
             alone.current_dir(folder).arg("format");
             output(alone.args(["--backing", name, "--create", &size, "--label", name]))?;
@@ -207,7 +256,7 @@ impl World {
             folder: folder.into(),
             program: program.into(),
             seed,
-            rate,
+            scale,
             server: Some(server),
             fios: BTreeMap::new(),
             probes: BTreeMap::new(),
@@ -215,9 +264,10 @@ impl World {
             report: Report::default(),
             seen: BTreeMap::new(),
             still: Vec::new(),
+            bulks: 0,
         };
         for name in ["alpha", "gamma"] {
-            world.still(name, STILL_START, STILL_BYTES)?;
+            world.still(name, scale.still(), scale.still_bytes())?;
             world.work(name, name)?;
         }
         std::thread::sleep(AFTER);
@@ -236,7 +286,7 @@ impl World {
             .fold(7, |sum, byte| mix(sum ^ u64::from(byte)));
         Ok(Target {
             uri: self.server()?.uri(export),
-            bytes: FIO_BYTES,
+            bytes: self.scale.fio(),
             jobs: JOBS,
             seed: mix(self.seed ^ name),
         })
@@ -244,14 +294,19 @@ impl World {
 
     /// fio and a probe begin to work on a volume.
     fn work(&mut self, label: &str, export: &str) -> Result<()> {
-        let fio = Fio::start(&self.target(label, export)?, self.rate, &self.folder, label)?;
+        let fio = Fio::start(
+            &self.target(label, export)?,
+            self.scale.rate,
+            &self.folder,
+            label,
+        )?;
         self.fios.insert(label.into(), fio);
         let number = self.probes.len() + self.report.samples.len();
         let seed = mix(self.seed ^ number as u64) & 0xff_ffff;
         let probe = Probe::start(
             &self.server()?.socket,
             export,
-            PROBE_START,
+            self.scale.probe(),
             PROBE_BLOCKS,
             seed,
         )?;
@@ -382,10 +437,39 @@ impl World {
     fn still(&mut self, label: &str, start: u64, bytes: u64) -> Result<()> {
         let tag = mix(self.seed ^ self.still.len() as u64) >> 8;
         let mut client = Client::connect(&self.server()?.socket, label)?;
-        let mut data = vec![0; (MIB / 4) as usize];
+        let mut data = vec![0; PIECE as usize];
         for at in (start..start + bytes).step_by(data.len()) {
             fill(&mut data, at / SECTOR as u64, tag);
             client.write_at(at, &data, false).context(label)?;
+        }
+        client.flush()?;
+        client.disconnect();
+        self.still.push((label.into(), start, bytes, tag));
+        Ok(())
+    }
+
+    /// Writes blocks one by one, in an order in which none follows another, so that they are as many extents; they stay as they are.
+    fn bulk(&mut self, label: &str) -> Result<()> {
+        let (start, bytes) = (self.scale.bulk(), self.scale.bulk_bytes());
+        self.still
+            .retain(|(of, at, ..)| of != label || *at != start);
+        let tag = mix(self.seed ^ mix(self.bulks)) >> 8;
+        self.bulks += 1;
+        let mut client = Client::connect(&self.server()?.socket, label)?;
+        let blocks = bytes / BLOCK;
+        let mut data = [0; BLOCK as usize];
+        for number in 0..blocks + DEPTH {
+            if number < blocks {
+                // Every second one, and then those between.
+                let half = blocks.div_ceil(2);
+                let block = number % half * 2 + number / half;
+                let at = start + block * BLOCK;
+                fill(&mut data, at / SECTOR as u64, tag);
+                client.send_write(at, &data, false);
+            }
+            if number >= DEPTH && client.receive()?.error != 0 {
+                return Err(format!("{label}: a write failed"));
+            }
         }
         client.flush()?;
         client.disconnect();
@@ -401,8 +485,8 @@ impl World {
                 continue;
             }
             let mut client = Client::connect(&self.server()?.socket, label)?;
-            for at in (*start..start + bytes).step_by((MIB / 4) as usize) {
-                let data = client.read_at(at, (MIB / 4) as usize).context(label)?;
+            for at in (*start..start + bytes).step_by(PIECE as usize) {
+                let data = client.read_at(at, PIECE as usize).context(label)?;
                 for (sector, found) in (at / SECTOR as u64..).zip(data.chunks(SECTOR)) {
                     let found = classify(found, sector);
                     if found != Content::Tag(*tag) {
@@ -417,7 +501,7 @@ impl World {
         }
         for (label, seen) in &self.seen {
             if names.contains(label) {
-                self.report.compared += 4096 * seen.verify(&self.server()?.socket, label)?;
+                self.report.compared += BLOCK * seen.verify(&self.server()?.socket, label)?;
             }
         }
         Ok(())
@@ -426,16 +510,17 @@ impl World {
 
 /// A second device comes, and a device that is served already comes to the cache.
 fn devices(world: &mut World) -> Result<()> {
+    let scale = world.scale;
     let (beta, gamma, delta) = (world.path("beta"), world.path("gamma"), world.path("delta"));
     world.verb(&["attach", &beta])?;
     world.expect_state("beta", true)?;
-    world.still("beta", STILL_START, STILL_BYTES)?;
+    world.still("beta", scale.still(), scale.still_bytes())?;
     world.work("beta", "beta")?;
     world.expect_state("gamma", false)?;
     world.verb(&["attach", &gamma])?;
     world.expect_state("gamma", true)?;
     world.verb(&["attach", &delta])?;
-    world.still("delta", STILL_START, STILL_BYTES)
+    world.still("delta", scale.still(), scale.still_bytes())
 }
 
 fn modes(world: &mut World) -> Result<()> {
@@ -452,6 +537,7 @@ fn modes(world: &mut World) -> Result<()> {
 /// A volume with dirty data leaves its cache, once not after all, and comes back.
 fn detaching(world: &mut World) -> Result<()> {
     world.verb(&["set", "writeback_running=off"])?;
+    world.bulk("gamma")?;
     std::thread::sleep(DIRTYING);
     world.step("detach gamma, cancelled", |world| {
         for _ in 0..ATTEMPTS {
@@ -486,44 +572,46 @@ fn detaching(world: &mut World) -> Result<()> {
 
 /// A backing file that is served becomes larger.
 fn sizes(world: &mut World) -> Result<()> {
+    let scale = world.scale;
     let was = world.volume("alpha")?["size_bytes"].as_u64().unwrap_or(0);
     world.step("volume resize alpha, its file is larger", |world| {
         let file = std::fs::OpenOptions::new()
             .write(true)
             .open(world.path("alpha"));
-        let grown = file.and_then(|file| file.set_len(VOLUME_BYTES + GROWN_BYTES));
+        let grown = file.and_then(|file| file.set_len(scale.volume() + scale.grown()));
         grown.context("cannot make a file larger")?;
         world
             .server()?
             .verb(&["volume", "resize", "alpha"])
             .map(drop)
     })?;
-    world.expect("alpha", "size_bytes", &(was + GROWN_BYTES).into())?;
+    world.expect("alpha", "size_bytes", &(was + scale.grown()).into())?;
     // What is new reads as the file does, and takes data.
-    let start = VOLUME_BYTES;
+    let start = scale.volume();
     let mut client = Client::connect(&world.server()?.socket, "alpha")?;
     let bytes = client.read_at(start, MIB as usize)?;
     client.disconnect();
     if bytes.iter().any(|byte| *byte != 0) {
         return Err("what has grown is not zeros".into());
     }
-    world.still("alpha", start, STILL_BYTES)
+    world.still("alpha", start, scale.still_bytes())
 }
 
 /// A volume of the cache alone is made, used, resized, named and deleted.
 fn flash(world: &mut World) -> Result<()> {
-    let size = VOLUME_BYTES.to_string();
-    let larger = (VOLUME_BYTES + GROWN_BYTES).to_string();
+    let scale = world.scale;
+    let size = scale.volume().to_string();
+    let larger = (scale.volume() + scale.grown()).to_string();
     world.verb(&["volume", "create", &size, "--label", "scratch"])?;
     world.work("scratch", "scratch")?;
     world.verb(&["volume", "resize", "scratch", &larger])?;
-    world.still("scratch", VOLUME_BYTES, STILL_BYTES)?;
+    world.still("scratch", scale.volume(), scale.still_bytes())?;
     world.step("use of what is new of scratch", World::compare)?;
     world.verb(&["volume", "resize", "scratch", &size, "--shrink"])?;
     world.still.pop();
     world.verb(&["volume", "resize", "scratch", &larger])?;
     let mut client = Client::connect(&world.server()?.socket, "scratch")?;
-    let bytes = client.read_at(VOLUME_BYTES, MIB as usize)?;
+    let bytes = client.read_at(scale.volume(), MIB as usize)?;
     client.disconnect();
     if bytes.iter().any(|byte| *byte != 0) {
         return Err("a flash volume shows what lay behind its end".into());
@@ -552,7 +640,7 @@ fn names(world: &mut World) -> Result<()> {
 
 /// A volume that nobody uses is not served for a while; what is dirty of it comes back with it.
 fn idle_volume(world: &mut World) -> Result<()> {
-    world.still("delta", 0, STILL_BYTES)?;
+    world.still("delta", 0, world.scale.still_bytes())?;
     world.verb(&["volume", "stop", "delta"])?;
     if world.volume("delta").is_ok() {
         return Err("a stopped volume is served".into());
@@ -563,11 +651,14 @@ fn idle_volume(world: &mut World) -> Result<()> {
 }
 
 fn background(world: &mut World) -> Result<()> {
+    world.verb(&["set", "writeback_running=off"])?;
+    BUSY.iter().try_for_each(|label| world.bulk(label))?;
     world.verb(&["gc"])?;
     world.verb(&["gc", "--pause"])?;
     world.verb(&["gc", "--resume"])?;
     world.verb(&["drain", "alpha"])?;
     world.verb(&["drain"])?;
+    world.verb(&["set", "writeback_running=on"])?;
     world.step("drain, cancelled", |world| {
         world.server()?.verb(&["drain", "--no-wait"])?;
         world.server()?.verb(&["drain", "--cancel"]).map(drop)
