@@ -267,7 +267,7 @@ impl Session<'_> {
                 let cookie = self.client.send_trim(at, length, fua);
                 self.sent(cookie, Kind::Discard, bytes);
             }
-            ..70 => {
+            40..70 => {
                 let cookie = self.client.send_zeroes(at, length, fua, true);
                 self.sent(cookie, Kind::Zeroes, bytes);
             }
