@@ -19,6 +19,7 @@ pub(super) fn round(program: &Path, folder: &Path, chance: (u64, Scale)) -> Resu
     names(&mut world)?;
     idle_volume(&mut world)?;
     background(&mut world)?;
+    together(&mut world)?;
     let mut world = restart(world)?;
     background(&mut world)?;
     finish(world)
@@ -164,6 +165,22 @@ fn idle_volume(world: &mut World) -> Result<()> {
     let delta = world.path("delta");
     world.verb(&["attach", &delta])?;
     world.compare()
+}
+
+/// Several things at once, of a volume with dirty data.
+fn together(world: &mut World) -> Result<()> {
+    world.verb(&["set", "writeback_running=off"])?;
+    world.bulk("beta")?;
+    world.step("detach, attach beta during gc, drain", |world| {
+        let (server, beta) = (world.server()?, world.path("beta"));
+        server.verb(&["gc", "--no-wait"])?;
+        server.verb(&["drain", "--no-wait"])?;
+        server.verb(&["detach", "beta"])?;
+        world.expect_state("beta", false)?;
+        server.verb(&["attach", &beta])?;
+        world.expect_state("beta", true)
+    })?;
+    world.verb(&["set", "writeback_running=on"])
 }
 
 fn background(world: &mut World) -> Result<()> {

@@ -29,7 +29,12 @@ type Case = (
 const CASES: [Case; 21] = [
     (
         "one",
-        &[("sequential_cutoff", "0")],
+        // However slow the machine is.
+        &[
+            ("sequential_cutoff", "0"),
+            ("congested_read_threshold_us", "0"),
+            ("congested_write_threshold_us", "0"),
+        ],
         Ask::Read(0, BLOCK),
         "reads.misses",
     ),
