@@ -9,6 +9,7 @@
 //! are compared, and whole seconds in which nothing was completed are counted.
 
 use crate::bench_wa::scratch;
+use crate::control::ask;
 use crate::load::{self, Kind, Request, quantile};
 use crate::nbd::Client;
 use crate::options::Options;
@@ -18,10 +19,8 @@ use crate::server::{Serve, brigade, format, start_ready};
 use crate::slow_file::SlowFile;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -32,7 +31,6 @@ const CACHE_BYTES: u64 = 256 * MIB;
 const DEPTH: u64 = 32;
 const DELAY_MS: u64 = 2;
 const POLL: Duration = Duration::from_millis(100);
-const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 const TARGET_RATIO: f64 = 1.5;
 const QUANTILES: [(&str, f64); 4] = [
     ("P50", 0.5),
@@ -186,7 +184,7 @@ impl Run {
         let (mut before_ms, mut passes) = (now(), None);
         let mut asked = Duration::ZERO;
         while !is_over.load(Ordering::Relaxed) {
-            let status = ask(&self.control, "GET", "/v1/status")?;
+            let status = ask(&self.control, "GET", "/v1/status", None)?;
             let at = now();
             let gc = &status["cache_set"]["gc"];
             let count = gc["passes"].as_u64();
@@ -198,7 +196,7 @@ impl Run {
             seen.last = status;
             if self.trigger > 0 && start.elapsed() - asked >= Duration::from_secs(self.trigger) {
                 asked = start.elapsed();
-                if let Err(why) = ask(&self.control, "POST", "/v1/gc") {
+                if let Err(why) = ask(&self.control, "POST", "/v1/gc", None) {
                     seen.refused = Some(why);
                 }
             }
@@ -223,30 +221,6 @@ impl Seen {
             self.reasons.push(reason);
         }
     }
-}
-
-/// One request to the control socket, without a process for it.
-fn ask(control: &Path, method: &str, path: &str) -> Result<Value> {
-    let mut socket = UnixStream::connect(control).context("control socket")?;
-    socket
-        .set_read_timeout(Some(STATUS_TIMEOUT))
-        .context("control socket")?;
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    );
-    socket
-        .write_all(request.as_bytes())
-        .context("control socket")?;
-    let mut answer = String::new();
-    socket
-        .read_to_string(&mut answer)
-        .context("control socket")?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-    let first = head.lines().next().unwrap_or_default();
-    if !first.contains(" 200") {
-        return Err(format!("{method} {path}: {first}"));
-    }
-    serde_json::from_str(body).context(format!("{method} {path}"))
 }
 
 /// Whether any of the request's time is in one of these ranges, made wider by `more`.

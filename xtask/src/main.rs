@@ -4,9 +4,9 @@
 
 use std::process::ExitCode;
 use xtask::{
-    bench, bench_alloc, bench_drain, bench_fills, bench_gc, bench_open, bench_steps, bench_sync,
-    bench_wa, golden, golden_fsck, interop, kernel, mkimage, process, sectors, sim, test,
-    tests_table, tidy,
+    bench, bench_alloc, bench_drain, bench_fills, bench_gc, bench_lifecycle, bench_open,
+    bench_reasons, bench_steps, bench_sync, bench_wa, golden, golden_fsck, interop, kernel,
+    mkimage, process, sectors, sim, test, tests_table, tidy,
 };
 
 const USAGE: &str = "\
@@ -22,6 +22,8 @@ cargo x bench gc [--minutes M]   what clients notice of garbage collection
 cargo x bench index [--quick]    the index's map beside other ordered maps
 cargo x bench drain [--dirty SIZE]  all dirty data to a disk whose seeks take time, beside the kernel
 cargo x bench sync [--rounds N]   a write and a flush, beside the cache device alone
+cargo x bench lifecycle [--rounds N]  the longest pause while devices and volumes come, go and change
+cargo x bench reasons [--minutes M]  is every request counted, exactly once and for a reason
 cargo x bench steps [--passes N] how long background work keeps the thread at ten million extents
 cargo x bench fills              what gets into a small cache, beside the kernel
 cargo x mkimage ... CACHE BACKING  images of a set with many extents, in seconds
@@ -65,6 +67,12 @@ fn main() -> ExitCode {
         }
         (_, "bench") if arguments.get(2).is_some_and(|name| name == "drain") => {
             bench_drain::main(&arguments[3..])
+        }
+        (_, "bench") if arguments.get(2).is_some_and(|name| name == "lifecycle") => {
+            bench_lifecycle::main(&arguments[3..])
+        }
+        (_, "bench") if arguments.get(2).is_some_and(|name| name == "reasons") => {
+            bench_reasons::main(&arguments[3..])
         }
         (_, "bench") if arguments.get(2).is_some_and(|name| name == "sync") => {
             bench_sync::main(&arguments[3..])

@@ -32,7 +32,13 @@ enum Command {
     Write = 1,
     Disconnect = 2,
     Flush = 3,
+    Trim = 4,
+    Cache = 5,
+    WriteZeroes = 6,
 }
+
+const FLAG_FUA: u16 = 1;
+const FLAG_NO_HOLE: u16 = 2;
 
 /// An answer.
 #[derive(Debug)]
@@ -121,6 +127,10 @@ fn option_reply(input: &mut impl Read) -> Result<(u32, Vec<u8>)> {
     Ok((kind, data))
 }
 
+fn flag(is_set: bool, bit: u16) -> u16 {
+    u16::from(is_set) * bit
+}
+
 /// Names of all exports.
 pub fn exports(socket: &Path) -> Result<Vec<String>> {
     let (mut input, output) = dial(socket)?;
@@ -178,11 +188,11 @@ impl Client {
         })
     }
 
-    fn queue(&mut self, command: Command, fua: bool, offset: u64, length: u32) -> u64 {
+    fn queue(&mut self, command: Command, flags: u16, offset: u64, length: u32) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         self.batch.extend(REQUEST_MAGIC.to_be_bytes());
-        self.batch.extend(u16::from(fua).to_be_bytes());
+        self.batch.extend(flags.to_be_bytes());
         self.batch.extend((command as u16).to_be_bytes());
         self.batch.extend(cookie.to_be_bytes());
         self.batch.extend(offset.to_be_bytes());
@@ -192,21 +202,42 @@ impl Client {
 
     /// Queues a read.
     pub fn send_read(&mut self, offset: u64, length: usize) -> u64 {
-        let cookie = self.queue(Command::Read, false, offset, length as u32);
+        let cookie = self.queue(Command::Read, 0, offset, length as u32);
         self.read_lengths.insert(cookie, length);
         cookie
     }
 
     /// Queues a write.
     pub fn send_write(&mut self, offset: u64, data: &[u8], fua: bool) -> u64 {
-        let cookie = self.queue(Command::Write, fua, offset, data.len() as u32);
+        let cookie = self.queue(
+            Command::Write,
+            flag(fua, FLAG_FUA),
+            offset,
+            data.len() as u32,
+        );
         self.batch.extend(data);
         cookie
     }
 
     /// Queues a flush.
     pub fn send_flush(&mut self) -> u64 {
-        self.queue(Command::Flush, false, 0, 0)
+        self.queue(Command::Flush, 0, 0, 0)
+    }
+
+    /// Queues a trim.
+    pub fn send_trim(&mut self, offset: u64, length: u32, fua: bool) -> u64 {
+        self.queue(Command::Trim, flag(fua, FLAG_FUA), offset, length)
+    }
+
+    /// Queues a read ahead, into the cache.
+    pub fn send_cache(&mut self, offset: u64, length: u32) -> u64 {
+        self.queue(Command::Cache, 0, offset, length)
+    }
+
+    /// Queues zeroes, which may be left as a hole or not.
+    pub fn send_zeroes(&mut self, offset: u64, length: u32, fua: bool, may_unmap: bool) -> u64 {
+        let flags = flag(fua, FLAG_FUA) | flag(!may_unmap, FLAG_NO_HOLE);
+        self.queue(Command::WriteZeroes, flags, offset, length)
     }
 
     /// Sends what was queued.
@@ -283,7 +314,7 @@ impl Client {
 
     /// Says good-bye.
     pub fn disconnect(mut self) {
-        self.queue(Command::Disconnect, false, 0, 0);
+        self.queue(Command::Disconnect, 0, 0, 0);
         let _ = self.push();
     }
 }

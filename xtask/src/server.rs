@@ -257,9 +257,25 @@ impl Server {
         serde_json::from_str(&output(&mut set)?).context("brigade set --json")
     }
 
+    /// Runs a verb of `brigade` on this server and gives what it says.
+    pub fn verb(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        output(command.args(words).arg("--control").arg(&self.control))
+    }
+
     /// SIGTERM, and waits for the clean end.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(self) -> Result<()> {
         output(Command::new("sh").args(["-c", &format!("kill -TERM {}", self.pid())]))?;
+        self.ended()
+    }
+
+    /// `brigade stop`, and waits for the clean end.
+    pub fn stop_by_verb(self) -> Result<()> {
+        self.verb(&["stop"])?;
+        self.ended()
+    }
+
+    fn ended(mut self) -> Result<()> {
         match self.wait(STOP_TIMEOUT)? {
             Some(Some(0)) => Ok(()),
             Some(status) => {

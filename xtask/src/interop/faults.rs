@@ -7,7 +7,7 @@ use super::{MIB, Passed, Setting, check_export};
 use crate::model::Model;
 use crate::nbd::Client;
 use crate::pattern::{Operation, RandomWorkload, SECTOR, classify, fill, mix};
-use crate::process::{Context, Result, find_program};
+use crate::process::{Context, Result, need_programs};
 use crate::server::{Serve, Server, format, start_ready};
 use crate::slow_file::SlowFile;
 use std::path::Path;
@@ -35,17 +35,11 @@ struct Seen {
 
 /// Runs rounds with one mode and rate after the other.
 pub fn run(setting: &Setting) -> Result<Passed> {
-    let missing = [("nbdkit", "nbdkit"), ("nbdfuse", "libnbd-bin")];
-    if let Some((name, package)) = missing
-        .iter()
-        .find(|(name, _)| find_program(name).is_none())
-    {
-        return Ok(Passed::Skipped(format!(
-            "there is no {name} (package {package})"
-        )));
-    }
     if !Path::new("/dev/fuse").exists() {
         return Ok(Passed::Skipped("there is no /dev/fuse".into()));
+    }
+    if let Err(why) = need_programs(&[("nbdkit", "nbdkit"), ("nbdfuse", "libnbd-bin")]) {
+        return Ok(Passed::Skipped(why));
     }
     let (mut clean, mut dirty) = (Seen::default(), Seen::default());
     for round in 0..setting.rounds {

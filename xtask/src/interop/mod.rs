@@ -12,8 +12,10 @@ mod filesystem;
 mod golden_images;
 mod histories;
 mod kill;
+pub mod lifecycle;
 mod made_images;
 mod power_loss;
+pub mod reasons;
 mod sim_images;
 
 use crate::kernel;
@@ -104,6 +106,20 @@ pub const TESTS: &[Test] = &[
         needs_kernel: false,
         rounds: [4, 32],
         run: faults::run,
+    },
+    Test {
+        name: "lifecycle",
+        shows: "fio finds no error while devices and volumes come, go, grow and change beneath it",
+        needs_kernel: false,
+        rounds: [1, 5],
+        run: lifecycle::run,
+    },
+    Test {
+        name: "reasons",
+        shows: "every request is counted once, by what it was and why it went its way, exactly as its clients count",
+        needs_kernel: false,
+        rounds: [1, 10],
+        run: reasons::run,
     },
     Test {
         name: "kernel-judges",
