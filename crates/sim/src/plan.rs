@@ -87,6 +87,8 @@ pub struct Plan {
     pub lifecycle: bool,
     /// So many of a hundred I/Os of backing devices take up to a fifth of a second.
     pub slow_percent: u64,
+    /// The set has so few buckets that no kernel would open it.
+    pub small: bool,
     /// Requests of the cache device that take more microseconds are a sign of congestion.
     pub congested_after: Option<u64>,
     /// Plain writes do not become dirty with a fifth of the cache in use.
@@ -98,7 +100,12 @@ pub struct Plan {
 impl Plan {
     /// What the swarm does with a seed.
     pub fn swarm(seed: u64) -> Plan {
+        let size = Chance::new(seed ^ 0x5eed_0512_b0c4_e75a);
         let plan = Plan::of_seed(seed);
+        let plan = Plan {
+            small: size.percent(8),
+            ..plan
+        };
         let lifecycle = Chance::new(seed ^ 0x5eed_11fe_c7c1_e0d5);
         if lifecycle.percent(20) && !plan.cache_faults {
             plan.with_lifecycle(&lifecycle)
@@ -168,6 +175,7 @@ impl Plan {
             crowded: false,
             lifecycle: false,
             slow_percent: 0,
+            small: false,
             slow_count: chance.percent(20),
             moving: moving.percent(75),
             moving_is_eager: moving.percent(60),
@@ -277,7 +285,7 @@ impl Plan {
 
     /// The tree is deep and loses much of what it holds, again and again.
     fn losing_much(self, shape: &Chance) -> Plan {
-        let narrow = shape.pick(&[6, 6, 8, 12]);
+        let narrow = shape.pick(&[7, 7, 8, 12]);
         Plan {
             lies: false,
             little_memory: false,

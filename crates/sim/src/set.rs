@@ -110,6 +110,10 @@ impl Set {
             chance.pick(&[8, 8, 16, 16, 32, 64])
         };
         let buckets = chance.between(513, 640);
+        let buckets = match plan.small {
+            true => 128 + 3 * (buckets - 513),
+            false => buckets,
+        };
         let mut cache_geometry = geometry(0, &chance);
         if cache_geometry.logical_block_bytes == 4096 {
             bucket_sectors = bucket_sectors.max(16);
