@@ -55,16 +55,18 @@ impl Bridge {
         let Some(small) = self.small.filter(|_| !self.is_off && most >= GAP_MIN) else {
             return 0;
         };
-        let gap = match self.large {
-            None if small.seconds < QUICK => 0,
-            None => GAP_TRIED,
-            Some(large) => worth(small, large),
+        let tried = match small.seconds < QUICK {
+            true => 0,
+            false => GAP_TRIED.min(most),
         };
-        let is_time = self.rounds >= ROUNDS_KNOWN;
-        match (gap >= GAP_MIN, is_time) {
+        let Some(large) = self.large else {
+            return tried;
+        };
+        let gap = worth(small, large);
+        match (gap >= GAP_MIN, self.rounds >= ROUNDS_KNOWN) {
             (true, false) => gap.min(most),
-            (false, true) if small.seconds >= QUICK => GAP_TRIED.min(most),
-            _ => 0,
+            (false, true) => tried,
+            (true, true) | (false, false) => 0,
         }
     }
 
@@ -89,7 +91,7 @@ impl Bridge {
         );
         let is_other = match (self.small, self.large) {
             (Some(small), Some(large)) => is_large != (worth(small, large) >= GAP_MIN),
-            _ => false,
+            _ => true,
         };
         self.rounds = if is_other {
             0
@@ -164,6 +166,20 @@ mod tests {
         let seen = gaps(300, 100e-6, 1.0 / 20e6, 56);
         let tried = seen.iter().filter(|gap| **gap > 0).count();
         assert!((3..=6).contains(&tried), "{tried}");
+    }
+
+    #[test]
+    fn long_plain_rounds_before_do_not_keep_it_from_being_tried() {
+        let mut bridge = Bridge::default();
+        for _ in 0..1000 {
+            bridge.round_ended(32, 32 * 4096, Duration::from_micros(32 * 1200));
+        }
+        assert_eq!(bridge.gap(512), GAP_TRIED);
+        // Nothing lies so near that a request becomes longer.
+        for _ in 0..1000 {
+            bridge.round_ended(32, 32 * 4096, Duration::from_micros(32 * 1200));
+            assert_eq!(bridge.gap(512), GAP_TRIED);
+        }
     }
 
     #[test]

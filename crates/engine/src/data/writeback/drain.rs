@@ -24,7 +24,7 @@ pub enum DrainEnd {
     Cancelled,
     /// The volume was stopped.
     Stopped,
-    /// The backing device takes nothing any more.
+    /// One of the devices takes nothing any more.
     Failed,
 }
 

@@ -49,8 +49,8 @@ struct Round<'a> {
     /// What nobody has begun with.
     left: RefCell<VecDeque<&'a [Extent]>>,
     breath: Breath,
-    /// Sectors of the longest gap to be written over.
-    gap: u64,
+    /// Sectors of the longest gap to be written over; none any more after one that was not.
+    gap: Cell<u64>,
     /// Moves of dirty data before it.
     moves: u64,
     /// Requests to the backing device, and their bytes.
@@ -73,12 +73,17 @@ struct Copied {
     error: Option<io::Error>,
 }
 
+fn has_gaps(group: &[Extent]) -> bool {
+    group.windows(2).any(|pair| pair[0].end < pair[1].start)
+}
+
 impl<E: Env> Writeback<E> {
     /// Writes a batch back; gives the sectors cleaned and the first error of what stays dirty.
     pub(super) async fn round(
         &self,
         batch: &Batch,
         gap: u64,
+        moves: u64,
     ) -> io::Result<(u64, Option<io::Error>)> {
         // A crash must not take the key and leave the data on the backing device, under an older clean copy.
         self.parts.journal.flush().await?;
@@ -87,8 +92,8 @@ impl<E: Env> Writeback<E> {
         let round = Round {
             left: RefCell::new(all),
             breath: Breath::default(),
-            gap,
-            moves: self.parts.clients.writeback.moves(),
+            gap: Cell::new(gap),
+            moves,
             requests: Cell::new(0),
             bytes: Cell::new(0),
         };
@@ -159,14 +164,14 @@ impl<E: Env> Writeback<E> {
         Ok(cleaned.get())
     }
 
-    /// What was to be written back and is not what it was: if it was only moved, it is still to be.
-    fn note_changed(&self, index: &Index, extent: &Extent, moves: u64) {
-        let mut left = same(index, extent);
-        if self.parts.clients.writeback.moves() != moves {
-            let there = index.range(extent.inode, extent.start, extent.end);
-            left.extend(there.filter(|it| it.dirty));
+    /// What was to be written back is not what it was: if it was only moved, it is still to be.
+    fn note_moved(&self, index: &Index, extent: &Extent, moves: u64) {
+        if self.parts.clients.writeback.moves() == moves {
+            return;
         }
-        self.note_left(&left);
+        let is_moved = |it: &Extent| it.dirty && *it != extent.slice(it.start, it.end);
+        let there = index.range(extent.inode, extent.start, extent.end);
+        self.note_left(&there.filter(is_moved).collect::<Vec<_>>());
     }
 
     /// Calls extents clean where nothing was written since they were copied.
@@ -193,13 +198,12 @@ impl<E: Env> Writeback<E> {
             {
                 marks::hit(Mark::WritebackChanged);
                 self.parts.counters.writeback_failed.add(1);
-                self.note_changed(index, &dirty, moves);
+                self.note_left(&same(index, &dirty));
+                self.note_moved(index, &dirty, moves);
                 return Vec::new();
             }
             let mut still = same(index, &dirty);
-            if still != [dirty] {
-                self.note_changed(index, &dirty, moves);
-            }
+            self.note_moved(index, &dirty, moves);
             for part in &mut still {
                 part.dirty = false;
                 cleaned.set(cleaned.get() + part.sectors());
@@ -235,10 +239,13 @@ impl<E: Env> Writeback<E> {
         self.bring(start, end).await?;
         let before: Vec<Extent> = {
             let index = parts.index.borrow();
-            run.iter().flat_map(|extent| same(&index, extent)).collect()
+            run.iter()
+                .inspect(|extent| self.note_moved(&index, extent, round.moves))
+                .flat_map(|extent| same(&index, extent))
+                .collect()
         };
         let mut readable = Vec::new();
-        for group in runs(&before, round.gap) {
+        for group in runs(&before, round.gap.get()) {
             for (extent, piece) in group.iter().zip(self.read(group, &round.breath).await) {
                 match piece {
                     Ok(piece) => readable.push((*extent, piece)),
@@ -249,7 +256,7 @@ impl<E: Env> Writeback<E> {
                 }
             }
             let (extents, mut pieces): (Vec<Extent>, VecDeque<Buffer>) = readable.drain(..).unzip();
-            for group in runs(&extents, round.gap) {
+            for group in runs(&extents, round.gap.get()) {
                 self.copy_group(group, &mut pieces, round, &mut copied)
                     .await?;
             }
@@ -265,8 +272,9 @@ impl<E: Env> Writeback<E> {
         round: &Round<'_>,
         copied: &mut Copied,
     ) -> io::Result<()> {
-        let has_gaps = group.windows(2).any(|pair| pair[0].end < pair[1].start);
-        if has_gaps && let Some(span) = self.read_span(group, round).await {
+        if has_gaps(group)
+            && let Some(span) = self.read_span(group, round).await
+        {
             marks::hit(Mark::WritebackBridges);
             let data = self.lay_over(span, group, pieces, &round.breath).await;
             return self.write(group, data, round, copied).await;
@@ -278,6 +286,11 @@ impl<E: Env> Writeback<E> {
         Ok(())
     }
 
+    fn leave_gaps_alone(&self, round: &Round<'_>) {
+        round.gap.set(0);
+        self.change(&self.bridge, Bridge::failed);
+    }
+
     /// What the backing device has from the first of these extents to the last. Its range lock is held: nobody else writes there.
     async fn read_span(&self, group: &[Extent], round: &Round<'_>) -> Option<Buffer> {
         let (start, end) = (group[0].start, group[group.len() - 1].end);
@@ -287,7 +300,7 @@ impl<E: Env> Writeback<E> {
         let read = self.parts.backing.read_bytes(start, bytes).await;
         if let Err(error) = &read {
             tracing::warn!(device = self.parts.backing.name(), %error, start, "what lies between dirty data cannot be read; it is left alone from now on");
-            self.change(&self.bridge, Bridge::failed);
+            self.leave_gaps_alone(round);
         }
         read.ok()
     }
@@ -367,8 +380,8 @@ impl<E: Env> Writeback<E> {
                 Ok(()) => copied.extents.extend_from_slice(group),
                 Err(error) => {
                     copied.error.get_or_insert(error);
-                    if round.gap > 0 {
-                        self.change(&self.bridge, Bridge::failed);
+                    if has_gaps(group) {
+                        self.leave_gaps_alone(round);
                     }
                     self.write_parts(group, &round.breath, copied).await?;
                 }
@@ -387,7 +400,9 @@ impl<E: Env> Writeback<E> {
                     Err(error) => drop(copied.error.get_or_insert(error)),
                 }
             } else {
-                self.note_changed(&self.parts.index.borrow(), extent, round.moves);
+                let index = self.parts.index.borrow();
+                self.note_left(&same(&index, extent));
+                self.note_moved(&index, extent, round.moves);
             }
         }
         Ok(())
@@ -432,7 +447,7 @@ impl<E: Env> Writeback<E> {
             .write(Cause::WrittenBack, sector, buffer, Durability::Volatile);
         written.await?;
         let took = parts.env.now().saturating_sub(began);
-        if round.gap == 0 {
+        if round.gap.get() == 0 {
             self.change(&self.depth, |depth| depth.wrote(took));
         }
         Ok(())

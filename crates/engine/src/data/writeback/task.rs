@@ -275,7 +275,7 @@ impl<E: Env> Writeback<E> {
             true => pause.max(self.pause_of_pass()),
             false => pause,
         };
-        if self.parts.backing.check().is_err() {
+        if self.parts.backing.check().is_err() || self.parts.cache.check().is_err() {
             self.end_drain(DrainEnd::Failed);
         }
         if !pause.is_zero() {
@@ -318,7 +318,7 @@ impl<E: Env> Writeback<E> {
         if self.cursor.get() <= self.parts.range.0 {
             self.with_drain(Drain::begin_pass);
         }
-        let gap = self.gap(rate);
+        let (gap, moves) = (self.gap(rate), self.parts.clients.writeback.moves());
         let budget = match gap {
             0 => budget,
             _ => SPANS,
@@ -335,7 +335,7 @@ impl<E: Env> Writeback<E> {
         let outcome = match batch.error.take() {
             Some(error) => Err(error),
             None if batch.extents.is_empty() => Ok(all > 0),
-            None => self.write_batch(&batch, rate, gap).await,
+            None => self.write_batch(&batch, rate, gap, moves).await,
         };
         if outcome.is_err() {
             self.has_failed.set(true);
@@ -360,14 +360,20 @@ impl<E: Env> Writeback<E> {
         }
     }
 
-    async fn write_batch(&self, batch: &Batch, rate: Option<u64>, gap: u64) -> io::Result<bool> {
+    async fn write_batch(
+        &self,
+        batch: &Batch,
+        rate: Option<u64>,
+        gap: u64,
+        moves: u64,
+    ) -> io::Result<bool> {
         if let Some(rate) = rate {
             let now = self.now();
             self.change(&self.limiter, |limiter| {
                 limiter.take(batch.sectors, rate, now)
             });
         }
-        let (cleaned, error) = self.round(batch, gap).await?;
+        let (cleaned, error) = self.round(batch, gap, moves).await?;
         let now = self.now();
         self.with_drain(|drain| drain.wrote(now, cleaned));
         error.map_or(Ok(cleaned > 0), Err)
