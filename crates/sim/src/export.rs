@@ -15,6 +15,7 @@ use crate::image::Image;
 use crate::life::{Choice, Life, Observer, check_warnings};
 use crate::oracle::{ANYTHING, Oracle};
 use crate::plan::Plan;
+use crate::register::Register;
 use crate::set::{Backing, Set};
 use crate::tally::Tally;
 use crate::work::{Clients, Ledger};
@@ -392,7 +393,7 @@ fn kernel_set(seed: u64, plan: &Plan) -> Set {
         block_sectors,
         bucket_sectors,
         has_flash: false,
-        register: Default::default(),
+        register: Rc::new(RefCell::new(Register::new(sizes.len(), 0))),
         tally: Tally::default(),
         chance,
     }
