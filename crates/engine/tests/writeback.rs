@@ -742,21 +742,26 @@ fn a_device_that_could_not_be_called_clean_still_says_dirty() {
     });
 }
 
-/// Nobody waits for a drain that cannot get anywhere any more.
+/// Nobody waits for a drain that cannot get anywhere any more, whichever device it is that has failed.
 #[test]
 fn a_drain_over_a_device_that_has_failed_ends() {
-    let set = Set::new(options(false)).paced(Duration::from_millis(1));
-    let teller = set.volume();
-    let backing = set.backing.clone();
-    set.tell(async move {
-        for block in 0..50 {
-            teller.write(block * 3, 1, 1).await;
-        }
-        backing.borrow_mut().faults.flush_in = Some(0);
-        teller.volume.drain();
-        assert_eq!(teller.volume.drained().await, Some(DrainEnd::Failed));
-        let drain = teller.status().drain.expect("a drain");
-        assert_eq!(drain.state, "failed");
-        assert!(drain.last_error.is_some() && drain.left_bytes == 50 * BLOCK);
-    });
+    for is_cache in [false, true] {
+        let set = Set::new(options(false)).paced(Duration::from_millis(1));
+        let teller = set.volume();
+        let failing = match is_cache {
+            true => set.cache.clone(),
+            false => set.backing.clone(),
+        };
+        set.tell(async move {
+            for block in 0..50 {
+                teller.write(block * 3, 1, 1).await;
+            }
+            failing.borrow_mut().faults.flush_in = Some(0);
+            teller.volume.drain();
+            assert_eq!(teller.volume.drained().await, Some(DrainEnd::Failed));
+            let drain = teller.status().drain.expect("a drain");
+            assert_eq!(drain.state, "failed");
+            assert!(drain.last_error.is_some() && drain.left_bytes == 50 * BLOCK);
+        });
+    }
 }

@@ -94,16 +94,22 @@ impl<E: Env> CacheSet<E> {
         index.audit(&alloc);
         self.disk().written_by();
         alloc.audit();
+        self.audit_journal();
+    }
+
+    fn audit_journal(&self) {
         if let Some(running) = &self.running {
+            let index = self.cache.index.borrow();
             running.journal.audit(index.nodes.pinned_seqs());
         }
     }
 
-    /// The same, unless nothing can have changed what is counted since this was asked last.
+    /// The same, but for what is counted in index and allocator if nothing can have changed there since this was asked last.
     pub fn audit_changes(&self) {
         let now = (self.cache.index.changes(), self.cache.buckets.changes());
-        if self.audited.replace(now) != now {
-            self.audit();
+        match self.audited.replace(now) == now {
+            true => self.audit_journal(),
+            false => self.audit(),
         }
     }
 

@@ -275,12 +275,17 @@ impl<E: Env> Writeback<E> {
             true => pause.max(self.pause_of_pass()),
             false => pause,
         };
-        if self.parts.backing.check().is_err() || self.parts.cache.check().is_err() {
+        if self.is_beyond_repair() {
             self.end_drain(DrainEnd::Failed);
         }
         if !pause.is_zero() {
             self.pause(pause).await;
         }
+    }
+
+    /// One of the devices takes nothing any more, so nothing becomes clean.
+    fn is_beyond_repair(&self) -> bool {
+        self.parts.backing.check().is_err() || self.parts.cache.check().is_err()
     }
 
     /// How long to rest after a whole pass, by the errors it has met.
@@ -415,7 +420,7 @@ impl<E: Env> Writeback<E> {
             self.with_drain(|drain| drain.failed(error.to_string()));
             tracing::warn!(device = self.parts.backing.name(), %error, "its state stays dirty");
         }
-        let has_failed = self.parts.backing.check().is_err();
+        let has_failed = self.is_beyond_repair();
         if has_failed {
             self.end_drain(DrainEnd::Failed);
         }
