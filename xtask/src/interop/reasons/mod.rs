@@ -266,34 +266,31 @@ fn quiet(server: &Server) -> Result<Value> {
     }
 }
 
+/// What clients ask for, as the status groups it.
+const KINDS: [&str; 6] = [
+    "reads",
+    "writes",
+    "discards",
+    "zeroes",
+    "flushes",
+    "prefetches",
+];
+
 /// What clients do; writing back may go on.
 fn counts(status: &Value) -> Value {
-    let kinds = [
-        "reads",
-        "writes",
-        "discards",
-        "zeroes",
-        "flushes",
-        "prefetches",
-        "fills",
-    ];
-    let of = |volume: &Value| kinds.map(|kind| volume[kind]["requests"].clone()).to_vec();
+    let of = |volume: &Value| {
+        let kinds = KINDS.iter().chain(&["fills"]);
+        let requests = kinds.map(|kind| volume[*kind]["requests"].clone());
+        requests.collect::<Vec<_>>()
+    };
     let volumes = status["volumes"].as_array().into_iter().flatten();
     volumes.map(|volume| Value::from(of(volume))).collect()
 }
 
 fn under_way(status: &Value) -> u64 {
-    let kinds = [
-        "reads",
-        "writes",
-        "discards",
-        "zeroes",
-        "flushes",
-        "prefetches",
-    ];
     let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX / 1000);
     let of = |volume: &Value| {
-        let requests: u64 = kinds
+        let requests: u64 = KINDS
             .iter()
             .map(|kind| number(&volume[*kind]["in_flight"]))
             .sum();
