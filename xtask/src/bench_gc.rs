@@ -1,7 +1,7 @@
 //! `cargo x bench gc`: what clients notice of garbage collection.
 //!
 //! A cache in memory, a backing device whose writes take 2 ms, and a volume of twice the cache: random writes of 4 KiB in
-//! writeback mode, 32 in flight, as fast as they go. Every request's latency is kept with its time. Meanwhile the status is
+//! writeback mode, 32 in flight, as fast as they go, as many of them dirty as may be. Every request's latency is kept with its time. Meanwhile the status is
 //! asked ten times a second; a collection is between two such moments if `gc.running` is true at the later one or
 //! `gc.passes` has grown (and, to be sure of some, one is asked for now and then, `POST /v1/gc`).
 //!
@@ -15,7 +15,7 @@ use crate::nbd::Client;
 use crate::options::Options;
 use crate::pattern::mix;
 use crate::process::{Context, Result};
-use crate::server::{Serve, brigade, format, start_ready};
+use crate::server::{DIRTIEST, Serve, brigade, format, start_ready};
 use crate::slow_file::SlowFile;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -103,6 +103,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         read_only: false,
     };
     let server = start_ready(&program, &serve, folder.path())?;
+    server.set(&DIRTIEST)?;
     let seconds = options.fraction("--minutes", 1.0)? * 60.0;
     let depth = options.number("--depth", DEPTH)?;
     println!(

@@ -9,6 +9,8 @@
 //! - *per cached byte*: the same by the bytes that went into the cache: a cache that lets writes pass to the backing device
 //!   does not look better by that.
 //!
+//! Brigade's cutoffs are as high as they go, so that as much as possible becomes dirty; the kernel's cannot be changed.
+//!
 //! The kernel gets the very same writes and trims, in a smaller world, slice by slice from two jobs of fio; its bytes are those that the cache
 //! drive says were written to it, from the end of the filling to the end of the writing.
 
@@ -18,7 +20,7 @@ use crate::nbd::Client;
 use crate::options::Options;
 use crate::pattern::mix;
 use crate::process::{Context, Result, need_programs};
-use crate::server::{Serve, Server, brigade, format, start_ready};
+use crate::server::{DIRTIEST, Serve, Server, brigade, format, start_ready};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -246,6 +248,7 @@ fn of_brigade(program: &Path, plan: &Plan) -> Result<bool> {
         plan.blocks * BLOCK / MIB,
         plan.writes * BLOCK / MIB
     );
+    server.set(&DIRTIEST)?;
     let mut errors = BTreeMap::new();
     let filling = plan.filling().map(|block| request(Kind::Write, block));
     drive(&server, filling, &mut errors)?;

@@ -252,4 +252,4 @@ pub(crate) const NOT_HERE: &[(usize, &str)] = &[
 ];
 
 /// Numbers that nobody got to yet. It only ever gets shorter.
-pub(crate) const STILL_MISSING: &[usize] = &[147];
+pub(crate) const STILL_MISSING: &[usize] = &[];

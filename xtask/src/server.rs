@@ -14,6 +14,11 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 const DUMP_BYTES: u64 = 1 << 20;
 
+/// Settings with which most writes become dirty. With the defaults nearly all go to both devices in a cache of which much is in use, so that
+/// little is there to be drained or moved.
+pub const DIRTIEST: [(&str, &str); 2] =
+    [("cutoff_writeback_sync", "90"), ("cutoff_writeback", "70")];
+
 /// Builds `brigade` in release mode (or takes the one named by `BRIGADE_BIN`) and returns its path.
 pub fn brigade() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("BRIGADE_BIN") {

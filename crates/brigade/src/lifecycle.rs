@@ -1,7 +1,7 @@
 //! Devices that come and go and volumes that change while everything is served: what a [`Handle`] can do of it, and its routes.
 
 use crate::face::Volume;
-use crate::settings::apply_again;
+use crate::settings::apply_new;
 use crate::world::{World, open_device};
 use crate::{Error, Handle};
 use brigade_uring::HostEnv;
@@ -36,15 +36,15 @@ impl Handle {
         let path = path.to_owned();
         self.call(move |world| async move {
             let set = set.as_deref();
-            let volume = match served_at(&world, &path) {
-                Some(name) => world.server.attach_volume(&name, set).await,
-                None => {
-                    let device = open_device(&world, &path).await?;
-                    world.server.attach(device, set).await
-                }
-            };
-            let volume = volume.map_err(Error::new)?;
-            apply_again(&world, &volume.name()).await;
+            if let Some(name) = served_at(&world, &path) {
+                // Its settings are what somebody wants them to be.
+                let attached = world.server.attach_volume(&name, set).await;
+                return told(&attached.map_err(Error::new)?);
+            }
+            let device = open_device(&world, &path).await?;
+            let attached = world.server.attach(device, set).await;
+            let volume = attached.map_err(Error::new)?;
+            apply_new(&world, &volume.name()).await;
             told(&volume)
         })?
     }
@@ -82,7 +82,7 @@ impl Handle {
                 .server
                 .create_flash(size_bytes, &label, set.as_deref());
             let volume = created.await.map_err(Error::new)?;
-            apply_again(&world, &volume.name()).await;
+            apply_new(&world, &volume.name()).await;
             told(&volume)
         })?
     }

@@ -119,8 +119,8 @@ pub(crate) async fn apply(world: &Rc<World>, config: &Config, mode_said: bool) -
     warnings
 }
 
-/// The configuration file for a volume that was attached or made meanwhile.
-pub(crate) async fn apply_again(world: &Rc<World>, name: &str) {
+/// The configuration file for a volume that was opened or made meanwhile.
+pub(crate) async fn apply_new(world: &Rc<World>, name: &str) {
     let Some(config) = world.config.borrow().clone() else {
         return;
     };

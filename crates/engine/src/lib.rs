@@ -59,8 +59,8 @@ pub use set::volume::Volume;
 pub use stats::{
     BackingStatus, BtreeStatus, BucketStatus, By, CacheSetStatus, Cause, DetachStatus,
     DeviceStatus, DrainStatus, Fate, FillStatus, JournalStatus, LatencyStatus, Named, NotDirty,
-    OtherStatus, ReadStatus, Reason, RecycledStatus, StallStatus, Statistics, Status, Values,
-    VolumeStatus, WriteStatus, WritebackStatus,
+    OtherStatus, ReadStatus, Reason, RecycledStatus, StallStatus, Statistics, Status, StripeStatus,
+    Values, VolumeStatus, WriteStatus, WritebackStatus,
 };
 pub use steps::StepStatus;
 pub use times::{IndexTimesStatus, TimesStatus};

@@ -119,6 +119,7 @@ marks! {
     WritebackBridges: "dirty extents are written back with what lies between them",
     WritebackChanged: "an extent changed while it was written back",
     WritebackFailed: "a round of writeback failed",
+    WritebackFullStripes: "stripes that are dirty as a whole are written back first",
     WritebackIdle: "an idle set is written back at full speed",
     WritebackMerges: "adjacent extents are written back in one piece",
     WritebackUrgent: "dirty data is written back at full speed as clean buckets are needed",

@@ -411,8 +411,25 @@ pub struct WritebackStatus {
     pub depth: u64,
     /// What they take on average, in seconds.
     pub latency: f64,
+    pub stripes: StripeStatus,
     /// The last drain.
     pub drain: Option<DrainStatus>,
+}
+
+/// Stripes of a backing device (F.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the names are the keys of the JSON and say it")]
+pub struct StripeStatus {
+    /// In bytes; a tebibyte if nobody knows.
+    pub size: u64,
+    /// Whether whole ones are preferred.
+    pub partial_expensive: bool,
+    /// How many have dirty data, as far as they are counted.
+    pub dirty: u64,
+    /// How many have nothing else.
+    pub full: u64,
+    /// All are counted.
+    pub counted: bool,
 }
 
 /// A drain. Left is what is dirty now, also if it became so later.

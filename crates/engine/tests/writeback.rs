@@ -1,169 +1,18 @@
-//! Writing back in the background: order, rate, pauses, what happens to data that changes meanwhile, and drains.
+//! Writing back in the background: order, rate, pauses, and what happens to data that changes meanwhile.
 
+mod common_writeback;
+
+use brigade_engine::DrainEnd;
 use brigade_engine::settings::Knob;
-use brigade_engine::{DrainEnd, Options, Server, Volume, WritebackStatus};
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_format::{BackingState, Superblock};
+use brigade_format::BackingState;
 use brigade_sim::disk::{DiskState, End, Io};
-use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, open, options};
+use brigade_sim::exec::World;
+use brigade_sim::small::{open, options};
+use common_writeback::{BLOCK, MINUTE, OFFSET, Set, eager};
 use std::cell::RefCell;
-use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
-
-const BLOCK: u64 = 4096;
-/// Where the volume begins on the backing device.
-const OFFSET: u64 = 16 * 512;
-const MINUTE: Duration = Duration::from_secs(60);
-
-/// A set with one volume, open.
-struct Set {
-    cache: Rc<RefCell<DiskState>>,
-    backing: Rc<RefCell<DiskState>>,
-    store: Store,
-    chance: Chance,
-    world: World,
-    server: Rc<Server<World>>,
-}
-
-impl Set {
-    fn new(options: Options) -> Set {
-        Set::of(600, options)
-    }
-
-    fn of(buckets: u64, options: Options) -> Set {
-        let (cache, backing) = disks(buckets, 64, 8, 200_000);
-        let (chance, store) = (Chance::new(5), Store::default());
-        let world = World::new(chance.clone(), Duration::from_secs(1));
-        let server = open(&world, &cache, &backing, &store, options);
-        Set {
-            cache,
-            backing,
-            store,
-            chance,
-            world,
-            server,
-        }
-    }
-
-    /// Every I/O of the backing device takes so long, those of the cache hardly any time.
-    fn paced(self, write: Duration) -> Set {
-        let fast = |_: Io<'_>| Some(Duration::from_micros(20));
-        self.cache.borrow_mut().pace = Some(Rc::new(fast));
-        let pace = move |io: Io<'_>| match io {
-            Io::Write(..) => Some(write),
-            _ => Some(Duration::from_micros(100)),
-        };
-        self.backing.borrow_mut().pace = Some(Rc::new(pace));
-        self
-    }
-
-    fn tell<T: 'static>(&self, story: impl Future<Output = T> + 'static) -> T {
-        self.world.run(story, || false).expect("ends")
-    }
-
-    fn volume(&self) -> Teller {
-        Teller {
-            world: self.world.clone(),
-            server: self.server.clone(),
-            volume: self.server.volumes()[0].clone(),
-        }
-    }
-
-    /// The first byte of a block of the backing device.
-    fn on_backing(&self, block: u64) -> u8 {
-        let mut byte = [0; 512];
-        let backing = self.backing.borrow();
-        backing.peek(OFFSET + block * BLOCK, &mut byte);
-        byte[0]
-    }
-
-    /// Bytes of data that go to the backing device from now on: where, and how many.
-    fn watch(&self) -> Rc<RefCell<Vec<(u64, u64)>>> {
-        let log: Rc<RefCell<Vec<(u64, u64)>>> = Rc::default();
-        let noted = log.clone();
-        let pace = move |io: Io<'_>| {
-            if let Io::Write(at, data) = io
-                && at >= OFFSET
-            {
-                let block = (at - OFFSET) / BLOCK;
-                noted.borrow_mut().push((block, data.len() as u64 / BLOCK));
-            }
-            Some(Duration::from_millis(1))
-        };
-        self.backing.borrow_mut().pace = Some(Rc::new(pace));
-        log
-    }
-
-    fn state(&self) -> BackingState {
-        let mut bytes = vec![0; 4096];
-        self.backing.borrow().peek(4096, &mut bytes);
-        Superblock::parse(&bytes).expect("a superblock").state()
-    }
-}
-
-/// What stories are told with.
-#[derive(Clone)]
-struct Teller {
-    world: World,
-    server: Rc<Server<World>>,
-    volume: Rc<Volume<World>>,
-}
-
-impl Teller {
-    async fn write(&self, block: u64, count: u64, byte: u8) {
-        let mut buffer = self.volume.buffer((count * BLOCK) as usize);
-        buffer.fill(byte);
-        let written = self.volume.write(StreamId(1), block * BLOCK, buffer, false);
-        written.await.expect("written");
-    }
-
-    async fn read(&self, block: u64) -> u8 {
-        let read = self.volume.read(StreamId(2), block * BLOCK, BLOCK as usize);
-        read.await.expect("read")[0]
-    }
-
-    async fn sleep(&self, seconds: f64) {
-        self.world.sleep(Duration::from_secs_f64(seconds)).await;
-    }
-
-    async fn set(&self, name: &str, value: &str) {
-        let one = [(name.to_string(), value.to_string())];
-        self.server.change(&one).await.expect("changed");
-    }
-
-    fn status(&self) -> WritebackStatus {
-        let mut status = self.server.status();
-        status.volumes.remove(0).writeback.expect("a cached volume")
-    }
-
-    fn dirty(&self) -> u64 {
-        self.volume.dirty_bytes()
-    }
-
-    /// Waits until nothing is dirty; gives how long that took.
-    async fn clean(&self, most: Duration) -> Duration {
-        let began = self.world.now();
-        while self.dirty() > 0 {
-            self.sleep(0.05).await;
-            assert!(self.world.now() - began < most, "{:?}", self.status());
-        }
-        self.world.now() - began
-    }
-}
-
-/// Nothing but what is dirty is written.
-fn plain() -> Options {
-    options(false).with(Knob::WritebackBridge, 0)
-}
-
-/// At full speed after a second.
-fn eager() -> Options {
-    options(true)
-        .with(Knob::WritebackPercent, 0)
-        .with(Knob::WritebackDelay, 1_000_000)
-}
 
 /// T145: ascending, what lies side by side at once, and from the start again. The kernel's groups are of five extents or 5000 sectors;
 /// ours are runs of up to a megabyte, several at a time.
@@ -509,86 +358,6 @@ fn a_collection_follows_once_all_is_written_back() {
     }
 }
 
-/// A drain says how long it will take, rightly from its first quarter on, and heeds no setting.
-#[test]
-fn a_drain_knows_when_it_ends() {
-    let set = Set::of(4000, plain()).paced(Duration::from_millis(7));
-    let teller = set.volume();
-    set.tell(async move {
-        for block in 0..6000 {
-            teller.write(block * 3, 1, 7).await;
-        }
-        let (began, all) = (teller.world.now(), teller.dirty());
-        assert!(teller.volume.drain() && !teller.volume.drain());
-        let mut seen = Vec::new();
-        loop {
-            let drain = teller.status().drain.expect("a drain");
-            if drain.state != "running" {
-                assert_eq!(drain.state, "done");
-                assert_eq!((drain.left_bytes, drain.written_bytes), (0, all));
-                break;
-            }
-            assert_eq!(drain.dirty_at_start_bytes, all);
-            if drain.left_bytes * 4 <= all * 3 {
-                let eta = drain.eta_seconds.expect("a speed");
-                seen.push((teller.world.now(), eta));
-            }
-            teller.sleep(0.013).await;
-        }
-        let end = teller.world.now();
-        assert!(seen.len() > 10, "{}", seen.len());
-        for (at, eta) in seen {
-            let really = (end - at).as_secs_f64();
-            let off = (eta - really).abs() / (end - began).as_secs_f64();
-            assert!(off < 0.1, "{eta} at {at:?}, really {really}");
-        }
-        assert_eq!(teller.volume.drained().await, Some(DrainEnd::Done));
-    });
-}
-
-/// A drain that was cancelled leaves the rest dirty; one that a stop ends goes on with the next.
-#[test]
-fn a_drain_can_be_ended_and_begun_again() {
-    let set = Set::of(2000, plain()).paced(Duration::from_millis(20));
-    let teller = set.volume();
-    let left = set.tell({
-        let teller = teller.clone();
-        async move {
-            for block in 0..3000 {
-                teller.write(block * 3, 1, 7).await;
-            }
-            teller.server.drain(Some("x")).expect("begun");
-            assert!(teller.server.drain(Some("nobody")).is_err());
-            teller.sleep(1.0).await;
-            assert_eq!(teller.server.cancel_drain(None).expect("ended").len(), 1);
-            assert_eq!(teller.volume.drained().await, Some(DrainEnd::Cancelled));
-            teller.sleep(2.0).await;
-            let left = teller.dirty();
-            teller.sleep(10.0).await;
-            assert!(left == teller.dirty() && left > 0 && left < 3000 * BLOCK);
-            assert!(!teller.volume.cancel_drain());
-            assert!(teller.volume.drain());
-            teller.sleep(1.0).await;
-            teller.server.stop().await.expect("stopped");
-            assert_eq!(teller.volume.drained().await, Some(DrainEnd::Stopped));
-            left
-        }
-    });
-    set.world.kill();
-    let world = World::new(set.chance.clone(), Duration::from_secs(1000));
-    let server = open(&world, &set.cache, &set.backing, &set.store, options(false));
-    let volume = server.volumes()[0].clone();
-    assert!(volume.dirty_bytes() < left);
-    let drain = async move {
-        volume.drain();
-        let ended = volume.drained().await;
-        (ended, volume.dirty_bytes(), volume.state())
-    };
-    let ended = world.run(drain, || false).expect("ends");
-    assert_eq!(ended, (Some(DrainEnd::Done), 0, "clean"));
-    assert!((0..3000).all(|block| set.on_backing(block * 3) == 7));
-}
-
 /// One extent that is written all the time keeps only itself dirty, not those beside it.
 #[test]
 fn a_hot_block_does_not_keep_its_neighbours_dirty() {
@@ -676,16 +445,7 @@ fn dirty_data_that_cannot_be_read_keeps_nothing_else_dirty_and_does_not_fail_the
 fn a_place_that_takes_no_data_keeps_nothing_else_dirty_and_does_not_shut_the_volume() {
     let set = Set::new(options(false)).paced(Duration::from_millis(1));
     let teller = set.volume();
-    let weak = Rc::downgrade(&set.backing);
-    let bad = OFFSET + 30 * BLOCK;
-    set.backing.borrow_mut().pace = Some(Rc::new(move |io: Io<'_>| {
-        if let (Io::Write(at, data), Some(disk)) = (io, weak.upgrade())
-            && (at..at + data.len() as u64).contains(&bad)
-        {
-            disk.borrow_mut().faults.write_in = Some(0);
-        }
-        Some(Duration::from_millis(1))
-    }));
+    set.refuse(30, Duration::from_millis(1));
     set.tell(async move {
         for block in (0..64).rev() {
             teller.write(block, 1, 1).await;
@@ -697,71 +457,4 @@ fn a_place_that_takes_no_data_keeps_nothing_else_dirty_and_does_not_shut_the_vol
         assert_eq!(teller.read(1).await, 1, "it is served");
     });
     assert!((0..64).all(|block| block == 30 || set.on_backing(block) == 1));
-}
-
-/// Under writes that never end a drain is over when what was dirty at its beginning is written back.
-#[test]
-fn a_drain_ends_although_clients_go_on_writing() {
-    let set = Set::of(2000, options(false)).paced(Duration::from_millis(20));
-    let teller = set.volume();
-    set.tell(async move {
-        for block in 0..500 {
-            teller.write(block * 3, 1, 7).await;
-        }
-        teller.volume.drain();
-        let mut number = 0;
-        while teller.status().drain.expect("a drain").state == "running" {
-            teller.write(3000 + number % 400 * 2, 1, 8).await;
-            number += 1;
-            teller.sleep(0.003).await;
-            assert!(number < 20_000, "{:?}", teller.status());
-        }
-        let drain = teller.status().drain.expect("a drain");
-        assert_eq!(drain.state, "done");
-        assert_eq!(drain.left_bytes, teller.dirty());
-        assert!(drain.left_bytes > 0);
-    });
-    assert!((0..500).all(|block| set.on_backing(block * 3) == 7));
-}
-
-/// A device whose state could not be written is not thought to be clean.
-#[test]
-fn a_device_that_could_not_be_called_clean_still_says_dirty() {
-    let set = Set::new(options(false)).paced(Duration::from_millis(1));
-    let teller = set.volume();
-    let backing = set.backing.clone();
-    set.tell(async move {
-        teller.write(5, 1, 1).await;
-        backing.borrow_mut().faults.write_in = Some(1);
-        teller.volume.drain();
-        teller.sleep(5.0).await;
-        assert_eq!((teller.dirty(), teller.volume.state()), (0, "dirty"));
-        let drain = teller.status().drain.expect("a drain");
-        assert_eq!(drain.state, "failed");
-        assert!(drain.last_error.is_some());
-    });
-}
-
-/// Nobody waits for a drain that cannot get anywhere any more, whichever device it is that has failed.
-#[test]
-fn a_drain_over_a_device_that_has_failed_ends() {
-    for is_cache in [false, true] {
-        let set = Set::new(options(false)).paced(Duration::from_millis(1));
-        let teller = set.volume();
-        let failing = match is_cache {
-            true => set.cache.clone(),
-            false => set.backing.clone(),
-        };
-        set.tell(async move {
-            for block in 0..50 {
-                teller.write(block * 3, 1, 1).await;
-            }
-            failing.borrow_mut().faults.flush_in = Some(0);
-            teller.volume.drain();
-            assert_eq!(teller.volume.drained().await, Some(DrainEnd::Failed));
-            let drain = teller.status().drain.expect("a drain");
-            assert_eq!(drain.state, "failed");
-            assert!(drain.last_error.is_some() && drain.left_bytes == 50 * BLOCK);
-        });
-    }
 }

@@ -20,6 +20,10 @@ pub struct Geometry {
     pub can_discard: bool,
     /// Opened without the right to write; every write fails with `EROFS`.
     pub is_read_only: bool,
+    /// What is written best at once, aligned to its multiples, in bytes; 0 if nobody knows. Of a RAID a stripe.
+    pub optimal_io_bytes: u32,
+    /// Writing parts of that costs much more than all of it, as it does on RAID 4, 5 and 6.
+    pub partial_stripes_expensive: bool,
 }
 
 /// How durable a completed write is.

@@ -196,6 +196,12 @@ impl DiskState {
         self.geometry.size_bytes = bytes;
     }
 
+    /// It says from now on that it is best written so many bytes at once.
+    pub fn be_striped(&mut self, optimal_io_bytes: u32, partial_stripes_expensive: bool) {
+        self.geometry.optimal_io_bytes = optimal_io_bytes;
+        self.geometry.partial_stripes_expensive = partial_stripes_expensive;
+    }
+
     /// A disk of zeros.
     pub fn new(name: &str, geometry: Geometry) -> Rc<RefCell<Self>> {
         let image = Image::new(geometry.size_bytes);

@@ -330,6 +330,8 @@ fn geometry(sectors: u64, chance: &Chance) -> Geometry {
         physical_block_bytes: chance.pick(&[512, 512, 4096]),
         can_discard: chance.percent(60),
         is_read_only: false,
+        optimal_io_bytes: 0,
+        partial_stripes_expensive: false,
     }
 }
 

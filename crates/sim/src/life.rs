@@ -15,7 +15,7 @@ use crate::work::{Clients, Ledger, Mix, Request};
 use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::settings::Knob;
-use brigade_engine::{Options, Server};
+use brigade_engine::{DrainEnd, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode, Gen};
 use std::cell::RefCell;
@@ -432,7 +432,14 @@ impl Life {
         let is_hurried = self.set.chance.percent(50);
         let settled = async move {
             if is_hurried {
-                let _ = server.drain(None);
+                let volumes = server.volumes();
+                // Others were begun while clients worked, and may leave what these have written since.
+                let begun = volumes.into_iter().filter(|volume| volume.drain());
+                for volume in begun.collect::<Vec<_>>() {
+                    if volume.drained().await == Some(DrainEnd::Done) {
+                        assert_eq!(volume.dirty_bytes(), 0, "a drain says that it is done");
+                    }
+                }
             }
             loop {
                 let is_drained = server

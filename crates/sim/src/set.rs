@@ -78,6 +78,8 @@ fn geometry(sectors: u64, chance: &Chance) -> Geometry {
         physical_block_bytes: physical,
         can_discard: chance.percent(60),
         is_read_only: false,
+        optimal_io_bytes: 0,
+        partial_stripes_expensive: false,
     }
 }
 

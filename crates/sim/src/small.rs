@@ -20,6 +20,8 @@ fn geo(sectors: u64) -> Geometry {
         physical_block_bytes: 512,
         can_discard: true,
         is_read_only: false,
+        optimal_io_bytes: 0,
+        partial_stripes_expensive: false,
     }
 }
 

@@ -171,6 +171,8 @@ fn measure_block(
         physical_block_bytes: physical.max(logical),
         can_discard: !is_read_only && discards(metadata.rdev()),
         is_read_only,
+        optimal_io_bytes: sys::optimal_io_bytes(&fd).map_err(about(path))?,
+        partial_stripes_expensive: has_parity(metadata.rdev()),
     };
     Ok(Opened {
         fd,
@@ -182,17 +184,27 @@ fn measure_block(
     })
 }
 
-/// Whether the queue behind a block device number takes discards; a partition's queue is its disk's.
+/// What the kernel tells of a block device by its number; of a partition, that of its disk.
+fn attribute(device: u64, name: &str) -> Option<String> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let base = format!("/sys/dev/block/{major}:{minor}");
+    let places = [format!("{base}/{name}"), format!("{base}/../{name}")];
+    let found = places
+        .iter()
+        .find_map(|place| std::fs::read_to_string(place).ok());
+    found.map(|text| text.trim().to_string())
+}
+
+/// Whether the queue behind a block device number takes discards.
 fn discards(device: u64) -> bool {
-    let base = format!(
-        "/sys/dev/block/{}:{}",
-        libc::major(device),
-        libc::minor(device)
-    );
-    ["queue", "../queue"].iter().any(|queue| {
-        let limit = std::fs::read_to_string(format!("{base}/{queue}/discard_max_bytes"));
-        limit.is_ok_and(|limit| limit.trim().parse::<u64>().is_ok_and(|limit| limit > 0))
-    })
+    let limit = attribute(device, "queue/discard_max_bytes");
+    limit.is_some_and(|limit| limit.parse::<u64>().is_ok_and(|limit| limit > 0))
+}
+
+/// Whether it is an array of the kernel's with parity, which reads when only part of a stripe is written.
+fn has_parity(device: u64) -> bool {
+    let level = attribute(device, "md/level");
+    level.is_some_and(|level| ["raid4", "raid5", "raid6"].contains(&level.as_str()))
 }
 
 fn measure_file(
@@ -226,6 +238,8 @@ fn measure_file(
         physical_block_bytes: logical,
         can_discard: !is_read_only,
         is_read_only,
+        optimal_io_bytes: 0,
+        partial_stripes_expensive: false,
     };
     Ok(Opened {
         is_in_memory: sys::is_in_memory(&fd),

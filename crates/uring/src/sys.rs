@@ -8,6 +8,7 @@ use std::time::Duration;
 /// `BLKDISCARD`: a range of two u64.
 pub(crate) const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+const BLKIOOPT: libc::Ioctl = 0x1279;
 
 /// The result of a call that returns -1 and sets errno.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -147,6 +148,14 @@ pub(crate) fn block_units(fd: &OwnedFd) -> io::Result<(u32, u32)> {
         ))?;
     }
     Ok((logical.max(0) as u32, physical))
+}
+
+/// Optimal size of an I/O to a block device, in bytes; 0 if it has none.
+pub(crate) fn optimal_io_bytes(fd: &OwnedFd) -> io::Result<u32> {
+    let mut bytes: libc::c_uint = 0;
+    // SAFETY: BLKIOOPT writes an unsigned int.
+    unsafe { check(libc::ioctl(fd.as_raw_fd(), BLKIOOPT, &raw mut bytes))? };
+    Ok(bytes)
 }
 
 /// Process at the other end of a unix socket.

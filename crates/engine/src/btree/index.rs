@@ -4,6 +4,7 @@
 //! it is one synchronous step: the map, the bucket counters, the dirty counters and the leaf's pending set change together.
 
 use super::nodes::{NodeId, Nodes};
+use super::stripes::{StripeLayout, Stripes};
 use crate::alloc::Allocator;
 use crate::extents::{EXTENT_BYTES, Extent, ExtentMap, Merge};
 use brigade_format::BucketNr;
@@ -15,6 +16,8 @@ pub struct Index {
     /// The tree, whose leaves say what is cached.
     pub nodes: Nodes,
     dirty_sectors: BTreeMap<u32, u64>,
+    /// Of volumes whose backing devices are better off with whole ones.
+    stripes: BTreeMap<u32, Stripes>,
     bucket_sectors: u32,
     /// Extents in memory, pending ones not counted.
     here: usize,
@@ -53,6 +56,7 @@ impl Index {
         Index {
             nodes,
             dirty_sectors,
+            stripes: BTreeMap::new(),
             bucket_sectors,
             here: extents,
             extents,
@@ -66,6 +70,7 @@ impl Index {
         Index {
             nodes,
             dirty_sectors,
+            stripes: BTreeMap::new(),
             bucket_sectors,
             here: 0,
             extents,
@@ -93,6 +98,50 @@ impl Index {
     /// Dirty sectors of a volume.
     pub fn dirty_sectors(&self, inode: u32) -> u64 {
         self.dirty_sectors.get(&inode).copied().unwrap_or(0)
+    }
+
+    /// Has stripes of a volume counted, in another way, or not any more. They begin with nothing known ([`Index::count_stripes`]),
+    /// unless only the device's end is another.
+    pub fn set_stripes(&mut self, inode: u32, layout: Option<StripeLayout>) {
+        let Some(layout) = layout else {
+            self.stripes.remove(&inode);
+            return;
+        };
+        if let Some(stripes) = self.stripes.get_mut(&inode) {
+            let now = stripes.layout();
+            if (now.sectors, now.range.0) == (layout.sectors, layout.range.0) {
+                return stripes.resize(layout.range.1);
+            }
+        }
+        self.stripes.insert(inode, Stripes::new(layout));
+    }
+
+    /// Stripes of a volume, if they are counted.
+    pub fn stripes(&self, inode: u32) -> Option<&Stripes> {
+        self.stripes.get(&inode)
+    }
+
+    /// The same, to be taken.
+    pub fn stripes_mut(&mut self, inode: u32) -> Option<&mut Stripes> {
+        self.stripes.get_mut(&inode)
+    }
+
+    /// Counts what is dirty into stripes, up to a sector or for so many extents. All leaves from where they are counted to there are here,
+    /// or have nothing dirty.
+    pub fn count_stripes(&mut self, inode: u32, mut to: u64, most: usize) {
+        let Some(stripes) = self.stripes.get_mut(&inode) else {
+            return;
+        };
+        let from = stripes.counted_to();
+        let leaves = self.nodes.leaves_of(inode, from, to);
+        let leaves = leaves.filter(|id| self.nodes.get(*id).dirty_sectors > 0);
+        let mut extents = leaves.flat_map(|id| self.nodes.content(id).range(inode, from, to));
+        let some: Vec<Extent> = extents.by_ref().take(most).collect();
+        if let Some(next) = extents.next() {
+            to = next.start;
+        }
+        let dirty = some.iter().filter(|extent| extent.dirty);
+        stripes.count(to, dirty.map(|extent| (extent.start, extent.end)));
     }
 
     /// Extents of all leaves, those that are away too.
@@ -129,18 +178,24 @@ impl Index {
 
     fn insert_piece(&mut self, alloc: &mut Allocator, leaf: NodeId, piece: Extent) {
         let bucket_sectors = self.bucket_sectors;
-        self.change(leaf, piece.inode, |content| {
+        self.change(leaf, piece.inode, |content, mut stripes| {
             let mut dirty = 0;
             content.insert(piece, Merge::BOTH, bucket_sectors, |removed| {
                 let Some(ptr) = removed.ptr else { return };
                 if removed.dirty {
                     dirty -= removed.sectors() as i64;
+                    if let Some(stripes) = &mut stripes {
+                        stripes.sub(removed.start, removed.end);
+                    }
                 }
                 alloc.sub_live(ptr, removed.sectors() as u32, removed.dirty);
             });
             if let Some(ptr) = piece.ptr {
                 if piece.dirty {
                     dirty += piece.sectors() as i64;
+                    if let Some(stripes) = &mut stripes {
+                        stripes.add(piece.start, piece.end);
+                    }
                 }
                 alloc.add_live(ptr, piece.sectors() as u32, piece.dirty);
             }
@@ -148,12 +203,18 @@ impl Index {
         });
     }
 
-    /// Changes what a leaf says of a volume, and all that is counted of it. `how` gives by how much its dirty sectors change.
-    fn change(&mut self, leaf: NodeId, inode: u32, how: impl FnOnce(&mut ExtentMap) -> i64) {
+    /// Changes what a leaf says of a volume, and all that is counted of it. `how` gives by how much its dirty sectors change, and has
+    /// told its stripes.
+    fn change(
+        &mut self,
+        leaf: NodeId,
+        inode: u32,
+        how: impl FnOnce(&mut ExtentMap, Option<&mut Stripes>) -> i64,
+    ) {
         let node = self.nodes.get_mut(leaf);
         let content = node.content.as_mut().expect("brought before");
         let before = content.len();
-        let dirty = how(content);
+        let dirty = how(content, self.stripes.get_mut(&inode));
         let after = content.len();
         node.extents = after;
         node.dirty_sectors = node.dirty_sectors.wrapping_add_signed(dirty);
@@ -328,7 +389,7 @@ impl Index {
         for extent in extents {
             if extent.ptr.is_some_and(|ptr| alloc.is_stale_durably(ptr)) {
                 assert!(!extent.dirty, "a bucket with dirty data is not recycled");
-                self.change(leaf, extent.inode, |content| {
+                self.change(leaf, extent.inode, |content, _| {
                     content.remove(extent.inode, extent.start, extent.end, |_| ());
                     0
                 });
@@ -377,6 +438,15 @@ impl Index {
             let recount = dirty.get(inode).copied().unwrap_or(0);
             assert_eq!(*sectors, recount, "dirty sectors of inode {inode}");
         }
+        for (inode, stripes) in &self.stripes {
+            let maps = self.nodes.leaves().into_iter().filter_map(|id| {
+                let leaf = self.nodes.get(id);
+                leaf.content.as_ref().or(leaf.shadow.as_ref())
+            });
+            let extents = maps.flat_map(ExtentMap::iter);
+            let dirty = extents.filter(|extent| extent.dirty && extent.inode == *inode);
+            stripes.audit(dirty.map(|extent| (extent.start, extent.end)));
+        }
         for nr in alloc.bucket_numbers() {
             let recount = live.get(&nr).copied().unwrap_or((0, 0));
             assert_eq!(alloc.live_of(nr), recount, "ALLOC-4: {nr:?}");
@@ -407,6 +477,7 @@ impl Index {
     pub fn memory_bytes(&self) -> u64 {
         let nodes = self.nodes.count() * size_of::<super::nodes::Node>();
         let extents = self.here + self.nodes.pending_keys();
-        (extents * EXTENT_BYTES + nodes) as u64
+        let stripes: usize = self.stripes.values().map(Stripes::memory_bytes).sum();
+        (extents * EXTENT_BYTES + nodes + stripes) as u64
     }
 }

@@ -19,9 +19,11 @@
 mod index;
 mod nodes;
 mod pages;
+mod stripes;
 mod writer;
 
 pub use index::{Change, Index};
 pub use nodes::Nodes;
 pub use pages::{Pages, PagesSetup};
+pub use stripes::StripeLayout;
 pub use writer::{Layout, Tree};

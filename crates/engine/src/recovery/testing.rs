@@ -132,6 +132,8 @@ impl Device for Image {
             physical_block_bytes: 512,
             can_discard: false,
             is_read_only: true,
+            optimal_io_bytes: 0,
+            partial_stripes_expensive: false,
         }
     }
     fn read(

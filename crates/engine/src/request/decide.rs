@@ -66,15 +66,41 @@ impl<E: Env> Core<E> {
         }
     }
 
-    /// Why a request that just came must not leave data in the cache, if so; in sectors of the backing device.
+    /// Why a request that just came must not leave data in the cache, if so; in sectors of the backing device. It is counted.
     pub(super) fn bypasses(
+        &self,
+        cache: &Cache<E>,
+        stream: StreamId,
+        kind: Kind,
+        range: (u64, u64),
+    ) -> Option<Reason> {
+        let reason = self.bypass_of(cache, stream, kind, range);
+        self.note_bypass(cache, reason, range.1);
+        reason
+    }
+
+    /// So many sectors bypass the cache, or do not.
+    fn note_bypass(&self, cache: &Cache<E>, reason: Option<Reason>, sectors: u64) {
+        match reason {
+            // All of it is kept where nothing else is.
+            _ if self.backing.is_none() => {}
+            None => cache.buckets.get_mut().account_traffic(sectors),
+            Some(reason) => {
+                if let Some(mark) = mark_of(reason) {
+                    marks::hit(mark);
+                }
+                self.note(Event::BypassedSectors, sectors);
+            }
+        }
+    }
+
+    fn bypass_of(
         &self,
         cache: &Cache<E>,
         stream: StreamId,
         kind: Kind,
         (start, sectors): (u64, u64),
     ) -> Option<Reason> {
-        // All of it is kept where nothing else is.
         self.backing.as_ref()?;
         let asked = Asked {
             kind,
@@ -98,17 +124,7 @@ impl<E: Env> Core<E> {
             // The time of this very request: nothing was awaited since it was noted.
             now: self.last_request.get(),
         };
-        let reason = bypass(&asked, &state, &mut late);
-        match reason {
-            None => cache.buckets.get_mut().account_traffic(sectors),
-            Some(reason) => {
-                if let Some(mark) = mark_of(reason) {
-                    marks::hit(mark);
-                }
-                self.note(Event::BypassedSectors, sectors);
-            }
-        }
-        reason
+        bypass(&asked, &state, &mut late)
     }
 
     /// The way of a write that just came.
@@ -119,7 +135,14 @@ impl<E: Env> Core<E> {
         range: (u64, u64),
         is_sync: bool,
     ) -> WriteOutcome {
-        let reason = self.bypasses(cache, stream, Kind::Write, range);
+        let reason = self.bypass_of(cache, stream, Kind::Write, range);
+        // Other reasons leave no choice.
+        let is_long_run = matches!(reason, Some(Reason::Sequential | Reason::Congested));
+        let touches_dirty_stripe = (reason.is_none() || is_long_run) && {
+            let index = cache.index.borrow();
+            let stripes = index.stripes(self.inode);
+            stripes.is_some_and(|stripes| stripes.touches_dirty(range.0, range.0 + range.1))
+        };
         let write = Dirtying {
             mode: self.mode(),
             is_detaching: self.takes_nothing(),
@@ -127,11 +150,14 @@ impl<E: Env> Core<E> {
             cutoff: cache.settings.get(Knob::CutoffWriteback),
             cutoff_sync: cache.settings.get(Knob::CutoffWritebackSync),
             is_discard: false,
-            touches_dirty_stripe: false,
+            touches_dirty_stripe,
             bypasses: reason.is_some(),
             is_sync,
         };
-        match (should_writeback(&write), reason) {
+        let verdict = should_writeback(&write);
+        let reason = reason.filter(|_| verdict.is_err());
+        self.note_bypass(cache, reason, range.1);
+        match (verdict, reason) {
             (Ok(()), _) => WriteOutcome::Writeback,
             (Err(_), Some(reason)) => WriteOutcome::Bypassed(reason),
             (Err(why), None) => {

@@ -307,31 +307,38 @@ pub async fn forget_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::R
     }
 }
 
-/// The same of everything that is cached of a volume that nobody is served yet, in small steps. What is dirty stays.
-pub async fn forget_all_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
+/// The same of everything that is cached of a volume that nobody is served yet, in small steps, as long as somebody wants it. What is dirty
+/// stays.
+pub async fn forget_all_clean<E: Env>(
+    core: &Core<E>,
+    start: u64,
+    end: u64,
+    is_wanted: impl Fn() -> bool,
+) -> io::Result<()> {
     let Some(cache) = &core.cache else {
         return Ok(());
     };
-    let is_clean = |extent: &Extent| extent.ptr.is_some() && !extent.dirty;
     let mut at = start;
     while at < end {
+        if !is_wanted() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let leaf_end = cache.index.borrow().nodes.leaf_of(core.inode, at).1;
         let to = end.min(leaf_end);
         core.bring(cache, at, to).await?;
-        let found: Vec<Extent> = {
+        let (found, last) = {
             let index = cache.index.borrow();
-            let all = index.range(core.inode, at, to).take(SLICE_KEYS);
-            all.collect()
+            let some = index.range(core.inode, at, to).take(SLICE_KEYS);
+            some.fold((0, at), |(found, _), extent| (found + 1, extent.end))
         };
-        for run in found.chunk_by(|one, next| is_clean(one) == is_clean(next)) {
-            if is_clean(&run[0]) {
-                drop_clean(core, run[0].start, run[run.len() - 1].end).await?;
-            }
-        }
-        at = match &found[..] {
-            [.., last] if found.len() == SLICE_KEYS => last.end,
+        let until = match found {
+            SLICE_KEYS => last,
             _ => to,
         };
+        if found > 0 {
+            drop_clean(core, at, until).await?;
+        }
+        at = until;
         yield_now().await;
     }
     Ok(())

@@ -188,6 +188,12 @@ knobs! {
     WritebackBridge "writeback_bridge" Volume Brigade Number(Unit::Bytes, 0, 1 << 20), 256 << 10, Nowhere,
         "At full speed, gaps between dirty extents up to this long are read from the backing device and written with them, where that is \
          measured to be quicker; 0: never, as is best where what was never written takes no space.";
+    StripeSize "stripe_size" Volume Kernel Number(Unit::Bytes, 0, 1 << 40), 0, Nowhere,
+        "Bytes of a stripe of the backing device, for what lies below a file or a network; 0: what the device says, as many times as make \
+         4 MiB. The kernel's cannot be changed (F.2).";
+    PartialStripesExpensive "partial_stripes_expensive" Volume Kernel Choice(&["auto", "off", "on"]), 0, Nowhere,
+        "Stripes that are dirty as a whole are written back first, and long runs that touch a dirty one are not kept out of the cache, if \
+         the size of a stripe is known; auto: on RAID 4, 5 and 6. The kernel's cannot be changed (E.5, F.2, F.6).";
     VolumeIoErrorLimit "io_error_limit" Volume Kernel Number(Unit::Count, 0, I31), 64, Nowhere,
         "After so many errors of the backing device the volume refuses requests (E.9).";
     VolumeIoDisable "io_disable" Volume Kernel Switch, 0, Nowhere,

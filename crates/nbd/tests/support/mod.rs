@@ -650,6 +650,8 @@ impl Device for NoDevice {
             physical_block_bytes: 512,
             can_discard: false,
             is_read_only: true,
+            optimal_io_bytes: 0,
+            partial_stripes_expensive: false,
         }
     }
     fn read(&self, _: u64, _: Buffer) -> impl Future<Output = io::Result<Buffer>> + 'static {

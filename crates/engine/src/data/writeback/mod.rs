@@ -24,6 +24,8 @@
 //! At full speed, gaps between dirty extents may be written over with what the backing device has there, where [`bridge`] finds that
 //! quicker.
 //!
+//! Where partial stripes cost much, those that are dirty as a whole go before all else ([`striped`]).
+//!
 //! Nobody waits for a scan of the index: what is being written is known by its range lock and its candidate, so that clients need not
 //! be kept out while the next extents are looked for.
 
@@ -33,6 +35,7 @@ mod drain;
 mod rate;
 mod round;
 mod scan;
+mod striped;
 mod task;
 mod together;
 

@@ -90,43 +90,53 @@ pub fn same(index: &Index, extent: &Extent) -> Vec<Extent> {
 }
 
 impl<E: Env> Writeback<E> {
-    /// Dirty extents from the cursor on, in pieces.
+    /// Dirty extents in pieces: stripes that are dirty as a whole, if these are counted, or those from the cursor on.
     pub(super) async fn next_batch(&self, budget: Budget) -> Batch {
+        if let Some(batch) = self.next_of_full_stripes(budget).await {
+            return batch;
+        }
         let (low, high) = self.parts.range;
         let mut batch = Batch::default();
-        let mut at = self.cursor.get().clamp(low, high);
+        let from = self.cursor.get().clamp(low, high);
+        let next = self.gather(&mut batch, from, high, budget).await;
+        self.cursor.set(next.unwrap_or(low));
+        batch.is_last = next.is_none();
+        if batch.is_last {
+            marks::hit(Mark::WritebackWraps);
+        }
+        batch
+    }
+
+    /// Dirty extents of a range, as many as there is room for; gives where to go on, if there is more.
+    pub(super) async fn gather(
+        &self,
+        batch: &mut Batch,
+        from: u64,
+        to: u64,
+        budget: Budget,
+    ) -> Option<u64> {
+        let mut at = from;
         loop {
-            let (found, next) = self.scan(at, high).await;
+            let (found, next) = self.scan(at, to).await;
             let found = match found {
                 Ok(found) => found,
-                Err(_) if !batch.extents.is_empty() => {
-                    // What was found goes first.
-                    self.cursor.set(at);
-                    return batch;
-                }
+                // What was found goes first.
+                Err(_) if !batch.extents.is_empty() => return Some(at),
                 Err(error) => {
-                    self.cursor.set(next.unwrap_or(low));
-                    batch.is_last = next.is_none();
                     batch.error = Some(error);
-                    return batch;
+                    return next;
                 }
             };
             for extent in found {
                 if batch.is_full(budget, &extent) {
-                    self.cursor.set(extent.start);
-                    return batch;
+                    return Some(extent.start);
                 }
                 batch.push(extent);
             }
-            let Some(next) = next else {
-                marks::hit(Mark::WritebackWraps);
-                self.cursor.set(low);
-                batch.is_last = true;
-                return batch;
-            };
-            at = next;
+            at = next?;
             if self.is_closing.get() {
-                return Batch::default();
+                *batch = Batch::default();
+                return Some(from);
             }
             yield_now().await;
         }

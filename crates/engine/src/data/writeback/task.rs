@@ -5,6 +5,7 @@ use super::depth::Depth;
 use super::drain::{Drain, DrainEnd};
 use super::rate::{Controller, Limiter, RATE_DISTURBED, RATE_IDLE, Seen, Terms, target};
 use super::scan::{Batch, Budget};
+use super::striped::Striped;
 use crate::btree::{Index, Pages, Tree};
 use crate::buckets::Buckets;
 use crate::data::candidates::Candidates;
@@ -32,7 +33,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Pause after an error, the first at least: that after a whole pass doubles up to `writeback_delay`, as the same places fail again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The longest one.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Longest time without a look whether there is hurry.
@@ -43,7 +44,7 @@ const FULL: Budget = Budget {
     sectors: WRITEBACK_BYTES / 512,
 };
 /// The same where gaps are written over: what lies between takes as much time, and a round ends with a flush.
-const SPANS: Budget = Budget {
+pub(super) const SPANS: Budget = Budget {
     extents: 4 * WRITEBACK_EXTENTS,
     ..FULL
 };
@@ -99,6 +100,7 @@ pub struct Writeback<E: Env> {
     pub(super) is_closing: Cell<bool>,
     pub(super) depth: Cell<Depth>,
     pub(super) bridge: Cell<Bridge>,
+    pub(super) stripes: Striped,
     is_detaching: Cell<bool>,
     running: Cell<bool>,
     changed: Notify,
@@ -145,6 +147,7 @@ impl<E: Env> Writeback<E> {
             is_closing: Cell::new(false),
             depth: Cell::default(),
             bridge: Cell::default(),
+            stripes: Striped::default(),
             is_detaching: Cell::new(false),
             running: Cell::new(false),
             changed: Notify::new(),
@@ -187,10 +190,14 @@ impl<E: Env> Writeback<E> {
             if self.parts.index.borrow().nodes.uncounted() > 0 {
                 // Nobody knows what is dirty.
                 self.rest(LOOK, told).await;
-            } else if self.dirty() == 0 {
+                continue;
+            }
+            let is_counting = self.keep_stripes().await;
+            if self.dirty() == 0 {
                 self.be_clean(told).await;
             } else {
                 match self.work() {
+                    Work::Wait | Work::Rest(_) if is_counting => {}
                     Work::Wait => told.await,
                     Work::Rest(pause) => self.rest(pause.min(LOOK), told).await,
                     Work::Round(budget, rate) => self.work_off_some(budget, rate).await,
@@ -198,6 +205,7 @@ impl<E: Env> Writeback<E> {
             }
         }
         self.parts.clients.writeback.detach(self.parts.inode);
+        self.forget_stripes();
         self.end_drain(DrainEnd::Stopped);
         self.running.set(false);
         self.changed.notify_all();
@@ -258,8 +266,7 @@ impl<E: Env> Writeback<E> {
 
     /// Some of what is next, and what follows from how that went.
     async fn work_off_some(&self, budget: Budget, rate: Option<u64>) {
-        let outcome = self.write_some(budget, rate).await;
-        let is_over = self.cursor.get() <= self.parts.range.0;
+        let (outcome, is_over) = self.write_some(budget, rate).await;
         let pause = match &outcome {
             Err(error) => {
                 marks::hit(Mark::WritebackFailed);
@@ -319,7 +326,8 @@ impl<E: Env> Writeback<E> {
         }
     }
 
-    async fn write_some(&self, budget: Budget, rate: Option<u64>) -> io::Result<bool> {
+    /// A round. Gives whether anything came of it, and whether the pass is over.
+    async fn write_some(&self, budget: Budget, rate: Option<u64>) -> (io::Result<bool>, bool) {
         if self.cursor.get() <= self.parts.range.0 {
             self.with_drain(Drain::begin_pass);
         }
@@ -339,7 +347,7 @@ impl<E: Env> Writeback<E> {
         }
         let outcome = match batch.error.take() {
             Some(error) => Err(error),
-            None if batch.extents.is_empty() => Ok(all > 0),
+            None if batch.extents.is_empty() => Ok(all > 0 || !batch.is_last),
             None => self.write_batch(&batch, rate, gap, moves).await,
         };
         if outcome.is_err() {
@@ -349,7 +357,7 @@ impl<E: Env> Writeback<E> {
         if batch.is_last && self.with_drain(Drain::end_pass) == Some(true) && self.dirty() > 0 {
             self.end_drain(DrainEnd::Done);
         }
-        outcome
+        (outcome, batch.is_last)
     }
 
     /// Sectors of the longest gap between dirty extents that is written over. Whoever wants short writes, or few, wants none.
@@ -634,6 +642,7 @@ impl<E: Env> Writeback<E> {
         };
         let depth = self.depth.get();
         let drain = self.drain.borrow();
+        let stripes = self.stripe_status();
         WritebackStatus {
             running: is_running,
             rate: rate * 512,
@@ -650,6 +659,7 @@ impl<E: Env> Writeback<E> {
             keys_failed: counters.writeback_failed.get(),
             depth: depth.get() as u64,
             latency: depth.average().as_secs_f64(),
+            stripes,
             drain: drain.as_ref().map(|drain| drain.status(now, dirty)),
         }
     }

@@ -103,7 +103,8 @@ impl<E: Env> Server<E> {
             return Ok(());
         }
         let (start, end) = (backing.data_offset, backing.disk.sectors());
-        let forgotten = request::forget_all_clean(core, start, end).await;
+        let forgotten =
+            request::forget_all_clean(core, start, end, || !self.is_stopping.get()).await;
         if let Err(error) = forgotten {
             if let Some(writeback) = &served.writeback {
                 writeback.stop().await;
