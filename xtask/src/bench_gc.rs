@@ -65,7 +65,7 @@ struct Seen {
 }
 
 /// Runs `cargo x bench gc [--minutes M] [--cache SIZE] [--bucket SIZE] [--delay MS] [--depth N] [--trigger S] [--warm S]
-/// [--table FILE]`.
+/// [--table FILE] [--set NAME=VALUE,...]`.
 pub fn main(arguments: &[String]) -> Result<ExitCode> {
     let flags = [
         "--minutes",
@@ -76,6 +76,7 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
         "--trigger",
         "--warm",
         "--table",
+        "--set",
     ];
     let options = Options::of(arguments, &flags, &[])?;
     let program = brigade()?;
@@ -104,6 +105,10 @@ pub fn main(arguments: &[String]) -> Result<ExitCode> {
     };
     let server = start_ready(&program, &serve, folder.path())?;
     server.set(&DIRTIEST)?;
+    if let Some(more) = options.text("--set") {
+        let pairs = more.split(',').filter_map(|pair| pair.split_once('='));
+        server.set(&pairs.collect::<Vec<_>>())?;
+    }
     let seconds = options.fraction("--minutes", 1.0)? * 60.0;
     let depth = options.number("--depth", DEPTH)?;
     println!(
@@ -261,6 +266,9 @@ fn report(samples: &[Sample], seen: &Seen, warm_ms: u32, time: Duration) -> bool
     {
         println!("  background: {task}");
     }
+    let writes = &seen.last["volumes"][0]["writes"];
+    let stalls = &seen.last["cache_set"]["stalls"];
+    println!("  writes: {writes}; stalls: {stalls}");
     if let Some(why) = &seen.refused {
         println!("  asking for a collection: {why}");
     }

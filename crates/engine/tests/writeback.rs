@@ -79,6 +79,32 @@ fn an_overwrite_during_writeback_stays_dirty() {
     assert_eq!((byte, set.on_backing(10)), (2, 2));
 }
 
+/// Clients who write there wait for a run that is being written back; a block of it that has changed meanwhile must not make it take longer.
+#[test]
+fn what_changed_meanwhile_leaves_the_rest_of_a_run_in_few_pieces() {
+    let set = Set::new(options(false));
+    let log = set.watch();
+    let slow_reads = |io: Io<'_>| match io {
+        Io::Read(_) => Some(Duration::from_millis(20)),
+        _ => Some(Duration::from_micros(20)),
+    };
+    set.cache.borrow_mut().pace = Some(Rc::new(slow_reads));
+    let teller = set.volume();
+    set.tell(async move {
+        for block in (0..64).rev() {
+            teller.write(block, 1, 1).await;
+        }
+        teller.volume.drain();
+        teller.sleep(0.01).await;
+        teller.write(30, 1, 2).await;
+        assert_eq!(teller.volume.drained().await, Some(DrainEnd::Done));
+        teller.volume.drain();
+        teller.clean(MINUTE).await;
+    });
+    assert_eq!(*log.borrow(), [(0, 30), (31, 33), (30, 1)]);
+    assert_eq!((set.on_backing(30), set.on_backing(63)), (2, 1));
+}
+
 /// T148: what could not be written to the backing device stays dirty and is tried again; the rest of the round is not kept from
 /// becoming clean.
 #[test]

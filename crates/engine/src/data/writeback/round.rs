@@ -360,8 +360,8 @@ impl<E: Env> Writeback<E> {
         all
     }
 
-    /// Writes extents and what lies between them to the backing device, if nothing has changed there, else those that did not; if it does not take them
-    /// together, one by one.
+    /// Writes extents and what lies between them to the backing device, but for those that have changed: in as few pieces as these leave,
+    /// as their range is held meanwhile. What the backing device does not take together goes one by one.
     async fn write(
         &self,
         group: &[Extent],
@@ -369,43 +369,56 @@ impl<E: Env> Writeback<E> {
         round: &Round<'_>,
         copied: &mut Copied,
     ) -> io::Result<()> {
-        let (start, end) = (group[0].start, group[group.len() - 1].end);
-        round.breath.take((end - start) * 512).await;
-        self.bring(start, end).await?;
-        if self.is_same(group) {
-            if group.len() > 1 {
+        let (first, mut data) = (group[0].start, Some(data));
+        let mut left = vec![group];
+        while let Some(some) = left.pop() {
+            let (start, end) = (some[0].start, some[some.len() - 1].end);
+            round.breath.take((end - start) * 512).await;
+            self.bring(start, end).await?;
+            let same = self.split_at_changes(some, round.moves);
+            if same.first().is_none_or(|part| part.len() < some.len()) {
+                left.extend(same.into_iter().rev());
+                continue;
+            }
+            let buffer = match &data {
+                Some(data) if some.len() < group.len() => {
+                    let at = (start - first) as usize * 512..(end - first) as usize * 512;
+                    let mut buffer = self.parts.backing.buffers().get(at.len());
+                    buffer.copy_from_slice(&data[at]);
+                    buffer
+                }
+                _ => data.take().expect("only the whole takes it"),
+            };
+            if some.len() > 1 {
                 marks::hit(Mark::WritebackMerges);
             }
-            match self.write_out(start, data, round).await {
-                Ok(()) => copied.extents.extend_from_slice(group),
+            match self.write_out(start, buffer, round).await {
+                Ok(()) => copied.extents.extend_from_slice(some),
                 Err(error) => {
                     copied.error.get_or_insert(error);
-                    if has_gaps(group) {
+                    if has_gaps(some) {
                         self.leave_gaps_alone(round);
                     }
-                    self.write_parts(group, &round.breath, copied).await?;
+                    self.write_parts(some, &round.breath, copied).await?;
                 }
-            }
-            return Ok(());
-        }
-        for extent in group {
-            let at = (extent.start - start) as usize * 512..(extent.end - start) as usize * 512;
-            let mut buffer = self.parts.backing.buffers().get(at.len());
-            buffer.copy_from_slice(&data[at]);
-            round.breath.take(buffer.len() as u64).await;
-            self.bring(extent.start, extent.end).await?;
-            if self.is_same(std::slice::from_ref(extent)) {
-                match self.write_out(extent.start, buffer, round).await {
-                    Ok(()) => copied.extents.push(*extent),
-                    Err(error) => drop(copied.error.get_or_insert(error)),
-                }
-            } else {
-                let index = self.parts.index.borrow();
-                self.note_left(&same(&index, extent));
-                self.note_moved(&index, extent, round.moves);
             }
         }
         Ok(())
+    }
+
+    /// Extents that are still the same, those together between which none is not.
+    fn split_at_changes<'a>(&self, extents: &'a [Extent], moves: u64) -> Vec<&'a [Extent]> {
+        let index = self.parts.index.borrow();
+        let is_same = |extent: &Extent| same(&index, extent) == [*extent];
+        let parts = extents.split(|extent| {
+            let has_changed = !is_same(extent);
+            if has_changed {
+                self.note_left(&same(&index, extent));
+                self.note_moved(&index, extent, moves);
+            }
+            has_changed
+        });
+        parts.filter(|part| !part.is_empty()).collect()
     }
 
     /// Writes one by one what the backing device did not take together.
