@@ -49,7 +49,7 @@ impl Life {
         let stripes = Chance::new(self.set.seed ^ 0x57a1_9e5d_11b0_c3e7);
         settings.insert(
             Knob::StripeSize,
-            stripes.pick(&[0, 4096, 24 << 10, 96 << 10]),
+            stripes.pick(&[0, 32 << 10, 40 << 10, 96 << 10]),
         );
         settings.insert(Knob::PartialStripesExpensive, stripes.pick(&[0, 2, 2]));
         let errors = Chance::new(self.set.seed ^ 0x5eed_0e55_7a11_04d9);

@@ -6,7 +6,10 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Devices that lie on others, one above the other, that are looked through.
+const STACKED_MAX: u32 = 8;
 
 /// What a device is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,14 +168,15 @@ fn measure_block(
         ));
     }
     let is_read_only = options.mode == OpenMode::ReadOnly;
+    let place = place_of(metadata.rdev());
     let geometry = Geometry {
         size_bytes: size_bytes - size_bytes % SECTOR_BYTES,
         logical_block_bytes: logical,
         physical_block_bytes: physical.max(logical),
-        can_discard: !is_read_only && discards(metadata.rdev()),
+        can_discard: !is_read_only && discards(&place),
         is_read_only,
         optimal_io_bytes: sys::optimal_io_bytes(&fd).map_err(about(path))?,
-        partial_stripes_expensive: has_parity(metadata.rdev()),
+        partial_stripes_expensive: has_parity(&place, STACKED_MAX),
     };
     Ok(Opened {
         fd,
@@ -184,27 +188,36 @@ fn measure_block(
     })
 }
 
-/// What the kernel tells of a block device by its number; of a partition, that of its disk.
-fn attribute(device: u64, name: &str) -> Option<String> {
+fn place_of(device: u64) -> PathBuf {
     let (major, minor) = (libc::major(device), libc::minor(device));
-    let base = format!("/sys/dev/block/{major}:{minor}");
-    let places = [format!("{base}/{name}"), format!("{base}/../{name}")];
-    let found = places
+    format!("/sys/dev/block/{major}:{minor}").into()
+}
+
+/// What the kernel tells of a block device in its folder; of a partition, what it tells of the disk.
+fn attribute(place: &Path, name: &str) -> Option<String> {
+    let files = [place.join(name), place.join("..").join(name)];
+    let found = files
         .iter()
-        .find_map(|place| std::fs::read_to_string(place).ok());
+        .find_map(|file| std::fs::read_to_string(file).ok());
     found.map(|text| text.trim().to_string())
 }
 
-/// Whether the queue behind a block device number takes discards.
-fn discards(device: u64) -> bool {
-    let limit = attribute(device, "queue/discard_max_bytes");
+/// Whether the queue behind a block device takes discards.
+fn discards(place: &Path) -> bool {
+    let limit = attribute(place, "queue/discard_max_bytes");
     limit.is_some_and(|limit| limit.parse::<u64>().is_ok_and(|limit| limit > 0))
 }
 
-/// Whether it is an array of the kernel's with parity, which reads when only part of a stripe is written.
-fn has_parity(device: u64) -> bool {
-    let level = attribute(device, "md/level");
-    level.is_some_and(|level| ["raid4", "raid5", "raid6"].contains(&level.as_str()))
+/// Whether it is, or lies on, an array of the kernel's with parity, which reads when only part of a stripe is written.
+fn has_parity(place: &Path, stacked_max: u32) -> bool {
+    if let Some(level) = attribute(place, "md/level") {
+        return ["raid4", "raid5", "raid6"].contains(&level.as_str());
+    }
+    let below = std::fs::read_dir(place.join("slaves"))
+        .into_iter()
+        .flatten();
+    let mut below = below.filter_map(Result::ok).map(|entry| entry.path());
+    stacked_max > 0 && below.any(|place| has_parity(&place, stacked_max - 1))
 }
 
 fn measure_file(
@@ -270,4 +283,39 @@ fn direct_unit(file: &File) -> Option<u64> {
         let second = file.read_at(&mut buffer, offset);
         (matches!(first, Ok(count) if count > 0) && second.is_ok()).then_some(offset)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_with_parity_are_known_by_their_level_also_below_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let device = |name: &str, level: Option<&str>, slaves: &[&str]| {
+            let place = folder.path().join(name);
+            for kind in ["md", "slaves", "part"] {
+                std::fs::create_dir_all(place.join(kind)).expect("made");
+            }
+            if let Some(level) = level {
+                std::fs::write(place.join("md/level"), format!("{level}\n")).expect("written");
+            }
+            for slave in slaves {
+                let below = folder.path().join(slave);
+                std::os::unix::fs::symlink(below, place.join("slaves").join(slave))
+                    .expect("linked");
+            }
+            place
+        };
+        let array = device("md0", Some("raid5"), &["disk"]);
+        let mirror = device("md1", Some("raid1"), &["md0"]);
+        device("crypt", None, &["md0"]);
+        let logical = device("logical", None, &["disk", "crypt"]);
+        let plain = device("disk", None, &[]);
+        assert!(has_parity(&array, 0) && has_parity(&array.join("part"), 0));
+        assert!(has_parity(&logical, 2) && !has_parity(&logical, 1));
+        assert!(!has_parity(&mirror, 8) && !has_parity(&plain, 8));
+        let round = device("round", None, &["round"]);
+        assert!(!has_parity(&round, 8));
+    }
 }

@@ -126,8 +126,8 @@ impl Index {
         self.stripes.get_mut(&inode)
     }
 
-    /// Counts what is dirty into stripes, up to a sector or for so many extents. All leaves from where they are counted to there are here,
-    /// or have nothing dirty.
+    /// Counts what is dirty into stripes, up to a sector or for so many extents, of which those in many stripes count for each. All leaves
+    /// from where they are counted to there are here, or have nothing dirty.
     pub fn count_stripes(&mut self, inode: u32, mut to: u64, most: usize) {
         let Some(stripes) = self.stripes.get_mut(&inode) else {
             return;
@@ -135,13 +135,18 @@ impl Index {
         let from = stripes.counted_to();
         let leaves = self.nodes.leaves_of(inode, from, to);
         let leaves = leaves.filter(|id| self.nodes.get(*id).dirty_sectors > 0);
-        let mut extents = leaves.flat_map(|id| self.nodes.content(id).range(inode, from, to));
-        let some: Vec<Extent> = extents.by_ref().take(most).collect();
-        if let Some(next) = extents.next() {
-            to = next.start;
+        let (mut some, mut work) = (Vec::new(), 0);
+        for extent in leaves.flat_map(|id| self.nodes.content(id).range(inode, from, to)) {
+            if work >= most {
+                to = extent.start;
+                break;
+            }
+            work += 1 + (extent.sectors() / stripes.layout().sectors) as usize;
+            if extent.dirty {
+                some.push((extent.start, extent.end));
+            }
         }
-        let dirty = some.iter().filter(|extent| extent.dirty);
-        stripes.count(to, dirty.map(|extent| (extent.start, extent.end)));
+        stripes.count(to, some.into_iter());
     }
 
     /// Extents of all leaves, those that are away too.

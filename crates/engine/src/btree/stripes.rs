@@ -8,8 +8,8 @@
 
 use std::collections::BTreeSet;
 
-/// Stripes of a volume at most, 4 bytes each; on a larger device each is as many times as long.
-pub const STRIPES_MAX: u64 = 1 << 22;
+/// Stripes that are taken in one step, at most.
+const TAKEN_AT_ONCE: u64 = 64;
 
 /// Where stripes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,10 @@ pub struct StripeLayout {
 }
 
 impl StripeLayout {
-    /// Stripes of so many sectors, or of as few times that as keeps them within [`STRIPES_MAX`].
-    pub fn new(sectors: u64, range: (u64, u64)) -> StripeLayout {
+    /// Stripes of so many sectors, or of as few times that as makes them no more than `most`: each takes memory.
+    pub fn new(sectors: u64, range: (u64, u64), most: u64) -> StripeLayout {
         let sectors = sectors.max(1);
-        let times = range.1.div_ceil(sectors).div_ceil(STRIPES_MAX).max(1);
+        let times = range.1.div_ceil(sectors).div_ceil(most.max(1)).max(1);
         StripeLayout {
             sectors: sectors.saturating_mul(times),
             range,
@@ -164,13 +164,12 @@ impl Stripes {
         !self.waiting.is_empty()
     }
 
-    /// A run of stripes that are dirty as a whole and were not taken since they became so, the first at or behind a sector, or else
-    /// the first of all. They are taken then, whatever becomes of them.
+    /// The first at or behind a sector of the stripes that are dirty as a whole and were not taken since they became so, with some that
+    /// follow it. They are taken then, whatever becomes of them.
     pub fn take_full(&mut self, from: u64) -> Option<(u64, u64)> {
-        let behind = self.waiting.range(from / self.layout.sectors..).next();
-        let first = *behind.or(self.waiting.first())?;
+        let first = *self.waiting.range(from / self.layout.sectors..).next()?;
         let mut end = first;
-        while self.waiting.remove(&end) {
+        while end - first < TAKEN_AT_ONCE && self.waiting.remove(&end) {
             end += 1;
         }
         Some((self.layout.bounds(first).0, self.layout.bounds(end - 1).1))
@@ -205,7 +204,7 @@ mod tests {
     use super::*;
 
     fn counted(sectors: u64, range: (u64, u64)) -> Stripes {
-        let mut stripes = Stripes::new(StripeLayout::new(sectors, range));
+        let mut stripes = Stripes::new(StripeLayout::new(sectors, range, 1 << 20));
         stripes.count(range.1, std::iter::empty());
         stripes
     }
@@ -237,23 +236,24 @@ mod tests {
 
     /// T147.
     #[test]
-    fn runs_of_full_stripes_are_taken_once_from_the_position_on_and_around() {
+    fn runs_of_full_stripes_are_taken_once_from_the_position_on() {
         let mut stripes = counted(32, (0, 320));
         stripes.add(0, 32);
         stripes.add(96, 192);
         stripes.add(256, 288);
         assert_eq!(stripes.take_full(100), Some((96, 192)));
         assert_eq!(stripes.take_full(192), Some((256, 288)));
-        assert_eq!(stripes.take_full(288), Some((0, 32)));
+        assert_eq!(stripes.take_full(288), None);
+        assert_eq!(stripes.take_full(0), Some((0, 32)));
         assert_eq!(stripes.take_full(0), None, "each is taken once");
         stripes.sub(100, 104);
         stripes.add(100, 104);
-        assert_eq!(stripes.take_full(192), Some((96, 128)), "full again");
+        assert_eq!(stripes.take_full(100), Some((96, 128)), "full again");
     }
 
     #[test]
     fn what_is_not_counted_yet_does_not_count_and_a_change_before_that_does() {
-        let mut stripes = Stripes::new(StripeLayout::new(32, (0, 320)));
+        let mut stripes = Stripes::new(StripeLayout::new(32, (0, 320), 10));
         stripes.add(0, 64);
         assert!(!stripes.touches_dirty(0, 320));
         stripes.count(40, [(0, 64)].into_iter());
@@ -282,9 +282,12 @@ mod tests {
 
     #[test]
     fn there_are_never_too_many_stripes() {
-        let layout = StripeLayout::new(8, (0, 1 << 40));
-        assert!(layout.count() as u64 <= STRIPES_MAX);
-        assert!(layout.sectors.is_multiple_of(8));
-        assert_eq!(StripeLayout::new(0, (0, 8)).count(), 8);
+        let layout = StripeLayout::new(24, (0, 1 << 40), 1000);
+        assert!((900..=1000).contains(&layout.count()));
+        assert!(layout.sectors.is_multiple_of(24));
+        assert_eq!(StripeLayout::new(0, (0, 8), 8).count(), 8);
+        let mut stripes = counted(8, (0, 8 << 10));
+        stripes.add(0, 8 << 10);
+        assert_eq!(stripes.take_full(0), Some((0, 8 * TAKEN_AT_ONCE)));
     }
 }

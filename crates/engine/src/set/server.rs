@@ -430,6 +430,7 @@ impl<E: Env> Server<E> {
             settings: core.settings.clone(),
             set_settings: set.cache.settings.clone(),
             clients: set.cache.clients.clone(),
+            memory_bytes: self.options.memory_bytes,
         });
         let run = writeback.clone().run();
         let steps = &set.cache.steps;

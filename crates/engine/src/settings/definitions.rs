@@ -190,7 +190,7 @@ knobs! {
          measured to be quicker; 0: never, as is best where what was never written takes no space.";
     StripeSize "stripe_size" Volume Kernel Number(Unit::Bytes, 0, 1 << 40), 0, Nowhere,
         "Bytes of a stripe of the backing device, for what lies below a file or a network; 0: what the device says, as many times as make \
-         4 MiB. The kernel's cannot be changed (F.2).";
+         4 MiB. At least 32 KiB, and as many times that as keeps their number within what memory there is. The kernel's cannot be changed (F.2).";
     PartialStripesExpensive "partial_stripes_expensive" Volume Kernel Choice(&["auto", "off", "on"]), 0, Nowhere,
         "Stripes that are dirty as a whole are written back first, and long runs that touch a dirty one are not kept out of the cache, if \
          the size of a stripe is known; auto: on RAID 4, 5 and 6. The kernel's cannot be changed (E.5, F.2, F.6).";

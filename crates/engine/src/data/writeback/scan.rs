@@ -30,6 +30,8 @@ pub struct Batch {
     pub sectors: u64,
     /// Where the last run begins.
     run_start: u64,
+    /// Of stripes that are dirty as a whole, ahead of their turn.
+    pub is_of_stripes: bool,
     /// The end of the volume was reached; the next batch begins at its start.
     pub is_last: bool,
     /// Nobody can tell what is in a leaf; the next batch begins behind it.

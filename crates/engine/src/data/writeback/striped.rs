@@ -4,7 +4,7 @@
 //! is of this kind, but which level an array of its own has; for anything else there are settings.
 
 use super::scan::{Batch, Budget};
-use super::task::{PAUSE, SPANS, Writeback};
+use super::task::{PAUSE, PAUSE_MAX, Writeback};
 use crate::btree::StripeLayout;
 use crate::marks::{self, Mark};
 use crate::settings::Knob;
@@ -18,10 +18,12 @@ use std::time::Duration;
 const SECTORS_MIN: u64 = 8192;
 /// What they are shown as if nobody knows, in sectors.
 const SECTORS_UNKNOWN: u64 = 1 << 31;
-/// Stripes are not shorter, whoever says so: changes are counted for each one.
-const SECTORS_LEAST: u64 = 8;
-/// Runs of full stripes that are written in a row; then it is the turn of what else is dirty.
-const RUNS_IN_A_ROW: u32 = 16;
+/// Stripes are not shorter, whoever says so, as changes are counted for each one: 32 KiB in sectors.
+const SECTORS_LEAST: u64 = 64;
+/// There are no more than memory has so many bytes for each.
+const MEMORY_OF_EACH: u64 = 1024;
+/// Rounds of full stripes in a row; then it is the turn of what else is dirty.
+const ROUNDS_IN_A_ROW: u32 = 4;
 /// Extents counted in one step.
 const COUNTED_AT_ONCE: usize = 512;
 /// Steps of counting before it is looked what else there is to do.
@@ -35,9 +37,12 @@ const ON: u64 = 2;
 pub struct Striped {
     /// What is left of the run of full stripes that is being written.
     run: Cell<Option<(u64, u64)>>,
-    runs_in_a_row: Cell<u32>,
-    /// Something could not be read; counting goes on after this.
+    rounds_in_a_row: Cell<u32>,
+    /// One could not be written; all wait for their turn in the pass that is under way.
+    has_failed: Cell<bool>,
+    /// Something could not be read; counting goes on after this, and if it fails again after so long a pause.
     rests_until: Cell<Duration>,
+    pause: Cell<Duration>,
 }
 
 /// Sectors of a stripe, and whether parts of it are expensive: by the settings, else by what the device says.
@@ -71,7 +76,10 @@ impl<E: Env> Writeback<E> {
         let parts = &self.parts;
         let range = (parts.range.0, parts.backing.sectors());
         let layout = match self.stripe() {
-            (Some(sectors), true) => Some(StripeLayout::new(sectors, range)),
+            (Some(sectors), true) => {
+                let most = parts.memory_bytes / MEMORY_OF_EACH;
+                Some(StripeLayout::new(sectors, range, most))
+            }
             _ => None,
         };
         let is_other = {
@@ -83,23 +91,31 @@ impl<E: Env> Writeback<E> {
             self.stripes.run.set(None);
         }
         for _ in 0..STEPS_IN_A_ROW {
-            if !self.has_uncounted() || self.is_closing.get() {
+            if !self.has_uncounted() || self.rests_from_counting() || self.is_closing.get() {
                 return false;
             }
-            if !self.count_some().await {
-                let until = self.parts.env.now() + PAUSE;
-                self.stripes.rests_until.set(until);
+            let state = &self.stripes;
+            if self.count_some().await {
+                state.pause.set(Duration::ZERO);
+            } else {
+                let pause = (state.pause.get() * 2).clamp(PAUSE, PAUSE_MAX);
+                state.pause.set(pause);
+                state.rests_until.set(parts.env.now() + pause);
             }
             yield_now().await;
         }
-        self.has_uncounted()
+        self.has_uncounted() && !self.rests_from_counting()
     }
 
-    fn has_uncounted(&self) -> bool {
+    /// There is more to count.
+    pub(super) fn has_uncounted(&self) -> bool {
         let index = self.parts.index.borrow();
         let stripes = index.stripes(self.parts.inode);
-        let rests = self.parts.env.now() < self.stripes.rests_until.get();
-        !rests && stripes.is_some_and(|stripes| !stripes.is_counted())
+        stripes.is_some_and(|stripes| !stripes.is_counted())
+    }
+
+    fn rests_from_counting(&self) -> bool {
+        self.parts.env.now() < self.stripes.rests_until.get()
     }
 
     /// Counts a leaf, or some of it. Says whether it could be read.
@@ -113,9 +129,10 @@ impl<E: Env> Writeback<E> {
             };
             let (from, end) = (stripes.counted_to(), stripes.layout().range.1);
             let next = index.nodes.next_dirty(inode, from, end);
-            // Before that there is nothing dirty.
             let start = next.map_or(end, |(start, _)| start);
-            index.count_stripes(inode, start, COUNTED_AT_ONCE);
+            if let Some(stripes) = index.stripes_mut(inode) {
+                stripes.count(start, std::iter::empty());
+            }
             next
         };
         let Some((start, end)) = next else {
@@ -137,38 +154,94 @@ impl<E: Env> Writeback<E> {
         }
     }
 
-    /// Extents of stripes that are dirty as a whole, if there are any.
+    /// Extents of stripes that are dirty as a whole, if there are any: as many stripes as there is room for, of which none is cut unless it is
+    /// longer, or only little may be written at once.
     pub(super) async fn next_of_full_stripes(&self, budget: Budget) -> Option<Batch> {
-        let (from, to) = self.next_full()?;
-        marks::hit(Mark::WritebackFullStripes);
-        // Of a stripe as much as can be at once.
-        let budget = Budget {
-            extents: SPANS.extents,
+        if !self.is_turn_of_full() {
+            return None;
+        }
+        let mut batch = Batch::default();
+        batch.is_of_stripes = true;
+        let room = Budget {
+            extents: usize::MAX,
             ..budget
         };
-        let mut batch = Batch::default();
-        let next = self.gather(&mut batch, from, to, budget).await;
-        self.stripes.run.set(next.map(|next| (next, to)));
+        let mut from = None;
+        while let Some((start, to)) = self.take_full(from) {
+            let end = self.end_of_whole(start, to, budget.sectors.saturating_sub(batch.sectors));
+            let end = match end {
+                None if batch.extents.is_empty() => Some(to.min(start + budget.sectors)),
+                end => end,
+            };
+            let next = match end {
+                Some(end) => self
+                    .gather(&mut batch, start, end, room)
+                    .await
+                    .or(Some(end)),
+                // It goes with the next round.
+                None => Some(start),
+            };
+            let next = next.filter(|next| *next < to);
+            self.stripes.run.set(next.map(|next| (next, to)));
+            if next.is_some() || batch.error.is_some() {
+                break;
+            }
+            from = Some(to);
+        }
+        if batch.extents.is_empty() && batch.error.is_none() {
+            return None;
+        }
+        marks::hit(Mark::WritebackFullStripes);
         Some(batch)
     }
 
-    fn next_full(&self) -> Option<(u64, u64)> {
+    /// Where what fits into so many sectors ends, with a stripe; nothing if that is none.
+    fn end_of_whole(&self, start: u64, to: u64, room: u64) -> Option<u64> {
+        let index = self.parts.index.borrow();
+        let sectors = index.stripes(self.parts.inode)?.layout().sectors;
+        let most = start.saturating_add(room);
+        let whole = most - most % sectors;
+        Some(to.min(whole)).filter(|end| *end > start)
+    }
+
+    fn is_turn_of_full(&self) -> bool {
         let state = &self.stripes;
-        if let Some(run) = state.run.take() {
+        let index = self.parts.index.borrow();
+        let stripes = index.stripes(self.parts.inode);
+        let has_some = state.run.get().is_some() || stripes.is_some_and(|it| it.has_waiting());
+        let is_turn =
+            has_some && !state.has_failed.get() && state.rounds_in_a_row.get() < ROUNDS_IN_A_ROW;
+        state.rounds_in_a_row.set(match is_turn {
+            true => state.rounds_in_a_row.get() + 1,
+            false => 0,
+        });
+        is_turn
+    }
+
+    /// What is next of full stripes: the rest of a run, or one behind a sector; without one, from where the pass is on, or from the start.
+    fn take_full(&self, from: Option<u64>) -> Option<(u64, u64)> {
+        if let Some(run) = self.stripes.run.take() {
             return Some(run);
         }
-        let inode = self.parts.inode;
-        let has_some = {
-            let index = self.parts.index.borrow();
-            index.stripes(inode).is_some_and(|it| it.has_waiting())
-        };
-        if !has_some || state.runs_in_a_row.get() == RUNS_IN_A_ROW {
-            state.runs_in_a_row.set(0);
-            return None;
-        }
-        state.runs_in_a_row.set(state.runs_in_a_row.get() + 1);
         let mut index = self.parts.index.borrow_mut();
-        index.stripes_mut(inode)?.take_full(self.cursor.get())
+        let stripes = index.stripes_mut(self.parts.inode)?;
+        match from {
+            Some(from) => stripes.take_full(from),
+            None => stripes
+                .take_full(self.cursor.get())
+                .or_else(|| stripes.take_full(0)),
+        }
+    }
+
+    /// A round has failed, or a pass is over.
+    pub(super) fn note_round(&self, batch: &Batch, has_failed: bool) {
+        if batch.is_of_stripes && has_failed {
+            self.stripes.has_failed.set(true);
+            self.stripes.run.set(None);
+        }
+        if batch.is_last {
+            self.stripes.has_failed.set(false);
+        }
     }
 
     /// For `status`.
@@ -225,6 +298,6 @@ mod tests {
             (Some(192), true)
         );
         assert_eq!(stripe_of(&raid, 96 << 10, OFF), (Some(192), false));
-        assert_eq!(stripe_of(&raid, 1, 0), (Some(8), true));
+        assert_eq!(stripe_of(&raid, 1, 0), (Some(64), true));
     }
 }

@@ -35,7 +35,7 @@ use std::time::Duration;
 /// Pause after an error, the first at least: that after a whole pass doubles up to `writeback_delay`, as the same places fail again.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The longest one.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Longest time without a look whether there is hurry.
 const LOOK: Duration = Duration::from_millis(100);
 /// As much as goes at once.
@@ -44,7 +44,7 @@ const FULL: Budget = Budget {
     sectors: WRITEBACK_BYTES / 512,
 };
 /// The same where gaps are written over: what lies between takes as much time, and a round ends with a flush.
-pub(super) const SPANS: Budget = Budget {
+const SPANS: Budget = Budget {
     extents: 4 * WRITEBACK_EXTENTS,
     ..FULL
 };
@@ -91,6 +91,8 @@ pub struct WritebackParts<E: Env> {
     pub set_settings: Rc<Settings>,
     /// The other volumes, and when somebody last asked for something.
     pub clients: Rc<Clients>,
+    /// What the set's memory may be.
+    pub memory_bytes: u64,
 }
 
 /// See the module documentation.
@@ -198,6 +200,7 @@ impl<E: Env> Writeback<E> {
             } else {
                 match self.work() {
                     Work::Wait | Work::Rest(_) if is_counting => {}
+                    Work::Wait if self.has_uncounted() => self.rest(PAUSE, told).await,
                     Work::Wait => told.await,
                     Work::Rest(pause) => self.rest(pause.min(LOOK), told).await,
                     Work::Round(budget, rate) => self.work_off_some(budget, rate).await,
@@ -350,6 +353,7 @@ impl<E: Env> Writeback<E> {
             None if batch.extents.is_empty() => Ok(all > 0 || !batch.is_last),
             None => self.write_batch(&batch, rate, gap, moves).await,
         };
+        self.note_round(&batch, outcome.is_err());
         if outcome.is_err() {
             self.has_failed.set(true);
             self.with_drain(Drain::leave_some);
