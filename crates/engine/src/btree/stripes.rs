@@ -164,10 +164,13 @@ impl Stripes {
         !self.waiting.is_empty()
     }
 
-    /// The first at or behind a sector of the stripes that are dirty as a whole and were not taken since they became so, with some that
+    /// The first that begins at or behind a sector of the stripes that are dirty as a whole and were not taken since they became so, with some that
     /// follow it. They are taken then, whatever becomes of them.
     pub fn take_full(&mut self, from: u64) -> Option<(u64, u64)> {
-        let first = *self.waiting.range(from / self.layout.sectors..).next()?;
+        let first = *self
+            .waiting
+            .range(from.div_ceil(self.layout.sectors)..)
+            .next()?;
         let mut end = first;
         while end - first < TAKEN_AT_ONCE && self.waiting.remove(&end) {
             end += 1;
@@ -232,6 +235,8 @@ mod tests {
         // What nobody can write is nobody's.
         stripes.add(200, 900);
         stripes.audit([(48, 95), (97, 150), (192, 200)].into_iter());
+        // The last one, which ends before its border, is not behind its own end.
+        assert_eq!(stripes.take_full(200), None);
     }
 
     /// T147.
@@ -241,14 +246,15 @@ mod tests {
         stripes.add(0, 32);
         stripes.add(96, 192);
         stripes.add(256, 288);
-        assert_eq!(stripes.take_full(100), Some((96, 192)));
+        assert_eq!(stripes.take_full(96), Some((96, 192)));
         assert_eq!(stripes.take_full(192), Some((256, 288)));
         assert_eq!(stripes.take_full(288), None);
         assert_eq!(stripes.take_full(0), Some((0, 32)));
         assert_eq!(stripes.take_full(0), None, "each is taken once");
         stripes.sub(100, 104);
         stripes.add(100, 104);
-        assert_eq!(stripes.take_full(100), Some((96, 128)), "full again");
+        assert_eq!(stripes.take_full(97), None, "it begins before");
+        assert_eq!(stripes.take_full(95), Some((96, 128)), "full again");
     }
 
     #[test]
