@@ -210,12 +210,12 @@ fn discards(place: &Path) -> bool {
 
 /// Whether it is, or lies on, an array of the kernel's with parity, which reads when only part of a stripe is written.
 fn has_parity(place: &Path, stacked_max: u32) -> bool {
-    if let Some(level) = attribute(place, "md/level") {
-        return ["raid4", "raid5", "raid6"].contains(&level.as_str());
+    let level = attribute(place, "md/level");
+    if level.is_some_and(|level| ["raid4", "raid5", "raid6"].contains(&level.as_str())) {
+        return true;
     }
-    let below = std::fs::read_dir(place.join("slaves"))
-        .into_iter()
-        .flatten();
+    let folders = [place.join("slaves"), place.join("../slaves")];
+    let below = folders.iter().flat_map(std::fs::read_dir).flatten();
     let mut below = below.filter_map(Result::ok).map(|entry| entry.path());
     stacked_max > 0 && below.any(|place| has_parity(&place, stacked_max - 1))
 }
@@ -314,7 +314,8 @@ mod tests {
         let plain = device("disk", None, &[]);
         assert!(has_parity(&array, 0) && has_parity(&array.join("part"), 0));
         assert!(has_parity(&logical, 2) && !has_parity(&logical, 1));
-        assert!(!has_parity(&mirror, 8) && !has_parity(&plain, 8));
+        assert!(has_parity(&mirror, 1) && !has_parity(&mirror, 0) && !has_parity(&plain, 8));
+        assert!(has_parity(&logical.join("part"), 2));
         let round = device("round", None, &["round"]);
         assert!(!has_parity(&round, 8));
     }

@@ -372,23 +372,29 @@ impl<E: Env> Writeback<E> {
         let (first, mut data) = (group[0].start, Some(data));
         let mut left = vec![group];
         while let Some(some) = left.pop() {
+            if round.gap.get() == 0 && has_gaps(some) {
+                left.extend(runs(some, 0).collect::<Vec<_>>().into_iter().rev());
+                continue;
+            }
             let (start, end) = (some[0].start, some[some.len() - 1].end);
-            round.breath.take((end - start) * 512).await;
+            let piece = match &data {
+                Some(data) if some.len() < group.len() => {
+                    let at = (start - first) as usize * 512..(end - first) as usize * 512;
+                    Some(self.piece_of(&data[at], &round.breath).await)
+                }
+                _ => {
+                    round.breath.take((end - start) * 512).await;
+                    None
+                }
+            };
             self.bring(start, end).await?;
             let same = self.split_at_changes(some, round.moves);
             if same.first().is_none_or(|part| part.len() < some.len()) {
                 left.extend(same.into_iter().rev());
                 continue;
             }
-            let buffer = match &data {
-                Some(data) if some.len() < group.len() => {
-                    let at = (start - first) as usize * 512..(end - first) as usize * 512;
-                    let mut buffer = self.parts.backing.buffers().get(at.len());
-                    buffer.copy_from_slice(&data[at]);
-                    buffer
-                }
-                _ => data.take().expect("only the whole takes it"),
-            };
+            let buffer = piece.or_else(|| data.take());
+            let buffer = buffer.expect("only the whole takes it");
             if some.len() > 1 {
                 marks::hit(Mark::WritebackMerges);
             }
@@ -404,6 +410,16 @@ impl<E: Env> Writeback<E> {
             }
         }
         Ok(())
+    }
+
+    async fn piece_of(&self, data: &[u8], breath: &Breath) -> Buffer {
+        let mut piece = self.parts.backing.buffers().get(data.len());
+        let slice = COPIED_AT_ONCE as usize;
+        for (to, from) in piece.chunks_mut(slice).zip(data.chunks(slice)) {
+            breath.take(from.len() as u64).await;
+            to.copy_from_slice(from);
+        }
+        piece
     }
 
     /// Extents that are still the same, those together between which none is not.

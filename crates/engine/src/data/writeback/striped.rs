@@ -6,6 +6,7 @@
 use super::scan::{Batch, Budget};
 use super::task::{PAUSE, PAUSE_MAX, Writeback};
 use crate::btree::StripeLayout;
+use crate::limits::WRITEBACK_EXTENTS;
 use crate::marks::{self, Mark};
 use crate::settings::Knob;
 use crate::stats::StripeStatus;
@@ -24,6 +25,8 @@ const SECTORS_LEAST: u64 = 64;
 const MEMORY_OF_EACH: u64 = 1024;
 /// Rounds of full stripes in a row; then it is the turn of what else is dirty.
 const ROUNDS_IN_A_ROW: u32 = 4;
+/// Extents of full stripes in one round, about: as many of 4 KiB as it may have bytes.
+const EXTENTS_MAX: usize = 16 * WRITEBACK_EXTENTS;
 /// Extents counted in one step.
 const COUNTED_AT_ONCE: usize = 512;
 /// Steps of counting before it is looked what else there is to do.
@@ -38,6 +41,8 @@ pub struct Striped {
     /// What is left of the run of full stripes that is being written.
     run: Cell<Option<(u64, u64)>>,
     rounds_in_a_row: Cell<u32>,
+    /// What goes out now is ahead of its turn: the pass that is under way still comes to it, or has been there.
+    pub(super) is_ahead: Cell<bool>,
     /// One could not be written; all wait for their turn in the pass that is under way.
     has_failed: Cell<bool>,
     /// Something could not be read; counting goes on after this, and if it fails again after so long a pause.
@@ -163,7 +168,7 @@ impl<E: Env> Writeback<E> {
         let mut batch = Batch::default();
         batch.is_of_stripes = true;
         let room = Budget {
-            extents: usize::MAX,
+            extents: EXTENTS_MAX,
             ..budget
         };
         let mut from = None;
@@ -187,6 +192,10 @@ impl<E: Env> Writeback<E> {
                 break;
             }
             from = Some(to);
+            yield_now().await;
+            if self.is_closing.get() {
+                return None;
+            }
         }
         if batch.extents.is_empty() && batch.error.is_none() {
             return None;

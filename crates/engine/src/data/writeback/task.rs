@@ -318,6 +318,13 @@ impl<E: Env> Writeback<E> {
     /// These extents were to be written back, and are still dirty.
     pub(super) fn note_left(&self, left: &[Extent]) {
         if !left.is_empty() {
+            self.leave_some();
+        }
+    }
+
+    /// The pass leaves something dirty.
+    fn leave_some(&self) {
+        if !self.stripes.is_ahead.get() {
             self.with_drain(Drain::leave_some);
         }
     }
@@ -340,6 +347,7 @@ impl<E: Env> Writeback<E> {
             _ => SPANS,
         };
         let mut batch = self.next_batch(budget).await;
+        self.stripes.is_ahead.set(batch.is_of_stripes);
         let found = batch.extents.len() as u64;
         let all = self.change(&self.pass, |pass| {
             pass.extents += found;
@@ -356,7 +364,7 @@ impl<E: Env> Writeback<E> {
         self.note_round(&batch, outcome.is_err());
         if outcome.is_err() {
             self.has_failed.set(true);
-            self.with_drain(Drain::leave_some);
+            self.leave_some();
         }
         if batch.is_last && self.with_drain(Drain::end_pass) == Some(true) && self.dirty() > 0 {
             self.end_drain(DrainEnd::Done);
