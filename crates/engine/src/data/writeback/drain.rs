@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Looks back that are kept.
 const SAMPLES: usize = 256;
 /// The last while is this part of all the time it took,
-const WHILE_PART: u32 = 8;
+const WHILE_PART: u32 = 6;
 /// and so many looks at least.
 const WHILE_SAMPLES: usize = 3;
 
@@ -32,7 +32,8 @@ pub enum DrainEnd {
 #[derive(Clone, Debug)]
 pub struct Drain {
     began: Duration,
-    dirty_at_start: u64,
+    /// Not known before all that is dirty is counted.
+    dirty_at_start: Option<u64>,
     written: u64,
     /// When so many sectors were written in all, the first one before any was.
     samples: VecDeque<(Duration, u64)>,
@@ -43,8 +44,8 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Begins with so many dirty sectors.
-    pub fn new(now: Duration, dirty: u64) -> Self {
+    /// Begins with so many dirty sectors, if that is known.
+    pub fn new(now: Duration, dirty: Option<u64>) -> Self {
         Drain {
             began: now,
             dirty_at_start: dirty,
@@ -54,6 +55,11 @@ impl Drain {
             last_error: None,
             pass: None,
         }
+    }
+
+    /// So many sectors are dirty, and nothing was written yet if that was not known before.
+    pub fn counted(&mut self, dirty: u64) {
+        self.dirty_at_start.get_or_insert(dirty);
     }
 
     /// How it ended, if it has.
@@ -137,7 +143,7 @@ impl Drain {
                 Some(DrainEnd::Failed) => "failed",
             }
             .into(),
-            dirty_at_start_bytes: self.dirty_at_start * 512,
+            dirty_at_start_bytes: self.dirty_at_start.unwrap_or(left) * 512,
             left_bytes: left * 512,
             written_bytes: self.written * 512,
             seconds: until.saturating_sub(self.began).as_secs_f64(),
@@ -158,7 +164,7 @@ mod tests {
         let at = Duration::from_secs_f64;
         let round = |written| 100.0 / speed(written);
         let all: f64 = (0..total / 100).map(|n| round(n * 100)).sum();
-        let mut drain = Drain::new(at(1.0), total);
+        let mut drain = Drain::new(at(1.0), Some(total));
         let (mut now, mut worst) = (1.0, 0.0_f64);
         for n in 0..total / 100 {
             now += round(n * 100);
@@ -201,7 +207,7 @@ mod tests {
     #[test]
     fn a_drain_that_ended_stays_as_it_was() {
         let at = Duration::from_secs;
-        let mut drain = Drain::new(at(1), 8);
+        let mut drain = Drain::new(at(1), Some(8));
         drain.end(at(3), DrainEnd::Cancelled);
         drain.end(at(4), DrainEnd::Done);
         let status = drain.status(at(100), 8);
@@ -210,8 +216,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_dirty_at_the_start_may_be_known_later() {
+        let mut drain = Drain::new(Duration::ZERO, None);
+        let dirty = |drain: &Drain, left| drain.status(Duration::ZERO, left).dirty_at_start_bytes;
+        assert_eq!(dirty(&drain, 8), 8 * 512);
+        drain.counted(50);
+        drain.counted(70);
+        assert_eq!(dirty(&drain, 30), 50 * 512);
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
-        let mut drain = Drain::new(Duration::ZERO, 1 << 20);
+        let mut drain = Drain::new(Duration::ZERO, None);
         for n in 0..10_000 {
             drain.wrote(Duration::from_millis(n), 1);
         }

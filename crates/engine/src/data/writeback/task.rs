@@ -194,6 +194,7 @@ impl<E: Env> Writeback<E> {
                 self.rest(LOOK, told).await;
                 continue;
             }
+            self.with_drain(|drain| drain.counted(self.dirty()));
             let is_counting = self.keep_stripes().await;
             if self.dirty() == 0 {
                 self.be_clean(told).await;
@@ -582,7 +583,8 @@ impl<E: Env> Writeback<E> {
         if drain.as_ref().is_some_and(|it| it.ended().is_none()) {
             return false;
         }
-        *drain = Some(Drain::new(self.now(), self.dirty()));
+        let is_counted = self.parts.index.borrow().nodes.uncounted() == 0;
+        *drain = Some(Drain::new(self.now(), is_counted.then(|| self.dirty())));
         self.cursor.set(0);
         drop(drain);
         self.changed.notify_all();
