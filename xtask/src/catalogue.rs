@@ -250,6 +250,3 @@ pub(crate) const NOT_HERE: &[(usize, &str)] = &[
         "no change that lets go of a bucket stays out of the journal, so a leaf's write in flight hides none (crashes: T53, T177)",
     ),
 ];
-
-/// Numbers that nobody got to yet. It only ever gets shorter.
-pub(crate) const STILL_MISSING: &[usize] = &[];

@@ -5,7 +5,7 @@
 //! the middle of a test. What the numbers
 //! mean, and why some have no test, is in [`crate::catalogue`]. `cargo x tidy` holds the page against the sources.
 
-use crate::catalogue::{NOT_HERE, SHOWN, STILL_MISSING};
+use crate::catalogue::{NOT_HERE, SHOWN};
 use crate::process::{Context, Result, project_root};
 use crate::tidy::{Source, sources};
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ pub fn main() -> Result<ExitCode> {
 pub(crate) fn check(sources: &[Source], complaints: &mut Vec<String>) {
     let (numbered, found) = numbered(sources);
     complaints.extend(found);
-    complaints.extend(gaps(&numbered, NOT_HERE, STILL_MISSING));
+    complaints.extend(gaps(&numbered, NOT_HERE));
     let is_current = sources
         .iter()
         .any(|source| source.path == PAGE && source.text == page(&numbered));
@@ -53,18 +53,16 @@ pub(crate) fn check(sources: &[Source], complaints: &mut Vec<String>) {
 
 type Numbered = BTreeMap<usize, Vec<String>>;
 
-/// What has neither tests, nor a reason to have none, nor leave to come later; or two of these.
-fn gaps(numbered: &Numbered, not_here: &[(usize, &str)], missing: &[usize]) -> Vec<String> {
+/// What has neither tests nor a reason to have none, or both.
+fn gaps(numbered: &Numbered, not_here: &[(usize, &str)]) -> Vec<String> {
     let mut complaints = Vec::new();
     for number in 1..=SHOWN.len() {
         let has_reason = not_here.iter().any(|row| row.0 == number);
-        let may_wait = missing.contains(&number);
         let has_test = numbered.contains_key(&number);
-        let problem = match (has_test, has_reason, may_wait) {
-            (true, false, false) | (false, true, false) | (false, false, true) => continue,
-            (false, false, false) => "has no test, and no reason to have none",
-            (true, true, _) => "has a test, though it is said not to apply",
-            (_, _, true) => "is no longer missing (see xtask/src/catalogue.rs)",
+        let problem = match (has_test, has_reason) {
+            (true, false) | (false, true) => continue,
+            (false, false) => "has no test, and no reason to have none",
+            (true, true) => "has a test, though it is said not to apply",
         };
         complaints.push(format!("{PAGE}: T{number} {problem}"));
     }
@@ -214,16 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn every_number_has_tests_or_a_reason_or_leave_to_wait_and_only_one_of_them() {
+    fn every_number_has_tests_or_a_reason_and_not_both() {
         let all: Numbered = (1..=SHOWN.len()).map(|number| (number, vec![])).collect();
-        assert!(gaps(&all, &[], &[]).is_empty());
-        assert_eq!(gaps(&all, &[(7, "why")], &[8]).len(), 2);
+        assert!(gaps(&all, &[]).is_empty());
+        assert_eq!(gaps(&all, &[(7, "why")]).len(), 1);
         let mut some = all.clone();
         some.remove(&7);
-        assert_eq!(gaps(&some, &[], &[]).len(), 1);
-        assert!(gaps(&some, &[(7, "why")], &[]).is_empty());
-        assert!(gaps(&some, &[], &[7]).is_empty());
-        assert_eq!(gaps(&some, &[(7, "why")], &[7]).len(), 1);
+        assert_eq!(gaps(&some, &[]).len(), 1);
+        assert!(gaps(&some, &[(7, "why")]).is_empty());
     }
 
     #[test]

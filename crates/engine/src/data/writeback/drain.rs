@@ -10,10 +10,8 @@ use std::time::Duration;
 
 /// Looks back that are kept.
 const SAMPLES: usize = 256;
-/// The last while is this part of all the time it took,
-const WHILE_PART: u32 = 6;
-/// and so many looks at least.
-const WHILE_SAMPLES: usize = 3;
+/// The last while is that of this part of what was written: neither a slow start counts for long nor a moment of something else.
+const WHILE_PART: u64 = 2;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +110,8 @@ impl Drain {
     /// Sectors a second in the last while.
     fn speed(&self) -> Option<f64> {
         let (last, written) = *self.samples.back()?;
-        let elapsed = last.saturating_sub(self.began);
-        let from = last.saturating_sub(elapsed / WHILE_PART);
-        let mut earlier = self.samples.iter().rev().skip(WHILE_SAMPLES);
-        let (since, before) = match earlier.find(|sample| sample.0 <= from) {
+        let mut earlier = self.samples.iter().rev();
+        let (since, before) = match earlier.find(|sample| sample.1 <= written / WHILE_PART) {
             Some(sample) => *sample,
             None => *self.samples.front()?,
         };
