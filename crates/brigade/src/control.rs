@@ -7,21 +7,33 @@
 use crate::world::clear_dead_socket;
 use crate::{Error, Handle};
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Calls that wait for the cache's thread at the same time; each takes a thread, and some may take long.
 const CALLS_MAX: usize = 64;
+/// Connections at the same time.
+const CONNECTIONS_MAX: usize = 64;
+/// The longest a request's head may take to come, on a connection that idles too; and its body.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of the longest body.
+const BODY_MAX: usize = 1 << 20;
 /// The longest a stopping server waits for its last answers to be read.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -108,18 +120,58 @@ fn run(listener: UnixListener, handle: Handle, stopped: oneshot::Receiver<()>) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "no control API"),
         };
-        let (grace_begins, graced) = oneshot::channel::<()>();
-        let ending = async move {
-            let _ = stopped.await;
-            drop(grace_begins);
-        };
-        let server = axum::serve(listener, router(handle)).with_graceful_shutdown(ending);
+        let connections = GracefulShutdown::new();
         tokio::select! {
-            _ = server => {}
-            () = async { let _ = graced.await; tokio::time::sleep(GRACE).await } => {}
+            () = accept(listener, router(handle), &connections) => {}
+            _ = stopped => {}
         }
+        let _ = tokio::time::timeout(GRACE, connections.shutdown()).await;
     });
     runtime.shutdown_timeout(GRACE);
+}
+
+/// Serves connections, at most [`CONNECTIONS_MAX`] at a time; more wait to be accepted.
+async fn accept(
+    listener: tokio::net::UnixListener,
+    router: axum::Router,
+    connections: &GracefulShutdown,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let service = TowerToHyperService::new(router);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => TokioIo::new(stream),
+            Err(error) => {
+                // Descriptors may be free again later.
+                tracing::warn!(%error, "the control socket accepts nothing");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let served = connections.watch(http.serve_connection(stream, service.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a connection of the control socket ended");
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Takes the body in before anything is called: a client that stops in the middle of it is given up.
+async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, BODY_MAX);
+    match tokio::time::timeout(PATIENCE, body).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, body.into())).await,
+        Ok(Err(error)) => failure(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
+        Err(_) => failure(StatusCode::REQUEST_TIMEOUT, "the body did not come"),
+    }
 }
 
 fn router(handle: Handle) -> axum::Router {
@@ -139,6 +191,7 @@ fn router(handle: Handle) -> axum::Router {
         .method_not_allowed_fallback(|| async {
             failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method")
         })
+        .layer(axum::middleware::from_fn(whole))
         .with_state(handle)
 }
 

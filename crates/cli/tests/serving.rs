@@ -5,6 +5,7 @@ mod common;
 use common::{Bench, Served};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::time::Duration;
 
 /// Serves backing device `b` alone, at `unix:nbd`, with its control socket at `control`.
 fn serve_with_control(bench: &Bench) -> Served {
@@ -370,6 +371,41 @@ fn the_control_socket_answers_wrong_requests_and_goes_on() {
         );
     }
     bench.fine(&["status", "--control", "control"]);
+    bench.fine(&["stop", "--control", "control"]);
+    assert_eq!(server.end().status, 0);
+}
+
+/// P5: connections are bounded, and those that say nothing make room for others.
+#[test]
+fn clients_that_stop_in_the_middle_of_a_request_do_not_close_the_control_socket_to_others() {
+    let bench = Bench::new();
+    bench.backing("b");
+    let server = serve_with_control(&bench);
+    let before = server.descriptors();
+    let beginnings = [
+        "",
+        "GET /v1/sta",
+        "POST /v1/drain HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n",
+    ];
+    let mut clients: Vec<_> = (0..100)
+        .map(|n| {
+            let mut stream = UnixStream::connect(bench.path("control")).expect("it listens");
+            stream
+                .write_all(beginnings[n % beginnings.len()].as_bytes())
+                .expect("sent");
+            stream
+        })
+        .collect();
+    bench.fine(&["status", "--control", "control"]);
+    assert!(server.descriptors() <= before + 64);
+    for stream in &mut clients {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("fine");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it was let go");
+    }
     bench.fine(&["stop", "--control", "control"]);
     assert_eq!(server.end().status, 0);
 }

@@ -202,3 +202,22 @@ fn the_api_takes_numbers_words_and_truths_and_refuses_what_is_no_object() {
     bench.fine(&["stop", "--control", "control"]);
     assert_eq!(server.end().status, 0);
 }
+
+/// What was set for a volume while it is served stays when it gets a cache; one that comes is set as the file says.
+#[test]
+fn the_configuration_file_is_for_volumes_that_come_and_not_for_those_that_are_attached_while_served()
+ {
+    let bench = Bench::new();
+    bench.set(&[]);
+    let server = configured(&bench, CONFIG);
+    let cutoff = || setting(&bench, "volumes", "sequential_cutoff");
+    bench.fine(&["set", "--temporary", "sequential_cutoff=1M"]);
+    bench.fine(&["detach", "volume0"]);
+    bench.fine(&["attach", "b"]);
+    assert_eq!(cutoff(), 1 << 20);
+    bench.fine(&["volume", "stop", "volume0"]);
+    bench.fine(&["attach", "b"]);
+    assert_eq!(cutoff(), 8 << 20);
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}

@@ -2,9 +2,10 @@
 
 use brigade_engine::marks::{self, Mark};
 use brigade_engine::{Options, Server};
+use brigade_env::sync::join;
 use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{BackingState, Probe, Superblock, crc, jset};
-use brigade_sim::disk::{DiskState, End};
+use brigade_sim::disk::{DiskState, End, Io};
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, open, options};
 use std::cell::RefCell;
@@ -46,20 +47,34 @@ fn unmark(cache: &Rc<RefCell<DiskState>>) {
 
 /// A clean set with sectors 0..8 cached; then the backing device has something else in sector 3.
 fn differing(chance: &Chance) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
+    differing_in(1, chance)
+}
+
+/// The same of the first half of each of so many 16 sectors.
+fn differing_in(blocks: u64, chance: &Chance) -> (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>) {
     let (cache, backing) = disks(600, 64, 8, 20000);
-    backing.borrow_mut().poke(16 * 512, &[0x11; 8 * 512]);
+    let at = |block: u64, sector: u64| (block * 16 + sector) * 512;
+    for block in 0..blocks {
+        let mut backing = backing.borrow_mut();
+        backing.poke(at(block, 16), &[0x11; 8 * 512]);
+    }
     let world = World::new(chance.clone(), Duration::from_secs(1));
     let server = open(&world, &cache, &backing, &Store::default(), options(true));
     let volume = server.volumes()[0].clone();
     let (ended, sleeper) = (server.clone(), world.clone());
     let life = async move {
-        volume.read(StreamId(1), 0, 8 * 512).await.expect("read");
+        for block in 0..blocks {
+            let read = volume.read(StreamId(1), at(block, 0), 8 * 512).await;
+            read.expect("read");
+        }
         brigade_env::Env::sleep(&sleeper, Duration::from_secs(1)).await;
         ended.stop().await.expect("stop");
     };
     world.run(life, || false).expect("ends");
     world.kill();
-    backing.borrow_mut().poke(19 * 512, &[0x22; 512]);
+    for block in 0..blocks {
+        backing.borrow_mut().poke(at(block, 19), &[0x22; 512]);
+    }
     (cache, backing)
 }
 
@@ -199,6 +214,62 @@ fn what_a_kernel_left_of_a_device_that_is_attached_later_is_not_served() {
         let served = world.run(life, || false).expect("ends");
         world.kill();
         assert_eq!(served, (0x22, 0), "with {memory} bytes of memory");
+    }
+}
+
+/// A stop does not wait until all of it is dropped, and the rest is dropped when the device comes again.
+#[test]
+fn a_stop_while_what_is_cached_of_a_late_device_is_dropped_leaves_nothing_old() {
+    const BLOCKS: u64 = 1200;
+    let flush = Duration::from_millis(100);
+    for (wait_ms, memory) in [30, 130, 230, 900, 5000]
+        .into_iter()
+        .flat_map(|ms| MEMORIES.map(|it| (ms, it)))
+    {
+        let chance = Chance::new(4);
+        let disks = differing_in(BLOCKS, &chance);
+        unmark(&disks.0);
+        let paced = move |io: Io<'_>| matches!(io, Io::Flush).then_some(flush);
+        disks.0.borrow_mut().pace = Some(Rc::new(paced));
+        let world = World::new(chance.clone(), Duration::from_secs(100));
+        let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
+        let inner = world.clone();
+        let life = async move {
+            let store = |_: &str| Some(Store::default());
+            let opening = Server::open(inner.clone(), vec![cache], vec![], store, with(memory));
+            let server = opening.await.expect("open");
+            let stop = async {
+                brigade_env::Env::sleep(&inner, Duration::from_millis(wait_ms)).await;
+                server.stop().await.expect("stop");
+            };
+            let (attach, ()) = join(server.attach(backing, None), stop).await;
+            attach.err().map(|error| error.to_string())
+        };
+        let refused = world.run(life, || false).expect("ends");
+        let stopped = "backing: the server is being stopped";
+        assert_eq!(
+            refused.as_deref(),
+            (wait_ms < 5000).then_some(stopped),
+            "after {wait_ms} ms"
+        );
+        world.kill();
+        let world = World::new(chance.clone(), Duration::from_secs(200));
+        let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
+        let inner = world.clone();
+        let life = async move {
+            let store = |_: &str| Some(Store::default());
+            let opening = Server::open(inner, vec![cache], vec![], store, with(memory));
+            let server = opening.await.expect("open");
+            let volume = server.attach(backing, None).await.expect("attach");
+            for block in 0..BLOCKS {
+                let read = volume.read(StreamId(1), block * 16 * 512, 8 * 512).await;
+                let sector = read.expect("read")[3 * 512];
+                assert_eq!(sector, 0x22, "block {block}, {wait_ms} ms");
+            }
+            server.stop().await.expect("stop");
+        };
+        world.run(life, || false).expect("ends");
+        world.kill();
     }
 }
 

@@ -148,6 +148,13 @@ impl Served {
         Served { child, ready }
     }
 
+    /// Open descriptors of the server.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .expect("it runs")
+            .count()
+    }
+
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let status = Command::new("kill")

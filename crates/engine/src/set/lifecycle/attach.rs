@@ -109,7 +109,9 @@ impl<E: Env> Server<E> {
             if let Some(writeback) = &served.writeback {
                 writeback.stop().await;
             }
-            return Err(Error::io(backing.disk.name(), "attach", &error));
+            let name = backing.disk.name();
+            self.check_open(name)?;
+            return Err(Error::io(name, "attach", &error));
         }
         set.settled(core.inode);
         Ok(())
