@@ -78,6 +78,24 @@ impl Extent {
         }
     }
 
+    /// The part of it that a leaf holds, whose range is from `low` to `high`.
+    pub fn within(&self, low: Pos, high: Pos) -> Option<Extent> {
+        if self.inode < low.inode || self.inode > high.inode {
+            return None;
+        }
+        let start = if low.inode == self.inode {
+            low.offset
+        } else {
+            0
+        };
+        let end = if high.inode == self.inode {
+            high.offset
+        } else {
+            u64::MAX
+        };
+        (start.max(self.start) < end.min(self.end)).then(|| self.slice(start, end))
+    }
+
     /// The key that says this on disk. The extent must not exceed [`Extent::MAX_SECTORS`].
     pub fn to_key(&self) -> Key {
         assert!(

@@ -44,6 +44,7 @@ marks! {
     BtreeLeafRewrite: "a leaf is rewritten as one",
     BtreeLeafSplit: "a leaf splits",
     BtreeLeavesJoin: "leaves that are mostly empty become one",
+    BtreeLeftOutComesBack: "a leaf is read of which something was left out that a crash may bring back",
     BtreeLeafWaitsForMemory: "a leaf is not read before others are written and go",
     BtreeLevelGoes: "the tree loses a level",
     BtreeNewLevel: "the tree grows a level",

@@ -110,6 +110,7 @@ mutations! {
     JournalForgetsPins: "an entry says that it needs no older one",
     JournalOverwrites: "every ring bucket counts as free",
     LeafForgetsFlush: "a leaf names data that is not durable",
+    LeafForgetsRevivable (story): "a leaf that was written anew forgets what a crash may bring back of it",
     LeavesClean: "a volume goes on without its cache while its superblock says clean",
     LeavesJoinEarly (story): "neighbours become one before it is settled what is written with them",
     LeafUnpinsEarly: "a leaf lets go of its journal entry before it is written",

@@ -591,6 +591,40 @@ fn with_little_memory_leaves_go_and_come_back_and_a_range_of_more_than_fit_is_se
     rig.has_all(NEWER);
 }
 
+/// Clean data is read, far more than fits, so that buckets are recycled, leaves written anew, sent away and read again all the time. (What
+/// comes back is compared with what went, by the index itself.) Says how often something was left out of them.
+fn leaves_come_back_while_buckets_are_recycled() -> u64 {
+    let rig = Rig::stopped(21, true);
+    set_leaves_here_min(Some(2));
+    let mut little = options(true);
+    little.memory_bytes = 64 << 10;
+    let served = rig.serve(little);
+    served.waits_until_counted();
+    marks::take();
+    let volume = served.volume.clone();
+    served.does(async move {
+        for number in 0..20_000 {
+            read_clean(&volume, number * 1009 % 4500).await;
+        }
+    });
+    let times = marks::hits(Mark::BtreeLeftOutComesBack);
+    served.has_all(0);
+    served.stop();
+    set_leaves_here_min(None);
+    rig.has_all(0);
+    times
+}
+
+/// MOVE-3: a direct write makes holes of what a crash may bring back, so the index has to know of it however its leaf came to be here.
+#[test]
+fn a_leaf_that_comes_back_says_what_a_crash_may_bring_back_although_it_was_written_without() {
+    assert!(leaves_come_back_while_buckets_are_recycled() > 0);
+    choose(Some(Mutation::LeafForgetsRevivable));
+    let seen = std::panic::catch_unwind(leaves_come_back_while_buckets_are_recycled);
+    choose(None);
+    assert!(seen.is_err(), "nobody sees it");
+}
+
 #[test]
 fn a_leaf_that_cannot_be_read_is_no_matter_where_nothing_is_dirty() {
     let rig = Rig::stopped(12, false);

@@ -100,6 +100,16 @@ impl Allocator {
         })
     }
 
+    /// Number of the first gen table that will say all that is stale now; see [`Allocator::tables_durable`].
+    pub fn next_table(&self) -> u64 {
+        self.tables_begun + 1
+    }
+
+    /// Number of the last gen table that is durable.
+    pub fn tables_durable(&self) -> u64 {
+        self.tables_durable
+    }
+
     /// Whether a table is being written.
     pub fn is_batch_under_way(&self) -> bool {
         self.batch_in_progress
@@ -133,6 +143,7 @@ impl Allocator {
     /// The table's buckets stay metadata; the caller frees those of the table before.
     pub fn batch_durable(&mut self, batch: Batch) {
         self.end_batch();
+        self.tables_durable = self.tables_begun;
         let (incoming, gens, proof) = batch.durable();
         for (nr, r#gen) in gens {
             let bucket = &mut self.buckets[nr as usize];
@@ -167,6 +178,7 @@ impl Allocator {
 
     fn begin(&mut self) -> Batch {
         self.batch_in_progress = true;
+        self.tables_begun += 1;
         self.taken_before = self.lists.taken;
         let table = self.take_table();
         let incoming = std::mem::take(&mut self.lists.incoming);

@@ -176,6 +176,9 @@ pub struct Allocator {
     /// Every bucket that is handed out is looked for in all lists.
     checks_everything: bool,
     batch_in_progress: bool,
+    /// Tables that were begun since the set was opened, and the last of them that is durable.
+    tables_begun: u64,
+    tables_durable: u64,
     ageing: Ageing,
     order: Order,
     /// Where FIFO looks next.
@@ -235,6 +238,8 @@ impl Allocator {
             discards: false,
             checks_everything: false,
             batch_in_progress: false,
+            tables_begun: 0,
+            tables_durable: 0,
             ageing: Ageing::new(),
             order: Order::new(config.bucket_sectors, false),
             fifo_cursor: 0,

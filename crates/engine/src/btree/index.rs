@@ -251,11 +251,11 @@ impl Index {
         self.nodes.arrive(leaf, content, dirty_sectors);
     }
 
-    /// What is live, in as few extents as it takes.
+    /// What is live, or would be after a crash, in as few extents as it takes.
     fn normal(&self, alloc: &Allocator, map: &ExtentMap) -> Vec<Extent> {
         let mut extents: Vec<Extent> = Vec::new();
-        let is_live = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
-        for extent in map.iter().filter(is_live) {
+        let counts = |extent: &Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale_durably(ptr));
+        for extent in map.iter().filter(counts) {
             match extents.last_mut() {
                 Some(last) if last.can_merge(&extent, self.bucket_sectors) => last.end = extent.end,
                 _ => extents.push(extent),
@@ -481,7 +481,7 @@ impl Index {
     /// Memory it takes, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let nodes = self.nodes.count() * size_of::<super::nodes::Node>();
-        let extents = self.here + self.nodes.pending_keys();
+        let extents = self.here + self.nodes.pending_keys() + self.nodes.left_out();
         let stripes: usize = self.stripes.values().map(Stripes::memory_bytes).sum();
         (extents * EXTENT_BYTES + nodes + stripes) as u64
     }

@@ -44,6 +44,10 @@ pub struct Node {
     pub(super) writing: u32,
     /// Leaf: what it said when it left, to be compared when it is back. Only simulation keeps that.
     pub(super) shadow: Option<ExtentMap>,
+    /// Leaf: what it said when it was written, in order, that is stale and so was not written, but that a crash may bring back; until
+    /// the gen table of this number is durable.
+    left_out: Vec<Extent>,
+    left_out_until: u64,
     /// Leaf: keys to be appended.
     pub pending: ExtentMap,
     /// Leaf: the journal entry pinned for them.
@@ -76,11 +80,16 @@ pub struct Nodes {
     wanted_next: u64,
     looks: Cell<u64>,
     uncounted: usize,
+    /// Leaves, and some that were, with what was left out of them, by the gen table that ends it; and how much that is.
+    leaving_out: VecDeque<(u64, NodeId)>,
+    left_out: usize,
     /// Leaves whose pending sets were taken for new ones that have no place yet.
     pub(super) rewriting: usize,
 }
 
 const UNPINNED: u64 = u64::MAX;
+/// Leaves whose left out extents are forgotten in a step.
+const FORGOTTEN_AT_ONCE: usize = 64;
 
 impl Node {
     /// Gives a leaf its first content, so much of which is dirty.
@@ -117,6 +126,8 @@ impl Nodes {
             hot: Cell::new(true),
             writing: 0,
             shadow: None,
+            left_out: Vec::new(),
+            left_out_until: 0,
             pending: ExtentMap::keeping_holes(),
             pinned_seq: None,
             pending_since: None,
@@ -158,6 +169,7 @@ impl Nodes {
     pub fn remove(&mut self, id: NodeId) -> Node {
         let node = self.slots[id.0].take().expect("a live node");
         assert!(node.pending.is_empty(), "nothing pending is dropped");
+        self.left_out -= node.left_out.len();
         if node.level == 0 && self.leaves.get(&node.key.pos()) == Some(&id) {
             self.leaves.remove(&node.key.pos());
         }
@@ -367,6 +379,48 @@ impl Nodes {
         (node.content, node.extents, node.dirty_sectors) = (None, extents, dirty_sectors);
     }
 
+    /// A new leaf was written without these, which are stale, but come back with a crash until the gen table with the number `until` is
+    /// durable. They are kept until then: whoever reads the leaf again has to know of them (MOVE-3). `durable` is the last one that is.
+    pub fn leave_out(&mut self, id: NodeId, extents: Vec<Extent>, until: u64, durable: u64) {
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            let Some((_, of)) = self
+                .leaving_out
+                .pop_front_if(|(until, _)| *until <= durable)
+            else {
+                break;
+            };
+            self.forget_left_out(of, durable);
+        }
+        if extents.is_empty() {
+            return;
+        }
+        self.left_out += extents.len();
+        self.leaving_out.push_back((until, id));
+        let node = self.get_mut(id);
+        assert!(node.left_out.is_empty(), "a new leaf");
+        (node.left_out, node.left_out_until) = (extents, until);
+    }
+
+    fn forget_left_out(&mut self, id: NodeId, durable: u64) {
+        // Another one may have its number now.
+        let Some(node) = self.slots[id.0].as_mut() else {
+            return;
+        };
+        if node.left_out_until <= durable {
+            self.left_out -= std::mem::take(&mut node.left_out).len();
+        }
+    }
+
+    /// What was left out of a leaf that is read.
+    pub fn left_out_of(&self, id: NodeId) -> &[Extent] {
+        &self.get(id).left_out
+    }
+
+    /// How much was left out of all leaves.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
     /// Leaves that were not looked at since the set was opened.
     pub fn uncounted(&self) -> usize {
         self.uncounted
@@ -539,6 +593,8 @@ impl Nodes {
         assert_eq!(low, Pos::MAX, "TREE-1: the last leaf ends everything");
         let pending = self.slots.iter().flatten().map(|node| node.pending.len());
         assert_eq!(pending.sum::<usize>(), self.pending_keys, "pending keys");
+        let left_out = self.slots.iter().flatten().map(|node| node.left_out.len());
+        assert_eq!(left_out.sum::<usize>(), self.left_out, "left out extents");
         for (slot, node) in self.slots.iter().enumerate() {
             if let Some(node) = node {
                 self.audit_children(NodeId(slot), node);

@@ -380,6 +380,12 @@ impl<E: Env> Pages<E> {
             }
         }
         let mut layers = Layers::default();
+        let left_out = self.index.borrow().nodes.left_out_of(leaf).to_vec();
+        if !left_out.is_empty() {
+            marks::hit(Mark::BtreeLeftOutComesBack);
+        }
+        // It lies under what was appended since, and beside all else.
+        layers.push(left_out);
         for set in node.sets {
             yield_now().await;
             let run = self.run_of(set, &buffer, (low, key.pos()), is_new).await;

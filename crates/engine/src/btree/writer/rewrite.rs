@@ -21,6 +21,8 @@ const COPIED_KEYS: usize = 1 << 15;
 struct Copy {
     leaves: Vec<NodeId>,
     keys: Vec<Key>,
+    /// What is stale, and so not among them, but not durably.
+    left_out: Vec<Extent>,
     /// Keys for each new leaf.
     sizes: Vec<usize>,
     pins: Vec<u64>,
@@ -64,6 +66,7 @@ impl<E: Env> Tree<E> {
             (node.low, node.key.pos(), pin, node.extents)
         };
         let mut keys = Vec::with_capacity(extents);
+        let mut left_out = Vec::new();
         loop {
             let some: Vec<_> = {
                 let index = self.index.borrow();
@@ -78,8 +81,16 @@ impl<E: Env> Tree<E> {
             {
                 let alloc = self.buckets.get();
                 self.index.borrow_mut().purge_stale(&alloc, leaf, &some);
-                let is_live = |extent: &&Extent| extent.ptr.is_some_and(|ptr| !alloc.is_stale(ptr));
-                keys.extend(some.iter().filter(is_live).map(Extent::to_key));
+                for extent in &some {
+                    let Some(ptr) = extent.ptr else { continue };
+                    if !alloc.is_stale(ptr) {
+                        keys.push(extent.to_key());
+                    } else if !alloc.is_stale_durably(ptr)
+                        && !mutations::is(Mutation::LeafForgetsRevivable)
+                    {
+                        left_out.push(*extent);
+                    }
+                }
             }
             yield_now().await;
             match some.last() {
@@ -93,6 +104,7 @@ impl<E: Env> Tree<E> {
         Ok(Copy {
             leaves: vec![leaf],
             keys,
+            left_out,
             sizes,
             pins: pin.into_iter().collect(),
         })
@@ -127,6 +139,7 @@ impl<E: Env> Tree<E> {
         marks::hit(Mark::BtreeLeavesJoin);
         last.leaves.extend(copy.leaves);
         last.keys.extend(copy.keys);
+        last.left_out.extend(copy.left_out);
         last.pins.extend(copy.pins);
         last.sizes = vec![last.keys.len()];
     }
@@ -191,8 +204,19 @@ impl<E: Env> Tree<E> {
         for pin in index.hand_over(&copy.leaves, &news, |seq| self.journal.unpin(seq)) {
             self.journal.pin(pin);
         }
+        let (until, durable) = {
+            let alloc = self.buckets.get();
+            (alloc.next_table(), alloc.tables_durable())
+        };
         for new in news {
-            index.nodes.get_mut(new).writing += 1;
+            let node = index.nodes.get_mut(new);
+            node.writing += 1;
+            let (low, high) = (node.low, node.key.pos());
+            let its = copy
+                .left_out
+                .iter()
+                .filter_map(|extent| extent.within(low, high));
+            index.nodes.leave_out(new, its.collect(), until, durable);
         }
         nodes
     }
