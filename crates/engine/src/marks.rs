@@ -92,6 +92,7 @@ marks! {
     OpenPassesLeaves: "a set is opened whose leaves are too many to be kept while they are read",
     PlaceNoRoom: "a write finds no room in the cache and goes to the backing device",
     PlaceSeveral: "a write is placed in several buckets",
+    PlaceWaitsForKeys: "a write that has no other place waits until there is room for its keys",
     PlaceWaits: "a write waits for buckets",
     PoisonThrown: "a set takes no more writes",
     ReadDropsCopy: "a clean copy that could not be read leaves the index",

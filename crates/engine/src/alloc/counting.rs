@@ -67,6 +67,13 @@ impl Allocator {
         self.counting.as_ref().is_none_or(is_ending)
     }
 
+    /// Whether the oldest pointer to the bucket is known; otherwise the most that it can be is taken for it, and the end of counting finds
+    /// out.
+    pub(super) fn knows_age_of(&self, nr: BucketNr) -> bool {
+        let is_done = |counting: &Counting| (nr.0 as usize) < counting.done;
+        self.counting.as_ref().is_none_or(is_done)
+    }
+
     /// A leaf holds a pointer of this gen, live or not. Fails if the table said that there is none.
     pub fn count_pointer(&mut self, ptr: Ptr) -> Result<(), String> {
         let nr = self.nr_of(ptr).0 as usize;

@@ -4,7 +4,7 @@ use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::super::bucket::Place;
 use super::super::tokens::Unused;
-use super::super::{Allocator, Config, Data, Replacement, Reserve};
+use super::super::{Allocator, Config, Data, PRIO_EMPTY, Replacement, Reserve};
 use super::{allocate_set, give_back};
 
 const CONFIG: Config = Config {
@@ -282,6 +282,62 @@ fn reserves_are_full_after_each_step_of_the_end_of_counting() {
     while !alloc.finish_counting(3) {
         alloc.audit();
     }
+    alloc.audit();
+}
+
+/// The policy may change at any time, and counts go on changing.
+#[test]
+fn a_policy_that_changes_while_leaves_are_counted_finds_every_bucket_in_its_place() {
+    let mut config = CONFIG;
+    config.replacement = Replacement::Fifo;
+    let mut alloc = Allocator::new(config);
+    let first = CONFIG.first_bucket;
+    let buckets = || (first..CONFIG.nbuckets).map(BucketNr);
+    for nr in buckets() {
+        alloc.set_gen(nr, Gen(0), 1);
+        alloc.mark_referenced(nr);
+    }
+    alloc.start_counting(vec![false; CONFIG.nbuckets as usize]);
+    let ptr = |nr: BucketNr| Ptr::new(nr.0 * 8, Gen(0));
+    let half = (first + CONFIG.nbuckets) / 2;
+    for nr in buckets() {
+        if nr.0 == half {
+            alloc.set_replacement(Replacement::Lru);
+            alloc.audit();
+        }
+        alloc.count_pointer(ptr(nr)).expect("not called empty");
+        alloc.count_live(ptr(nr), 8, false).expect("room");
+    }
+    let mut step = 0;
+    while !alloc.finish_counting(3) {
+        step += 1;
+        alloc.sub_live(ptr(BucketNr(first + step)), 1, false);
+        alloc.sub_live(ptr(BucketNr(CONFIG.nbuckets - step)), 1, false);
+        alloc.audit();
+    }
+    alloc.audit();
+    assert!(alloc.gather(usize::MAX, || 0) > 0);
+    alloc.audit();
+}
+
+/// What a bucket's oldest pointer may be is not what it is: buckets that are taken before that is known ask for no collection.
+#[test]
+fn buckets_that_are_taken_at_the_end_of_counting_do_not_make_it_look_as_if_generations_were_late() {
+    let mut alloc = Allocator::new(CONFIG);
+    for nr in (CONFIG.first_bucket..CONFIG.nbuckets).map(BucketNr) {
+        alloc.set_gen(nr, Gen(0), PRIO_EMPTY);
+    }
+    alloc.start_counting(vec![false; CONFIG.nbuckets as usize]);
+    let mut taken = 0;
+    while !alloc.finish_counting(3) {
+        taken += usize::from(
+            alloc
+                .allocate(1, 1, taken as u64 * 8, 8, Data::Cached, false)
+                .is_some(),
+        );
+    }
+    assert!(taken > 2, "{taken} taken");
+    assert!(alloc.need_gc() <= 2, "{} behind", alloc.need_gc());
     alloc.audit();
 }
 

@@ -677,7 +677,10 @@ impl Allocator {
         if mutations::is(Mutation::AllocAgeForgotten) {
             return;
         }
-        let (age, lag) = (self.bucket(nr).gen_age(), self.bucket(nr).table_lag());
+        let (mut age, lag) = (self.bucket(nr).gen_age(), self.bucket(nr).table_lag());
+        if !self.knows_age_of(nr) {
+            age = 0;
+        }
         self.need_gc = self.need_gc.max(age);
         self.need_gc_since = self.need_gc_since.max(age);
         self.table_lag = self.table_lag.max(lag);

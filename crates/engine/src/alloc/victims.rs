@@ -68,8 +68,13 @@ impl Allocator {
             return;
         }
         self.config.replacement = replacement;
-        if self.started && is_by_number != was_by_number {
-            self.reorder();
+        if !self.started || is_by_number == was_by_number {
+            return;
+        }
+        // While leaves are counted nothing is in order, and the end of counting puts everything there.
+        match self.keeps_order() {
+            true => self.reorder(),
+            false => self.begin_order(),
         }
     }
 

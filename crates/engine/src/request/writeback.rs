@@ -19,6 +19,8 @@ const FLASH_PIECE_BUCKETS: u64 = 4;
 
 /// Time between looks whether all leaves are counted.
 const COUNT_LOOK: Duration = Duration::from_millis(10);
+/// How often a write that has no other place looks whether there is room for its keys, as leaves are written.
+const KEYS_LOOKS: u32 = 300;
 
 /// What became of the attempt.
 pub enum Outcome {
@@ -116,11 +118,18 @@ async fn place<E: Env>(
 ) -> io::Result<Option<Placed>> {
     let buckets = &cache.buckets;
     let mut ticket = None;
+    let mut looks = 0;
     loop {
         cache.poison.check()?;
         match core.place(cache, stream, (start, sectors), true, ticket.as_ref()) {
             Ok(placed) => return Ok(Some(placed)),
             Err(NoPlace::Keys) if waits_for_count(core, cache) => {
+                core.env.sleep(COUNT_LOOK).await;
+                continue;
+            }
+            Err(NoPlace::Keys) if looks < KEYS_LOOKS && waits_for_keys(core, cache) => {
+                marks::hit(Mark::PlaceWaitsForKeys);
+                looks += 1;
                 core.env.sleep(COUNT_LOOK).await;
                 continue;
             }
@@ -149,6 +158,11 @@ async fn place<E: Env>(
 /// Whether no bucket is to be had soon. A flash volume has no other place for its data, so it waits for the first count.
 fn is_hopeless<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
     cache.buckets.is_dry.get() && !waits_for_count(core, cache)
+}
+
+/// Whether there may be room for keys once leaves are written, which is asked for, and there is no other place for the data.
+fn waits_for_keys<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
+    core.backing.is_none() && cache.index.borrow().nodes.dirty_count() > 0
 }
 
 fn waits_for_count<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {

@@ -243,7 +243,7 @@ impl<E: Env> Tree<E> {
             let due = self.due();
             self.write_leaves(&due).await?;
             self.pass.borrow_mut().done += some.len();
-            self.make_way(began, looks).await;
+            self.make_way(began, looks).await?;
             self.rest_while_paused().await?;
         }
         result
@@ -282,18 +282,31 @@ impl<E: Env> Tree<E> {
     }
 
     /// Leaves device and processor to clients for a while, if there are some: they get [`GC_REST`] times what the work took that
-    /// began then. Less time is left the closer generations are to their bound.
-    async fn make_way(&self, began: Duration, looks: u64) {
+    /// began then. Less time is left the closer generations are to their bound. What cannot wait goes on.
+    async fn make_way(&self, began: Duration, looks: u64) -> io::Result<()> {
         yield_now().await;
         let is_alone = self.index.borrow().nodes.looks() == looks;
         let is_late = self.buckets.get().need_gc() >= GC_LATE || self.journal.is_pressed();
-        if is_alone || is_late || self.is_closing.get() {
-            return;
+        if is_alone || is_late {
+            return Ok(());
         }
         let took = self.env.now().saturating_sub(began);
-        let rest = (took * GC_REST).min(GC_REST_MAX);
-        let pressure = self.journal.pressure.wait();
-        crate::wait::either(self.env.sleep(rest), pressure).await;
+        let until = self.env.now() + (took * GC_REST).min(GC_REST_MAX);
+        loop {
+            let demand = self.demand.wait();
+            let pressure = self.journal.pressure.wait();
+            let memory = self.pages.leaf_writes_wanted.wait();
+            let due = self.due();
+            if !due.is_empty() {
+                self.write_leaves(&due).await?;
+            }
+            let rest = until.saturating_sub(self.env.now());
+            if rest.is_zero() || self.journal.is_pressed() || self.is_closing.get() {
+                return Ok(());
+            }
+            let asked = crate::wait::either(demand, crate::wait::either(memory, pressure));
+            crate::wait::either(self.env.sleep(rest), asked).await;
+        }
     }
 
     /// Whether there are buckets for rewriting one of these leaves. Who waits for them holds up everything that may make some.
