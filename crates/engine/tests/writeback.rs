@@ -6,8 +6,8 @@ use brigade_engine::DrainEnd;
 use brigade_engine::settings::Knob;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::BackingState;
-use brigade_sim::disk::{DiskState, End, Io};
-use brigade_sim::exec::World;
+use brigade_sim::disk::{DiskState, End, Io, Pace};
+use brigade_sim::exec::{Chance, World};
 use brigade_sim::small::{open, options};
 use common_writeback::{BLOCK, MINUTE, OFFSET, Set, eager};
 use std::cell::RefCell;
@@ -483,4 +483,99 @@ fn a_place_that_takes_no_data_keeps_nothing_else_dirty_and_does_not_shut_the_vol
         assert_eq!(teller.read(1).await, 1, "it is served");
     });
     assert!((0..64).all(|block| block == 30 || set.on_backing(block) == 1));
+}
+
+/// F.3: the only device has all of the target, however large it becomes.
+#[test]
+fn a_device_that_grows_is_meant_to_have_no_more_dirty_than_before() {
+    let set = Set::new(options(true).with(Knob::WritebackDelay, 1_000_000));
+    let (teller, backing) = (set.volume(), set.backing.clone());
+    set.tell(async move {
+        teller.write(0, 1, 1).await;
+        teller.sleep(6.0).await;
+        let before = teller.status().target;
+        assert!(before > 0);
+        let sectors = backing.borrow().geometry.size_bytes / 512;
+        backing.borrow_mut().grow(sectors * 8);
+        let name = teller.volume.name();
+        let resized = teller.server.resize(&name, None, false);
+        resized.await.expect("it has grown");
+        teller.write(1, 1, 1).await;
+        teller.sleep(12.0).await;
+        assert_eq!(teller.status().target, before);
+    });
+}
+
+/// Single blocks are written, and discarded soon after, until the power goes. Gives how often the device said clean then, and how often
+/// wrongly.
+fn clean_after_a_loss_of_power(lives: u64) -> (u64, u64) {
+    let (mut clean, mut wrong) = (0, 0);
+    for seed in 0..lives {
+        let set = Set::new(eager());
+        let chance = Chance::new(seed);
+        let paces = chance.clone();
+        let slow: Pace = Rc::new(move |_: Io<'_>| {
+            let most = paces.pick(&[50, 500, 5000]);
+            Some(Duration::from_micros(paces.between(10, most)))
+        });
+        set.cache.borrow_mut().pace = Some(slow.clone());
+        set.backing.borrow_mut().pace = Some(slow);
+        let (teller, dice) = (set.volume(), chance.clone());
+        let (reader, reads) = (teller.clone(), chance.clone());
+        set.world.spawn(async move {
+            // What is read is cached, so something is on its way to the journal most of the time.
+            loop {
+                reader.read(100 + reads.below(2000)).await;
+                reader.sleep(reads.below(2000) as f64 / 1e6).await;
+            }
+        });
+        let story = async move {
+            loop {
+                let block = dice.below(4);
+                teller.write(block, 1, 1).await;
+                teller.sleep(dice.below(4000) as f64 / 1e6).await;
+                let bytes = BLOCK * dice.pick(&[1, 8]);
+                let discarded = teller.volume.discard(block * BLOCK, bytes, false);
+                discarded.await.expect("discarded");
+                teller.sleep(dice.below(10_000) as f64 / 1e6).await;
+            }
+        };
+        let (world, mut end) = (set.world.clone(), Duration::from_secs(20));
+        let late = Duration::from_micros(chance.below(3000));
+        let _: Option<()> = world.run(story, || {
+            let now = world.now();
+            if now > Duration::from_millis(1100) && set.state() == BackingState::Clean {
+                end = end.min(now + late);
+            }
+            now > end
+        });
+        set.world.kill();
+        for disk in [&set.cache, &set.backing] {
+            disk.borrow_mut().end(End::PowerLoss, &chance);
+            disk.borrow_mut().pace = None;
+        }
+        if set.state() == BackingState::Clean {
+            clean += 1;
+            let set = set.again(options(false));
+            wrong += u64::from(set.volume().dirty() > 0);
+        }
+    }
+    (clean, wrong)
+}
+
+/// F.7: what makes data clean is durable before the device says clean.
+#[test]
+fn a_device_that_says_clean_has_nothing_dirty_whenever_the_power_goes() {
+    let (clean, wrong) = clean_after_a_loss_of_power(200);
+    assert!(clean > 50, "{clean}");
+    assert_eq!(wrong, 0);
+}
+
+#[cfg(feature = "instrumented")]
+#[test]
+fn a_device_that_says_clean_too_early_would_be_seen() {
+    brigade_engine::mutations::choose(Some(brigade_engine::mutations::Mutation::CleanStateEarly));
+    let (_, wrong) = clean_after_a_loss_of_power(200);
+    brigade_engine::mutations::choose(None);
+    assert!(wrong > 0, "nobody sees it");
 }

@@ -71,6 +71,8 @@ pub struct BackingSuper<E: Env> {
     superblock: RefCell<Superblock>,
     turn: Lock,
     intents: Cell<usize>,
+    /// How often one began.
+    intended: Cell<u64>,
     intents_changed: Notify,
     /// Those who try to have it say stale: nothing becomes dirty meanwhile.
     leavers: Cell<usize>,
@@ -114,6 +116,7 @@ impl<E: Env> BackingSuper<E> {
             superblock: RefCell::new(superblock),
             turn: Lock::default(),
             intents: Cell::new(0),
+            intended: Cell::new(0),
             intents_changed: Notify::new(),
             leavers: Cell::new(0),
             has_left: Cell::new(false),
@@ -146,6 +149,7 @@ impl<E: Env> BackingSuper<E> {
             return Err(io::Error::other("the volume goes on without its cache"));
         }
         self.intents.set(self.intents.get() + 1);
+        self.intended.set(self.intended.get() + 1);
         let intent = DirtyIntent(self);
         let is_needed = || self.state() != BackingState::Dirty || self.is_unsure.get();
         if is_needed() && !mutations::is(Mutation::DirtyStateLate) {
@@ -213,10 +217,21 @@ impl<E: Env> BackingSuper<E> {
             .await
     }
 
-    /// Lets the device say clean, if `is_clean` holds and nobody is about to make something dirty.
-    pub async fn become_clean(&self, is_clean: impl Fn() -> bool) -> io::Result<bool> {
+    /// How often somebody was about to make something dirty.
+    pub fn intended(&self) -> u64 {
+        self.intended.get()
+    }
+
+    /// Lets the device say clean, if `is_clean` holds and nobody is about to make something dirty, nor was since `intended`. (What was
+    /// made dirty meanwhile may be gone again, but not durably so.)
+    pub async fn become_clean(
+        &self,
+        intended: u64,
+        is_clean: impl Fn() -> bool,
+    ) -> io::Result<bool> {
         let _turn = self.turn.lock().await;
-        let is_wanted = self.intents.get() > 0 || !is_clean();
+        let was_wanted = self.intended.get() != intended;
+        let is_wanted = self.intents.get() > 0 || was_wanted || !is_clean();
         if self.state() == BackingState::Dirty && is_wanted {
             marks::hit(Mark::SuperblockStaysDirty);
         }

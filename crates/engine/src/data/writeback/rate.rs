@@ -44,7 +44,7 @@ pub fn target(
     all: impl Iterator<Item = u64>,
 ) -> u64 {
     let all: u128 = all.map(u128::from).sum();
-    let share = ((u128::from(mine) << SHARE_BITS) / all.max(1)).max(1);
+    let share = ((u128::from(mine) << SHARE_BITS) / all.max(1)).clamp(1, 1 << SHARE_BITS);
     let wanted = u128::from(cache_sectors.saturating_sub(flash_dirty)) * u128::from(percent) / 100;
     u64::try_from((wanted * share) >> SHARE_BITS).unwrap_or(u64::MAX)
 }

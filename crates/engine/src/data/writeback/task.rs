@@ -462,10 +462,12 @@ impl<E: Env> Writeback<E> {
         if self.parts.superblock.state() != BackingState::Dirty {
             return Ok(());
         }
+        let superblock = &self.parts.superblock;
+        let intended = superblock.intended();
         self.parts.backing.flush().await?;
         self.parts.journal.flush().await?;
-        let superblock = &self.parts.superblock;
-        let became = superblock.become_clean(|| self.dirty() == 0).await?;
+        let is_clean = || self.dirty() == 0;
+        let became = superblock.become_clean(intended, is_clean).await?;
         if became && self.parts.clients.writeback.became_clean() {
             self.parts.tree.ask_for_gc();
         }
@@ -484,6 +486,8 @@ impl<E: Env> Writeback<E> {
         let percent = parts.settings.get(Knob::WritebackPercent);
         let sizes = parts.clients.writeback.sizes().into_iter();
         let mine = parts.backing.sectors();
+        // It may have grown.
+        parts.clients.writeback.attach(parts.inode, mine);
         target(parts.cache_sectors, flash_dirty, percent, mine, sizes)
     }
 

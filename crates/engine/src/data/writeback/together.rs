@@ -16,7 +16,7 @@ pub struct Together {
 }
 
 impl Together {
-    /// A device of this size is attached from now on.
+    /// A device of this size is attached, or has it from now on.
     pub fn attach(&self, inode: u32, sectors: u64) {
         self.sectors.borrow_mut().insert(inode, sectors);
     }
