@@ -433,6 +433,41 @@ fn a_label_is_on_the_device_and_in_the_slot_and_names_the_volume() {
     served.stop();
 }
 
+/// A label that begins as the names by slot do is a label all the same, and none that looks as one of those can be given.
+#[test]
+fn a_label_that_begins_as_a_number_goes_and_one_that_is_a_number_is_refused() {
+    let rig = Rig::new(15);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    let server = served.server.clone();
+    served.does(async move {
+        server.set_label("x", "volumes-db").await.unwrap();
+        assert_eq!(volume.names(), ["volume0", "volumes-db"]);
+        server.set_label("volumes-db", "db").await.unwrap();
+        assert_eq!(volume.names(), ["volume0", "db"]);
+        assert!(server.volume("volumes-db").is_err());
+        let made = server.create_flash(4096, "volumes-db", None).await;
+        assert!(made.is_ok(), "the name is free");
+        for number in ["volume7", "volume7-1"] {
+            let refused = server.set_label("db", number).await.err().unwrap();
+            assert!(refused.to_string().contains("by their slots"), "{refused}");
+            let refused = server.create_flash(4096, number, None).await;
+            assert!(refused.is_err(), "{number}");
+        }
+    });
+    served.stop();
+    // Whoever labelled it so finds it by that.
+    let mut superblock = rig.superblock(&rig.first);
+    superblock.set_label("volume7");
+    rig.first.borrow_mut().poke(4096, &superblock.encode());
+    let served = rig.serve(options(false));
+    assert_eq!(served.attached().names(), ["volume0", "volume7"]);
+    let server = served.server.clone();
+    served.does(async move { server.set_label("volume7", "db").await.unwrap() });
+    assert_eq!(served.attached().names(), ["volume0", "db"]);
+    served.stop();
+}
+
 async fn write(
     volume: &Rc<brigade_engine::Volume<brigade_sim::exec::World>>,
     offset: u64,

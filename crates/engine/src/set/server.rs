@@ -512,29 +512,6 @@ impl<E: Env> Server<E> {
         volume
     }
 
-    /// Names not taken yet: the label, and `volumeN`.
-    pub(super) fn names(&self, label: &str, slot: u32) -> Vec<String> {
-        let volumes = self.volumes.borrow();
-        let taken = |name: &String| volumes.iter().any(|volume| volume.names().contains(name));
-        let mut names = Vec::new();
-        let wanted = format!("volume{slot}");
-        let free = (0..)
-            .map(|n| {
-                if n == 0 {
-                    wanted.clone()
-                } else {
-                    format!("{wanted}-{n}")
-                }
-            })
-            .find(|name| !taken(name));
-        names.extend(free);
-        let label = label.to_string();
-        if !label.is_empty() && !taken(&label) && !names.contains(&label) {
-            names.push(label);
-        }
-        names
-    }
-
     pub(super) fn add_volume(&self, volume: Rc<Volume<E>>) {
         self.volumes.borrow_mut().push(volume);
     }

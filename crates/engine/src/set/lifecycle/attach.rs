@@ -121,7 +121,7 @@ impl<E: Env> Server<E> {
     fn name_by_slot(&self, volume: &Volume<E>, slot: u32) {
         let name = format!("volume{slot}");
         if self.volume(&name).is_err() {
-            volume.add_name(name);
+            volume.change_number(name);
         }
     }
 
