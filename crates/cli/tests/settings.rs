@@ -215,7 +215,9 @@ fn the_configuration_file_is_for_volumes_that_come_and_not_for_those_that_are_at
     bench.fine(&["detach", "volume0"]);
     bench.fine(&["attach", "b"]);
     assert_eq!(cutoff(), 1 << 20);
-    bench.fine(&["volume", "stop", "volume0"]);
+    let status = bench.json(&["status", "--json"]);
+    let name = status["volumes"][0]["name"].as_str().expect("a name");
+    bench.fine(&["volume", "stop", name]);
     bench.fine(&["attach", "b"]);
     assert_eq!(cutoff(), 8 << 20);
     bench.fine(&["stop"]);

@@ -468,6 +468,50 @@ fn a_label_that_begins_as_a_number_goes_and_one_that_is_a_number_is_refused() {
     served.stop();
 }
 
+/// Whoever writes to `volumeN` writes to what is in slot N, now and after a restart.
+#[test]
+fn a_volume_is_called_by_its_slot_and_no_more_by_one_that_it_had() {
+    for is_attached_again in [true, false] {
+        let rig = Rig::new(16);
+        let served = rig.serve(options(false));
+        let (volume, other) = (served.attached(), served.alone());
+        assert_eq!(other.names(), ["volume1", "y"]);
+        let (server, world) = (served.server.clone(), served.world.clone());
+        let uuid = served.does(async move {
+            server.detach("volume0").await.unwrap();
+            assert_eq!(volume.names(), ["volume0", "x"]);
+            if is_attached_again {
+                server.attach_volume("x", None).await.unwrap();
+                assert_eq!(volume.names(), ["volume1", "x"]);
+                assert_eq!(other.names(), ["volume1-1", "y"]);
+                assert!(server.volume("volume0").is_err());
+            }
+            while server.status().cache_sets[0].gc.removed_slots > 0 {
+                world.sleep(Duration::from_millis(100)).await;
+            }
+            let flash = server.create_flash(4096, "", None).await.unwrap();
+            assert_eq!(flash.names(), ["volume0"]);
+            if !is_attached_again {
+                assert_eq!(volume.names(), ["volume0-1", "x"]);
+            }
+            flash.uuid.clone()
+        });
+        let names = |served: &Served| -> Vec<_> {
+            let volumes = served.server.volumes();
+            volumes
+                .iter()
+                .map(|it| (it.uuid.clone(), it.names()))
+                .collect()
+        };
+        let before = names(&served);
+        served.stop();
+        let served = rig.serve(options(false));
+        assert_eq!(served.server.volume("volume0").unwrap().uuid, uuid);
+        assert_eq!(names(&served), before);
+        served.stop();
+    }
+}
+
 async fn write(
     volume: &Rc<brigade_engine::Volume<brigade_sim::exec::World>>,
     offset: u64,

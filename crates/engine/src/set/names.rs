@@ -1,10 +1,14 @@
 //! What volumes are called: each by its number, and by its label if it has one.
 //!
 //! - **Number.** `volumeN` means slot N of the UUID table. Where several sets have a slot N, those that come later are `volumeN-1` and so on.
+//!   A volume without a slot, alone or detached, is called by the number that it had or by its place among the devices as long as no volume
+//!   with a slot needs that, as it will be at the next opening: then the one without gets another.
 //! - **Label.** Nobody can give a label that looks like a number. A superblock from elsewhere may have one all the same, and then it is taken.
 
 use super::server::Server;
+use super::volume::Volume;
 use brigade_env::Env;
+use std::rc::Rc;
 
 /// The names of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +53,43 @@ fn numbers(slot: u32) -> impl Iterator<Item = String> {
 }
 
 impl<E: Env> Server<E> {
-    /// Names not taken yet, for a volume that comes.
-    pub(super) fn names(&self, label: &str, slot: u32) -> Names {
-        let volumes = self.volumes();
-        let is_taken = |name: &str| volumes.iter().any(|it| it.names_now().has(name));
-        let number = numbers(slot).find(|name| !is_taken(name));
+    /// Names for a volume that comes: the number of its slot if it `has_slot`, or else one that is free.
+    pub(super) fn names(&self, label: &str, slot: u32, has_slot: bool) -> Names {
+        let number = self.number(slot, has_slot, None);
+        let is_taken = self.volumes().iter().any(|it| it.names_now().has(label));
         Names {
-            number: number.expect("there are fewer volumes than numbers"),
-            label: (!label.is_empty() && !is_taken(label)).then(|| label.into()),
+            number,
+            label: (!label.is_empty() && !is_taken).then(|| label.into()),
         }
+    }
+
+    /// A volume got a slot, and is called by that from now on and no more by another. Who is connected to it stays so.
+    pub(super) fn number_by_slot(&self, volume: &Rc<Volume<E>>, slot: u32) {
+        volume.change_number(self.number(slot, true, Some(volume)));
+    }
+
+    /// The number that a volume gets. One without a slot that is called so gives it up to one that has it, and gets another.
+    fn number(&self, slot: u32, has_slot: bool, of: Option<&Rc<Volume<E>>>) -> String {
+        let others: Vec<_> = self.volumes();
+        let others = || {
+            others
+                .iter()
+                .filter(|it| of.is_none_or(|of| !Rc::ptr_eq(it, of)))
+        };
+        let yields = |other: &Volume<E>, name: &str| {
+            let is_label = other.names_now().label.as_deref() == Some(name);
+            has_slot && !is_label && !other.has_slot()
+        };
+        let is_kept = |name: &str| others().any(|it| it.names_now().has(name) && !yields(it, name));
+        let number = numbers(slot).find(|name| !is_kept(name));
+        let number = number.expect("there are fewer volumes than numbers");
+        if let Some(other) = others().find(|it| it.names_now().has(&number)) {
+            let is_taken =
+                |name: &str| name == number || others().any(|it| it.names_now().has(name));
+            let next = numbers(slot).find(|name| !is_taken(name));
+            other.change_number(next.expect("there are fewer volumes than numbers"));
+        }
+        number
     }
 }
 

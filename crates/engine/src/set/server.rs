@@ -160,7 +160,7 @@ impl<E: Env> Server<E> {
                 let backing = self.backing(found, at);
                 let served = self.attach_to(at, backing, plan, &turn, None).await?;
                 self.sets[at].settled(slot);
-                let names = self.names(&label, slot);
+                let names = self.names(&label, slot, true);
                 self.add_volume(Volume::new(names, label, uuid, served));
             }
             Err(Refusal::RunsAlone(why)) => {
@@ -466,7 +466,7 @@ impl<E: Env> Server<E> {
         }
         let mode = CacheMode::None;
         let core = self.core(None, Some(backing), 0, sectors, is_read_only, mode, None);
-        let names = self.names(&label, position as u32);
+        let names = self.names(&label, position as u32, false);
         let served = Served {
             state_if_attached: counts.then_some(BackingState::Stale),
             ..Served::by(core)
@@ -506,7 +506,7 @@ impl<E: Env> Server<E> {
             None,
         );
         let (label, uuid) = (entry.label(), uuid_text(&entry.uuid));
-        let names = self.names(&label, slot);
+        let names = self.names(&label, slot, true);
         let volume = Volume::new(names, label, uuid, Served::by(core));
         self.add_volume(volume.clone());
         volume

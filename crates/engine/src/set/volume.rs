@@ -129,6 +129,11 @@ impl<E: Env> Volume<E> {
         self.names.borrow_mut().number = number;
     }
 
+    /// Whether it is in the UUID table of a set; one that is not served may be.
+    pub(super) fn has_slot(&self) -> bool {
+        self.served().is_none_or(|it| it.core.cache.is_some())
+    }
+
     /// What serves it, unless it was removed.
     pub(super) fn served(&self) -> Option<Served<E>> {
         self.served.borrow().clone()

@@ -47,7 +47,7 @@ impl<E: Env> Server<E> {
         let served = self.attach_to(at, backing, plan, &turn, None).await?;
         self.warnings.borrow_mut().extend(lost);
         self.settle(at, &served).await?;
-        let volume = Volume::new(self.names(&label, slot), label, uuid, served);
+        let volume = Volume::new(self.names(&label, slot, true), label, uuid, served);
         self.add_volume(volume.clone());
         marks::hit(Mark::AttachOnline);
         Ok(volume)
@@ -83,7 +83,7 @@ impl<E: Env> Server<E> {
         let core = served.core.clone();
         core.joining.set(!mutations::is(Mutation::AttachMixes));
         drop(volume.serve_with(Some(served)));
-        self.name_by_slot(&volume, slot);
+        self.number_by_slot(&volume, slot);
         self.env.spawn(async move {
             quiet(&old).await;
             core.joining.set(false);
@@ -115,14 +115,6 @@ impl<E: Env> Server<E> {
         }
         set.settled(core.inode);
         Ok(())
-    }
-
-    /// `volumeN` means the slot (the face says so), unless another volume has the name.
-    fn name_by_slot(&self, volume: &Volume<E>, slot: u32) {
-        let name = format!("volume{slot}");
-        if self.volume(&name).is_err() {
-            volume.change_number(name);
-        }
     }
 
     /// The set a device is to be attached to. What another set may have newer data of is not for this one.
