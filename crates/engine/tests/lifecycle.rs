@@ -4,9 +4,9 @@
 
 mod common_life;
 
-use brigade_engine::Options;
 use brigade_engine::mutations::{Mutation, choose};
-use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_engine::Options;
+use brigade_env::{BlockDevice, Env, Exports, StreamId};
 use brigade_format::{BackingState, CacheMode};
 use brigade_sim::disk::{End, Io};
 use brigade_sim::small::options;
@@ -510,6 +510,47 @@ fn a_volume_is_called_by_its_slot_and_no_more_by_one_that_it_had() {
         assert_eq!(names(&served), before);
         served.stop();
     }
+}
+
+/// A client of the default export that comes back gets the volume that it had, or none.
+#[test]
+fn the_default_export_is_one_volume_for_good() {
+    let rig = Rig::new(17);
+    let served = rig.serve(options(false));
+    let uuid = served.attached().uuid.clone();
+    let device = served.world.device(&rig.first);
+    let server = served.server.clone();
+    served.does(async move {
+        let default = || server.find("").map(|it| it.uuid.clone());
+        assert_eq!(default(), Some(uuid.clone()));
+        server.stop_volume("x").await.unwrap();
+        assert!(server.find("y").is_some());
+        assert_eq!(default(), None);
+        server.create_flash(4096, "", None).await.unwrap();
+        assert_eq!(default(), None);
+        server.attach(device, None).await.unwrap();
+        assert_eq!(default(), Some(uuid));
+    });
+    served.stop();
+}
+
+#[test]
+fn the_first_volume_of_a_cache_that_had_none_is_the_default_until_it_is_deleted_and_then_none_is() {
+    let rig = Rig::new(18);
+    let served = rig.serve_cache_alone(options(false));
+    let server = served.server.clone();
+    let device = served.world.device(&rig.other);
+    served.does(async move {
+        assert!(server.find("").is_none());
+        let first = server.create_flash(4096, "first", None).await.unwrap();
+        server.attach(device, None).await.unwrap();
+        assert_eq!(server.find("").unwrap().uuid, first.uuid);
+        server.delete_flash("first").await.unwrap();
+        assert!(server.find("y").is_some() && server.find("").is_none());
+        server.create_flash(4096, "first", None).await.unwrap();
+        assert!(server.find("").is_none());
+    });
+    served.stop();
 }
 
 async fn write(

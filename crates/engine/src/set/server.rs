@@ -26,7 +26,7 @@ use brigade_env::sync::Lock;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, CacheMode, Gen, Superblock, uuid_text};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 /// See the module documentation.
@@ -35,6 +35,8 @@ pub struct Server<E: Env> {
     pub(super) options: Rc<Options>,
     pub(super) sets: Vec<Rc<CacheSet<E>>>,
     pub(super) volumes: RefCell<Vec<Rc<Volume<E>>>>,
+    /// Uuid of the volume that `""` means: the first one that there was, for good, whether or not it is served now.
+    default: OnceCell<String>,
     pub(super) warnings: RefCell<Vec<String>>,
     /// Who changes what is served, one at a time.
     pub(super) changes: Lock,
@@ -121,6 +123,7 @@ impl<E: Env> Server<E> {
             options,
             sets,
             volumes: RefCell::default(),
+            default: OnceCell::new(),
             warnings: RefCell::new(warnings),
             changes: Lock::default(),
             is_stopping: Cell::new(false),
@@ -513,6 +516,8 @@ impl<E: Env> Server<E> {
     }
 
     pub(super) fn add_volume(&self, volume: Rc<Volume<E>>) {
+        // A client that comes back must not get another one.
+        self.default.get_or_init(|| volume.uuid.clone());
         self.volumes.borrow_mut().push(volume);
     }
 
@@ -530,7 +535,7 @@ impl<E: Env> Server<E> {
         }
     }
 
-    /// Everything that is served, the default volume first.
+    /// Everything that is served, in the order in which it came.
     pub fn volumes(&self) -> Vec<Rc<Volume<E>>> {
         self.volumes.borrow().clone()
     }
@@ -655,9 +660,11 @@ impl<E: Env> Exports for Server<E> {
     fn find(&self, name: &str) -> Option<Rc<Volume<E>>> {
         let volumes = self.volumes.borrow();
         let mut served = volumes.iter().filter(|volume| volume.served().is_some());
-        served
-            .find(|volume| name.is_empty() || volume.names().iter().any(|n| n == name))
-            .cloned()
+        let is_it = |volume: &&Rc<Volume<E>>| match name {
+            "" => self.default.get() == Some(&volume.uuid),
+            name => volume.names_now().has(name),
+        };
+        served.find(is_it).cloned()
     }
 
     fn names(&self) -> Vec<String> {
