@@ -553,6 +553,43 @@ fn the_first_volume_of_a_cache_that_had_none_is_the_default_until_it_is_deleted_
     served.stop();
 }
 
+/// What is cached behind the end of a device goes bit by bit, as long as the server is wanted.
+#[test]
+fn a_stop_ends_a_growth_that_has_much_to_forget() {
+    let rig = Rig::new(19);
+    let served = rig.serve(options(true));
+    let volume = served.attached();
+    let was = volume.size_bytes();
+    let larger = rig.first.borrow().geometry.size_bytes + (4 << 20);
+    rig.first.borrow_mut().grow(larger / SECTOR);
+    let (server, grown) = (served.server.clone(), volume.clone());
+    served.does(async move {
+        server.resize(&grown.name(), None, false).await.unwrap();
+        for offset in (was..was + (4 << 20)).step_by(8192) {
+            write(&grown, offset, 7).await.unwrap();
+        }
+        grown.drain();
+        grown.drained().await;
+    });
+    served.stop();
+    rig.first.borrow_mut().geometry.size_bytes = larger - (4 << 20);
+    let served = rig.serve(options(true));
+    let volume = served.attached();
+    assert_eq!(volume.size_bytes(), was);
+    rig.first.borrow_mut().geometry.size_bytes = larger;
+    let (server, world) = (served.server.clone(), served.world.clone());
+    served.world.spawn(async move {
+        world.sleep(Duration::from_micros(10)).await;
+        server.begin_to_stop();
+    });
+    let (server, name) = (served.server.clone(), volume.name());
+    let ended = served.does(async move { server.resize(&name, None, false).await.err() });
+    let ended = ended.expect("it has only just begun").to_string();
+    assert!(ended.contains("being stopped"), "{ended}");
+    assert_eq!(volume.size_bytes(), was);
+    served.stop();
+}
+
 async fn write(
     volume: &Rc<brigade_engine::Volume<brigade_sim::exec::World>>,
     offset: u64,
