@@ -5,7 +5,7 @@
 mod common_life;
 
 use brigade_engine::mutations::{Mutation, choose};
-use brigade_engine::Options;
+use brigade_engine::{Options, hold_tables};
 use brigade_env::{BlockDevice, Env, Exports, StreamId};
 use brigade_format::{BackingState, CacheMode};
 use brigade_sim::disk::{End, Io};
@@ -587,6 +587,36 @@ fn a_stop_ends_a_growth_that_has_much_to_forget() {
     let ended = ended.expect("it has only just begun").to_string();
     assert!(ended.contains("being stopped"), "{ended}");
     assert_eq!(volume.size_bytes(), was);
+    served.stop();
+}
+
+/// Nobody waits for a bucket for the table, since who waits for long poisons the set.
+#[test]
+fn an_attach_is_refused_if_the_last_bucket_for_the_table_goes_while_the_device_is_flushed() {
+    let rig = Rig::new(20);
+    let served = rig.serve(options(false));
+    let volume = served.alone();
+    rig.other.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        matches!(io, Io::Flush).then_some(Duration::from_secs(1))
+    }));
+    let world = served.world.clone();
+    served.world.spawn(async move {
+        world.sleep(Duration::from_millis(500)).await;
+        hold_tables(true);
+    });
+    let (server, uuid) = (served.server.clone(), volume.uuid.clone());
+    let refused = served.does(async move { server.attach_volume(&uuid, None).await.err() });
+    hold_tables(false);
+    let refused = refused.expect("there is no room").to_string();
+    assert!(
+        refused.contains("no bucket for its UUID table"),
+        "{refused}"
+    );
+    assert_eq!(rig.superblock(&rig.other).set_uuid, [0x55; 16]);
+    assert_eq!(volume.state(), "no cache");
+    rig.other.borrow_mut().pace = None;
+    let (server, uuid) = (served.server.clone(), volume.uuid.clone());
+    served.does(async move { server.attach_volume(&uuid, None).await.unwrap() });
     served.stop();
 }
 

@@ -161,7 +161,7 @@ impl<E: Env> Server<E> {
                 let (label, uuid) = label_and_uuid(&found.superblock);
                 let slot = plan.slot;
                 let backing = self.backing(found, at);
-                let served = self.attach_to(at, backing, plan, &turn, None).await?;
+                let served = self.attach_to(at, backing, plan, &turn, None, true).await?;
                 self.sets[at].settled(slot);
                 let names = self.names(&label, slot, true);
                 self.add_volume(Volume::new(names, label, uuid, served));
@@ -251,7 +251,7 @@ impl<E: Env> Server<E> {
     }
 
     /// Attaches a device as planned: the table that has its slot is durable before the device says so (docs/format.md 9.3). Gives what
-    /// serves it from then on.
+    /// serves it from then on. `may_wait`: nobody is served yet, so it may wait for a bucket for the table.
     pub(super) async fn attach_to(
         &self,
         at: usize,
@@ -259,6 +259,7 @@ impl<E: Env> Server<E> {
         plan: Attach,
         turn: &Turn<'_>,
         kept: Option<&Core<E>>,
+        may_wait: bool,
     ) -> Result<Served<E>, Error> {
         let set = &self.sets[at];
         let name = backing.disk.name().to_string();
@@ -274,10 +275,14 @@ impl<E: Env> Server<E> {
         if let Some(running) = &set.running {
             // Its state is relied on from now on, and may have been under way when a process was killed.
             backing.disk.flush().await.map_err(io)?;
-            set.uuids
-                .write(turn, &running.journal, plan.entries)
-                .await
-                .map_err(io)?;
+            let (uuids, journal) = (&set.uuids, &running.journal);
+            if may_wait {
+                uuids.write(turn, journal, plan.entries).await.map_err(io)?;
+            } else {
+                let no_room = |error| Error::io(set.disk().name(), "UUID table", &error);
+                let write = uuids.try_write(turn, journal, plan.entries);
+                write.await.map_err(no_room)?;
+            }
             running.sweeper.look();
             // Somebody may have changed something else of it meanwhile.
             let join = backing.superblock.join(|superblock| {

@@ -44,7 +44,9 @@ impl<E: Env> Server<E> {
         let lost = self.dirty_given_up(at, &found.superblock, &plan);
         let backing = self.backing(found, at);
         self.check_room(at)?;
-        let served = self.attach_to(at, backing, plan, &turn, None).await?;
+        let served = self
+            .attach_to(at, backing, plan, &turn, None, false)
+            .await?;
         self.warnings.borrow_mut().extend(lost);
         self.settle(at, &served).await?;
         let volume = Volume::new(self.names(&label, slot, true), label, uuid, served);
@@ -77,7 +79,9 @@ impl<E: Env> Server<E> {
         let slot = plan.slot;
         let lost = self.dirty_given_up(at, &superblock, &plan);
         self.check_room(at)?;
-        let served = self.attach_to(at, backing, plan, &turn, Some(&old)).await?;
+        let served = self
+            .attach_to(at, backing, plan, &turn, Some(&old), false)
+            .await?;
         self.warnings.borrow_mut().extend(lost);
         // LIFE-2: those that write to the device and know of no cache must be over before anything of it is cached.
         let core = served.core.clone();
