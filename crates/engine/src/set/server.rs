@@ -149,7 +149,7 @@ impl<E: Env> Server<E> {
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
             if let Some(running) = &self.sets[at].running {
-                running.sweeper.swept().await;
+                running.sweeper.swept(|| true).await;
             }
             turn = uuids.turn().await;
             plan = self.plan(at, &found.superblock, false).await?;

@@ -154,7 +154,7 @@ impl<E: Env> Server<E> {
         let mut plan = self.plan(at, superblock, true).await?;
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
-            self.running(at)?.sweeper.swept().await;
+            self.swept(at, name).await?;
             turn = uuids.turn().await;
             plan = self.plan(at, superblock, false).await?;
         }
