@@ -136,25 +136,35 @@ impl Config {
         scopes.into_iter().filter_map(of).flatten().collect()
     }
 
-    /// Notes changes: for the one that `key` names, or for all and for each that had a value of its own.
-    pub(crate) fn note(&mut self, key: &str, changed: &Changed) {
-        let Some((scope, row)) = row_of(changed) else {
+    /// Notes what a key changed: for the one that it names wherever that has a value, or for all and for each that had a value of its own.
+    pub(crate) fn note(&mut self, key: &str, changed: &[Changed]) {
+        let Some((scope, row)) = changed.first().and_then(row_of) else {
             return;
         };
         let of = key.rsplit_once('.').map(|(of, _)| of);
+        let of = of.filter(|of| *of != scope.section());
         let section = table(self.document.as_table_mut(), scope.section());
-        match of.filter(|of| *of != scope.section()) {
-            Some(one) => put(table(section, one), row, &changed.is),
-            None => {
-                put(section, row, &changed.is);
-                for (_, item) in section.iter_mut() {
-                    if let Some(own) = item.as_table_like_mut()
-                        && own.contains_key(row.name)
-                    {
-                        put(own, row, &changed.is);
-                    }
-                }
+        let for_all = common(changed);
+        let mut is_noted = false;
+        // It may be in several sections, by several names, and the last one would count.
+        for (name, item) in section.iter_mut() {
+            let own = item.as_table_like_mut();
+            let Some(own) = own.filter(|own| own.contains_key(row.name)) else {
+                continue;
+            };
+            let is_it = |it: &&Changed| it.called.iter().any(|called| called == name.get());
+            match (changed.iter().find(is_it), of) {
+                (Some(one), _) => put(own, row, &one.is),
+                // One that is not here.
+                (None, None) => put(own, row, &for_all),
+                (None, Some(_)) => continue,
             }
+            is_noted = true;
+        }
+        match of {
+            Some(_) if is_noted => {}
+            Some(one) => put(table(section, one), row, &for_all),
+            None => put(section, row, &for_all),
         }
     }
 
@@ -178,6 +188,15 @@ impl Config {
             let _ = std::fs::remove_file(&new);
             at(error)
         })
+    }
+}
+
+/// What all of them have now, or else what was asked for: each may have been cut in another way, and will be again.
+fn common(changed: &[Changed]) -> Plain {
+    let first = &changed[0];
+    match changed.iter().all(|it| it.is == first.is) {
+        true => first.is,
+        false => first.wanted,
     }
 }
 
@@ -304,7 +323,16 @@ mod tests {
             was: is,
             is,
             was_cut: false,
+            wanted: is,
+            called: vec!["volume0".into(), "attic".into(), "a.b".into()],
         }
+    }
+
+    fn pairs(config: &Config) -> Vec<String> {
+        let entries = config.entries().into_iter();
+        entries
+            .map(|it| format!("{}={}", it.key, it.text))
+            .collect()
     }
 
     const TEXT: &str = "# mine\n[serve]\ncache = \"c.img\"\nbacking = [\"a\", \"b\"]\nmemory = \"64M\"\n\n[cache_set]\njournal_delay_ms = 50\n\n\
@@ -357,15 +385,15 @@ mod tests {
         let mut config = config(TEXT).expect("parses");
         config.note(
             "a.b.cache_mode",
-            &changed("volumes", "cache_mode", Plain::Word("none")),
+            &[changed("volumes", "cache_mode", Plain::Word("none"))],
         );
         config.note(
             "sequential_cutoff",
-            &changed("volumes", "sequential_cutoff", Plain::Number(4)),
+            &[changed("volumes", "sequential_cutoff", Plain::Number(4))],
         );
         config.note(
             "u-u.errors",
-            &changed("cache_set", "errors", Plain::Word("panic")),
+            &[changed("cache_set", "errors", Plain::Word("panic"))],
         );
         let text = config.document.to_string();
         assert!(text.contains("cache_mode = \"none\" # fast"), "{text}");
@@ -386,9 +414,49 @@ mod tests {
     fn a_change_for_all_reaches_those_that_had_a_value_of_their_own() {
         let mut config = config("[volumes.x]\nwriteback_percent = 20\n").expect("parses");
         let to = changed("volumes", "writeback_percent", Plain::Number(5));
-        config.note("volumes.writeback_percent", &to);
+        config.note("volumes.writeback_percent", &[to]);
         let texts: Vec<_> = config.entries().into_iter().map(|it| it.text).collect();
         assert_eq!(texts, ["5", "5"]);
+    }
+
+    #[test]
+    fn a_change_for_one_reaches_every_section_that_names_it() {
+        let mut config = config(
+            "[volumes.volume0]\nwriteback_percent = 20\n[volumes.other]\nwriteback_percent = 7\n[volumes.attic]\nwriteback_percent = 30\n",
+        )
+        .expect("parses");
+        let to = changed("volumes", "writeback_percent", Plain::Number(5));
+        config.note("a.b.writeback_percent", std::slice::from_ref(&to));
+        let expected = [
+            "volume0.writeback_percent=5",
+            "other.writeback_percent=7",
+            "attic.writeback_percent=5",
+        ];
+        assert_eq!(pairs(&config), expected);
+        // What no section says is said by the name that was used.
+        let to = changed("volumes", "writeback_delay", Plain::Number(9));
+        config.note("attic.writeback_delay", &[to]);
+        let said = pairs(&config);
+        assert!(said.contains(&"attic.writeback_delay=9".into()), "{said:?}");
+        assert_eq!(said.len(), 4);
+    }
+
+    /// One volume took less than another: all get what was asked for, and as much of it as each takes.
+    #[test]
+    fn a_change_for_all_that_was_cut_for_some_notes_what_was_asked_for() {
+        let mut config = config("[volumes.attic]\nwriteback_percent = 1\n").expect("parses");
+        let wanted = Plain::Number(30);
+        let cut = Changed {
+            wanted,
+            ..changed("volumes", "writeback_percent", Plain::Number(20))
+        };
+        let whole = Changed {
+            called: vec!["volume1".into()],
+            ..changed("volumes", "writeback_percent", wanted)
+        };
+        config.note("writeback_percent", &[whole, cut]);
+        let expected = ["volumes.writeback_percent=30", "attic.writeback_percent=20"];
+        assert_eq!(pairs(&config), expected);
     }
 
     #[test]
@@ -405,7 +473,7 @@ mod tests {
         let mut config = Config::read(&link).expect("read");
         config.note(
             "errors",
-            &changed("cache_set", "errors", Plain::Word("panic")),
+            &[changed("cache_set", "errors", Plain::Word("panic"))],
         );
         config.save().expect("saved");
         assert!(

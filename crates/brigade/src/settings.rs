@@ -40,16 +40,18 @@ impl Handle {
         };
         match done.failure {
             Some(error) => Err(error),
-            None => Ok(json!({ "changed": done.changed, "kept_in": kept_in })),
+            None => {
+                let changed: Vec<_> = done.changed.iter().flat_map(|it| &it.1).collect();
+                Ok(json!({ "changed": changed, "kept_in": kept_in }))
+            }
         }
     }
 }
 
 /// What became of changes.
 struct Done {
-    /// By which key.
-    keys: Vec<String>,
-    changed: Vec<Changed>,
+    /// What each key changed.
+    changed: Vec<(String, Vec<Changed>)>,
     /// What kept the rest from being made.
     failure: Option<Error>,
     /// The configuration file.
@@ -60,7 +62,7 @@ impl Done {
     /// Notes them in the file.
     fn keep(&self, path: &Path) -> Result<Config, Error> {
         let mut config = Config::read(path)?;
-        for (key, changed) in self.keys.iter().zip(&self.changed) {
+        for (key, changed) in &self.changed {
             config.note(key, changed);
         }
         config.save()?;
@@ -71,7 +73,6 @@ impl Done {
 async fn change(world: Rc<World>, wanted: Wanted) -> Result<Done, Error> {
     let path = |config: &Config| config.path().to_owned();
     let mut done = Done {
-        keys: Vec::new(),
         changed: Vec::new(),
         failure: None,
         config: world.config.borrow().as_ref().map(path),
@@ -80,10 +81,7 @@ async fn change(world: Rc<World>, wanted: Wanted) -> Result<Done, Error> {
     // One after the other, since the file wants to know which key changed what.
     for one in &wanted {
         match world.server.change(std::slice::from_ref(one)).await {
-            Ok(changed) => {
-                done.keys.extend(changed.iter().map(|_| one.0.clone()));
-                done.changed.extend(changed);
-            }
+            Ok(changed) => done.changed.push((one.0.clone(), changed)),
             Err(error) => {
                 done.failure = Some(Error::new(error));
                 break;

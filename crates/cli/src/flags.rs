@@ -142,6 +142,8 @@ pub struct ShowFlags {
         A configuration file has settings (docs/settings.md) in its sections cache_set and volumes, and in serve what flags say \
         otherwise: cache, backing, nbd, memory, mode, ack, engine, state_dir, control. Flags go before the file. `brigade set` keeps \
         changes in it.\n\n\
+        Volumes are exported by their labels and as volumeN, N being the slot in the set. The default export, without a name, is the first volume \
+        that there was, for good: while that is stopped, or once it is deleted, there is none.\n\n\
         One line starting with `ready` goes to standard output once requests are accepted. SIGTERM or SIGINT stops in \
         order; a second one ends the process at once. BRIGADE_LOG=debug (or off, error, warn, info) sets how much of its \
         log goes to standard error."

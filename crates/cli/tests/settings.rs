@@ -130,6 +130,29 @@ fn a_configuration_file_says_what_to_serve_and_keeps_what_is_changed() {
     assert_eq!(server.end().status, 0);
 }
 
+/// A volume has several names, and what the file says by any of them counts.
+#[test]
+fn what_is_changed_by_one_name_is_kept_although_the_file_has_another_one() {
+    let bench = Bench::new();
+    bench.set(&[]);
+    let text = format!("{CONFIG}\n[volumes.volume0]\nwriteback_percent = 20\n");
+    let server = configured(&bench, &text);
+    let status = bench.json(&["status", "--json"]);
+    let uuid = status["volumes"][0]["uuid"].as_str().expect("a uuid");
+    std::fs::write(
+        bench.path("brigade.toml"),
+        format!("[volumes.{uuid}]\nwriteback_percent = 25\n\n{text}"),
+    )
+    .expect("room");
+    bench.fine(&["set", &format!("{uuid}.writeback_percent=30")]);
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+    let server = bench.serve(&["--config", "brigade.toml"]);
+    assert_eq!(setting(&bench, "volumes", "writeback_percent"), 30);
+    bench.fine(&["stop"]);
+    assert_eq!(server.end().status, 0);
+}
+
 #[test]
 fn a_wrong_configuration_file_is_refused_before_anything_is_opened() {
     let bench = Bench::new();
@@ -215,7 +238,9 @@ fn the_configuration_file_is_for_volumes_that_come_and_not_for_those_that_are_at
     bench.fine(&["detach", "volume0"]);
     bench.fine(&["attach", "b"]);
     assert_eq!(cutoff(), 1 << 20);
-    bench.fine(&["volume", "stop", "volume0"]);
+    let status = bench.json(&["status", "--json"]);
+    let name = status["volumes"][0]["name"].as_str().expect("a name");
+    bench.fine(&["volume", "stop", name]);
     bench.fine(&["attach", "b"]);
     assert_eq!(cutoff(), 8 << 20);
     bench.fine(&["stop"]);

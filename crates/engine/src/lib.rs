@@ -49,8 +49,8 @@ pub use data::DrainEnd;
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "instrumented")]
 pub use limits::{
-    hold_collections, set_children_most, set_count_pause, set_leaf_batch, set_leaves_here_min,
-    set_moving_eager, set_rewritten_together,
+    hold_collections, hold_tables, set_children_most, set_count_pause, set_leaf_batch,
+    set_leaves_here_min, set_moving_eager, set_rewritten_together,
 };
 pub use options::{AckPolicy, Options};
 pub use set::change::{Changed, SettingsOf, SettingsStatus};

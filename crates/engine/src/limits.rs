@@ -124,6 +124,7 @@ thread_local! {
     static COUNT_PAUSE: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
     static LEAVES_HERE_MIN_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(LEAVES_HERE_MIN) };
     static MOVING_IS_EAGER: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    static TABLES_HELD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     static HELD_UNTIL: std::cell::Cell<Option<u8>> = const { std::cell::Cell::new(None) };
 }
 
@@ -153,6 +154,21 @@ pub fn gen_age_max(most: u8) -> u8 {
 #[cfg(feature = "instrumented")]
 pub fn hold_collections(until: Option<u8>) {
     HELD_UNTIL.with(|now| now.set(until));
+}
+
+/// Whether sets say that they have no bucket for another UUID table. Only tests have them say so, at a moment of their choice.
+#[inline(always)]
+pub fn tables_held() -> bool {
+    #[cfg(feature = "instrumented")]
+    return TABLES_HELD.with(std::cell::Cell::get);
+    #[cfg(not(feature = "instrumented"))]
+    false
+}
+
+/// From now on sets of this thread have no room for another UUID table, or as much as they have.
+#[cfg(feature = "instrumented")]
+pub fn hold_tables(is_held: bool) {
+    TABLES_HELD.with(|now| now.set(is_held));
 }
 
 /// Leaves written in one round. Only simulation makes it smaller, so that small trees take several rounds too.

@@ -4,9 +4,9 @@
 
 mod common_life;
 
-use brigade_engine::Options;
 use brigade_engine::mutations::{Mutation, choose};
-use brigade_env::{BlockDevice, Env, StreamId};
+use brigade_engine::{Options, hold_tables};
+use brigade_env::{BlockDevice, Env, Exports, StreamId};
 use brigade_format::{BackingState, CacheMode};
 use brigade_sim::disk::{End, Io};
 use brigade_sim::small::options;
@@ -430,6 +430,193 @@ fn a_label_is_on_the_device_and_in_the_slot_and_names_the_volume() {
     assert!(labels.contains(&"attic".into()) && labels.contains(&"cellar".into()));
     let served = rig.serve(options(false));
     assert!(served.server.volume("cellar").is_ok());
+    served.stop();
+}
+
+/// A label that begins as the names by slot do is a label all the same, and none that looks as one of those can be given.
+#[test]
+fn a_label_that_begins_as_a_number_goes_and_one_that_is_a_number_is_refused() {
+    let rig = Rig::new(15);
+    let served = rig.serve(options(false));
+    let volume = served.attached();
+    let server = served.server.clone();
+    served.does(async move {
+        server.set_label("x", "volumes-db").await.unwrap();
+        assert_eq!(volume.names(), ["volume0", "volumes-db"]);
+        server.set_label("volumes-db", "db").await.unwrap();
+        assert_eq!(volume.names(), ["volume0", "db"]);
+        assert!(server.volume("volumes-db").is_err());
+        let made = server.create_flash(4096, "volumes-db", None).await;
+        assert!(made.is_ok(), "the name is free");
+        for number in ["volume7", "volume7-1"] {
+            let refused = server.set_label("db", number).await.err().unwrap();
+            assert!(refused.to_string().contains("by their slots"), "{refused}");
+            let refused = server.create_flash(4096, number, None).await;
+            assert!(refused.is_err(), "{number}");
+        }
+    });
+    served.stop();
+    // Whoever labelled it so finds it by that.
+    let mut superblock = rig.superblock(&rig.first);
+    superblock.set_label("volume7");
+    rig.first.borrow_mut().poke(4096, &superblock.encode());
+    let served = rig.serve(options(false));
+    assert_eq!(served.attached().names(), ["volume0", "volume7"]);
+    let server = served.server.clone();
+    served.does(async move { server.set_label("volume7", "db").await.unwrap() });
+    assert_eq!(served.attached().names(), ["volume0", "db"]);
+    served.stop();
+}
+
+/// Whoever writes to `volumeN` writes to what is in slot N, now and after a restart.
+#[test]
+fn a_volume_is_called_by_its_slot_and_no_more_by_one_that_it_had() {
+    for is_attached_again in [true, false] {
+        let rig = Rig::new(16);
+        let served = rig.serve(options(false));
+        let (volume, other) = (served.attached(), served.alone());
+        assert_eq!(other.names(), ["volume1", "y"]);
+        let (server, world) = (served.server.clone(), served.world.clone());
+        let uuid = served.does(async move {
+            server.detach("volume0").await.unwrap();
+            assert_eq!(volume.names(), ["volume0", "x"]);
+            if is_attached_again {
+                server.attach_volume("x", None).await.unwrap();
+                assert_eq!(volume.names(), ["volume1", "x"]);
+                assert_eq!(other.names(), ["volume1-1", "y"]);
+                assert!(server.volume("volume0").is_err());
+            }
+            while server.status().cache_sets[0].gc.removed_slots > 0 {
+                world.sleep(Duration::from_millis(100)).await;
+            }
+            let flash = server.create_flash(4096, "", None).await.unwrap();
+            assert_eq!(flash.names(), ["volume0"]);
+            if !is_attached_again {
+                assert_eq!(volume.names(), ["volume0-1", "x"]);
+            }
+            flash.uuid.clone()
+        });
+        let names = |served: &Served| -> Vec<_> {
+            let volumes = served.server.volumes();
+            volumes
+                .iter()
+                .map(|it| (it.uuid.clone(), it.names()))
+                .collect()
+        };
+        let before = names(&served);
+        served.stop();
+        let served = rig.serve(options(false));
+        assert_eq!(served.server.volume("volume0").unwrap().uuid, uuid);
+        assert_eq!(names(&served), before);
+        served.stop();
+    }
+}
+
+/// A client of the default export that comes back gets the volume that it had, or none.
+#[test]
+fn the_default_export_is_one_volume_for_good() {
+    let rig = Rig::new(17);
+    let served = rig.serve(options(false));
+    let uuid = served.attached().uuid.clone();
+    let device = served.world.device(&rig.first);
+    let server = served.server.clone();
+    served.does(async move {
+        let default = || server.find("").map(|it| it.uuid.clone());
+        assert_eq!(default(), Some(uuid.clone()));
+        server.stop_volume("x").await.unwrap();
+        assert!(server.find("y").is_some());
+        assert_eq!(default(), None);
+        server.create_flash(4096, "", None).await.unwrap();
+        assert_eq!(default(), None);
+        server.attach(device, None).await.unwrap();
+        assert_eq!(default(), Some(uuid));
+    });
+    served.stop();
+}
+
+#[test]
+fn the_first_volume_of_a_cache_that_had_none_is_the_default_until_it_is_deleted_and_then_none_is() {
+    let rig = Rig::new(18);
+    let served = rig.serve_cache_alone(options(false));
+    let server = served.server.clone();
+    let device = served.world.device(&rig.other);
+    served.does(async move {
+        assert!(server.find("").is_none());
+        let first = server.create_flash(4096, "first", None).await.unwrap();
+        server.attach(device, None).await.unwrap();
+        assert_eq!(server.find("").unwrap().uuid, first.uuid);
+        server.delete_flash("first").await.unwrap();
+        assert!(server.find("y").is_some() && server.find("").is_none());
+        server.create_flash(4096, "first", None).await.unwrap();
+        assert!(server.find("").is_none());
+    });
+    served.stop();
+}
+
+/// What is cached behind the end of a device goes bit by bit, as long as the server is wanted.
+#[test]
+fn a_stop_ends_a_growth_that_has_much_to_forget() {
+    let rig = Rig::new(19);
+    let served = rig.serve(options(true));
+    let volume = served.attached();
+    let was = volume.size_bytes();
+    let larger = rig.first.borrow().geometry.size_bytes + (4 << 20);
+    rig.first.borrow_mut().grow(larger / SECTOR);
+    let (server, grown) = (served.server.clone(), volume.clone());
+    served.does(async move {
+        server.resize(&grown.name(), None, false).await.unwrap();
+        for offset in (was..was + (4 << 20)).step_by(8192) {
+            write(&grown, offset, 7).await.unwrap();
+        }
+        grown.drain();
+        grown.drained().await;
+    });
+    served.stop();
+    rig.first.borrow_mut().geometry.size_bytes = larger - (4 << 20);
+    let served = rig.serve(options(true));
+    let volume = served.attached();
+    assert_eq!(volume.size_bytes(), was);
+    rig.first.borrow_mut().geometry.size_bytes = larger;
+    let (server, world) = (served.server.clone(), served.world.clone());
+    served.world.spawn(async move {
+        world.sleep(Duration::from_micros(10)).await;
+        server.begin_to_stop();
+    });
+    let (server, name) = (served.server.clone(), volume.name());
+    let ended = served.does(async move { server.resize(&name, None, false).await.err() });
+    let ended = ended.expect("it has only just begun").to_string();
+    assert!(ended.contains("being stopped"), "{ended}");
+    assert_eq!(volume.size_bytes(), was);
+    served.stop();
+}
+
+/// Nobody waits for a bucket for the table, since who waits for long poisons the set.
+#[test]
+fn an_attach_is_refused_if_the_last_bucket_for_the_table_goes_while_the_device_is_flushed() {
+    let rig = Rig::new(20);
+    let served = rig.serve(options(false));
+    let volume = served.alone();
+    rig.other.borrow_mut().pace = Some(Rc::new(|io: Io<'_>| {
+        matches!(io, Io::Flush).then_some(Duration::from_secs(1))
+    }));
+    let world = served.world.clone();
+    served.world.spawn(async move {
+        world.sleep(Duration::from_millis(500)).await;
+        hold_tables(true);
+    });
+    let (server, uuid) = (served.server.clone(), volume.uuid.clone());
+    let refused = served.does(async move { server.attach_volume(&uuid, None).await.err() });
+    hold_tables(false);
+    let refused = refused.expect("there is no room").to_string();
+    assert!(
+        refused.contains("no bucket for its UUID table"),
+        "{refused}"
+    );
+    assert_eq!(rig.superblock(&rig.other).set_uuid, [0x55; 16]);
+    assert_eq!(volume.state(), "no cache");
+    rig.other.borrow_mut().pace = None;
+    let (server, uuid) = (served.server.clone(), volume.uuid.clone());
+    served.does(async move { server.attach_volume(&uuid, None).await.unwrap() });
     served.stop();
 }
 

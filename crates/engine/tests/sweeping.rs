@@ -653,6 +653,48 @@ fn a_device_that_needs_a_slot_where_all_are_taken_waits_for_one_that_was_given_u
     }
 }
 
+/// Who waits for a slot is told at once that there will be none.
+#[test]
+fn a_stop_ends_the_wait_for_a_slot() {
+    for is_attach in [false, true] {
+        let rig = Rig::used(13, true);
+        rig.sets_state(BackingState::None);
+        rig.changes_slots(|entries| {
+            for (slot, entry) in entries
+                .iter_mut()
+                .enumerate()
+                .filter(|(slot, _)| *slot != 1)
+            {
+                *entry = UuidEntry::cached([slot as u8 + 100; 16], [0; 32], 1);
+                entry.invalidate(2);
+            }
+        });
+        // Nothing is swept before all is counted.
+        set_count_pause(Duration::from_secs(100));
+        let served = rig.serve_only(&[&rig.other], options(false));
+        let (server, world) = (served.server.clone(), served.world.clone());
+        let device = served.world.device(&rig.first);
+        served.world.spawn(async move {
+            world.sleep(Duration::from_secs(1)).await;
+            server.begin_to_stop();
+        });
+        let (server, world) = (served.server.clone(), served.world.clone());
+        let took = served.does(async move {
+            let began = world.now();
+            let refused = match is_attach {
+                true => server.attach(device, None).await.err(),
+                false => server.create_flash(4096, "", None).await.err(),
+            };
+            let refused = refused.expect("there is no slot").to_string();
+            assert!(refused.contains("being stopped"), "{refused}");
+            world.now() - began
+        });
+        assert!(took < Duration::from_millis(1100), "{took:?}");
+        set_count_pause(Duration::ZERO);
+        served.stop();
+    }
+}
+
 #[test]
 fn a_table_that_is_full_of_devices_refuses_as_ever() {
     let rig = with_a_full_table(11);

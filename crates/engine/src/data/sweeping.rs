@@ -41,6 +41,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Time between looks of who waits for a slot.
+const SWEPT_LOOK: Duration = Duration::from_millis(10);
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Time left to clients after each step, by the time it took, and at most.
@@ -152,11 +154,13 @@ impl<E: Env> Sweeper<E> {
             .collect()
     }
 
-    /// Waits until all of them are free, but not for ever: buckets may be short, or leaves not be read.
-    pub async fn swept(&self) {
-        let until = self.parts.env.now() + SWEEP_PATIENCE;
-        while !self.removed().is_empty() && !self.is_over() && self.parts.env.now() < until {
-            self.parts.env.sleep(SWEEP_LOOK).await;
+    /// Waits until all of them are free, as long as somebody wants it, but not for ever: buckets may be short, or leaves not be read.
+    pub async fn swept(&self, is_wanted: impl Fn() -> bool) {
+        let env = &self.parts.env;
+        let until = env.now() + SWEEP_PATIENCE;
+        let is_waited_for = || is_wanted() && !self.is_over() && env.now() < until;
+        while is_waited_for() && !self.removed().is_empty() {
+            env.sleep(SWEPT_LOOK).await;
         }
     }
 

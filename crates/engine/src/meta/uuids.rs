@@ -6,6 +6,7 @@
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::journal::Journal;
+use crate::limits;
 use crate::stats::Cause;
 use brigade_env::sync::{Lock, Permits};
 use brigade_env::{Durability, Env};
@@ -78,13 +79,13 @@ impl<E: Env> UuidTable<E> {
 
     /// Fails if there is no bucket for another table now. Who waits for one for long poisons the set, and nobody needs to.
     pub fn check_room(&self) -> io::Result<()> {
-        match self.buckets.get().metadata_available() {
-            0 => Err(io::Error::new(
+        if limits::tables_held() || self.buckets.get().metadata_available() == 0 {
+            return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 "the cache set has no bucket for its UUID table now; try again later",
-            )),
-            _ => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     /// Replaces the table, durably, if there is room for another one.

@@ -299,16 +299,7 @@ async fn finish<E: Env>(
     }
 }
 
-/// Drops clean extents of a range, durably. For parts that nobody could ask for so far.
-pub async fn forget_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
-    match drop_clean(core, start, end).await? {
-        true => Ok(()),
-        false => Err(io::Error::other("the cache has dirty data there")),
-    }
-}
-
-/// The same of everything that is cached of a volume that nobody is served yet, in small steps, as long as somebody wants it. What is dirty
-/// stays.
+/// Drops clean extents of a range that nobody asks for yet, durably, in small steps and as long as somebody wants it. What is dirty stays.
 pub async fn forget_all_clean<E: Env>(
     core: &Core<E>,
     start: u64,
@@ -344,14 +335,12 @@ pub async fn forget_all_clean<E: Env>(
     Ok(())
 }
 
-/// Whether nothing dirty is there.
-async fn drop_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<bool> {
+async fn drop_clean<E: Env>(core: &Core<E>, start: u64, end: u64) -> io::Result<()> {
     let Some(cache) = core.cache.as_ref().filter(|cache| cache.writer.is_some()) else {
-        return Ok(true);
+        return Ok(());
     };
     let _held = core.locks.lock(start, end).await;
-    let dirty = let_go_of_clean(core, cache, start, end).await?;
-    Ok(dirty.is_empty())
+    let_go_of_clean(core, cache, start, end).await.map(drop)
 }
 
 /// Drops dirty extents whose range was just written, once the backing device durably has the new data.

@@ -58,7 +58,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use clear::clear;
-pub use direct::{Clear, DirectWrite, forget_all_clean, forget_clean};
+pub use direct::{Clear, DirectWrite, forget_all_clean};
 pub use failing::Troubles;
 pub use flush::flush;
 pub use read::{prefetch, read};

@@ -32,6 +32,12 @@ pub struct Changed {
     pub is: Plain,
     /// It was asked for more or less than there is.
     pub was_cut: bool,
+    /// What was asked for.
+    #[serde(skip)]
+    pub wanted: Plain,
+    /// All that whose it is is called: its names and its uuid.
+    #[serde(skip)]
+    pub called: Vec<String>,
 }
 
 /// All values.
@@ -75,6 +81,13 @@ impl<E: Env> Owner<E> {
         }
     }
 
+    fn called(&self) -> Vec<String> {
+        match self {
+            Owner::Set(set) => vec![set.uuid()],
+            Owner::Volume(volume) => [volume.names(), vec![volume.uuid.clone()]].concat(),
+        }
+    }
+
     fn settings(&self) -> &Settings {
         match self {
             Owner::Set(set) => &set.cache.settings,
@@ -102,6 +115,8 @@ impl<E: Env> Owner<E> {
             was,
             is: row.plain(is),
             was_cut: is != value,
+            wanted: row.plain(value),
+            called: self.called(),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod change;
 mod drain;
 mod examine;
 mod lifecycle;
+mod names;
 mod open;
 mod priorities;
 pub mod server;

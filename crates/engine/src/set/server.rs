@@ -26,7 +26,7 @@ use brigade_env::sync::Lock;
 use brigade_env::{Env, Exports};
 use brigade_format::uuid_table::UuidEntry;
 use brigade_format::{BackingState, CacheMode, Gen, Superblock, uuid_text};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 /// See the module documentation.
@@ -35,6 +35,8 @@ pub struct Server<E: Env> {
     pub(super) options: Rc<Options>,
     pub(super) sets: Vec<Rc<CacheSet<E>>>,
     pub(super) volumes: RefCell<Vec<Rc<Volume<E>>>>,
+    /// Uuid of the volume that `""` means: the first one that there was, for good, whether or not it is served now.
+    default: OnceCell<String>,
     pub(super) warnings: RefCell<Vec<String>>,
     /// Who changes what is served, one at a time.
     pub(super) changes: Lock,
@@ -121,6 +123,7 @@ impl<E: Env> Server<E> {
             options,
             sets,
             volumes: RefCell::default(),
+            default: OnceCell::new(),
             warnings: RefCell::new(warnings),
             changes: Lock::default(),
             is_stopping: Cell::new(false),
@@ -146,7 +149,7 @@ impl<E: Env> Server<E> {
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
             if let Some(running) = &self.sets[at].running {
-                running.sweeper.swept().await;
+                running.sweeper.swept(|| true).await;
             }
             turn = uuids.turn().await;
             plan = self.plan(at, &found.superblock, false).await?;
@@ -158,9 +161,9 @@ impl<E: Env> Server<E> {
                 let (label, uuid) = label_and_uuid(&found.superblock);
                 let slot = plan.slot;
                 let backing = self.backing(found, at);
-                let served = self.attach_to(at, backing, plan, &turn, None).await?;
+                let served = self.attach_to(at, backing, plan, &turn, None, true).await?;
                 self.sets[at].settled(slot);
-                let names = self.names(&label, slot);
+                let names = self.names(&label, slot, true);
                 self.add_volume(Volume::new(names, label, uuid, served));
             }
             Err(Refusal::RunsAlone(why)) => {
@@ -248,7 +251,7 @@ impl<E: Env> Server<E> {
     }
 
     /// Attaches a device as planned: the table that has its slot is durable before the device says so (docs/format.md 9.3). Gives what
-    /// serves it from then on.
+    /// serves it from then on. `may_wait`: nobody is served yet, so it may wait for a bucket for the table.
     pub(super) async fn attach_to(
         &self,
         at: usize,
@@ -256,6 +259,7 @@ impl<E: Env> Server<E> {
         plan: Attach,
         turn: &Turn<'_>,
         kept: Option<&Core<E>>,
+        may_wait: bool,
     ) -> Result<Served<E>, Error> {
         let set = &self.sets[at];
         let name = backing.disk.name().to_string();
@@ -271,10 +275,14 @@ impl<E: Env> Server<E> {
         if let Some(running) = &set.running {
             // Its state is relied on from now on, and may have been under way when a process was killed.
             backing.disk.flush().await.map_err(io)?;
-            set.uuids
-                .write(turn, &running.journal, plan.entries)
-                .await
-                .map_err(io)?;
+            let (uuids, journal) = (&set.uuids, &running.journal);
+            if may_wait {
+                uuids.write(turn, journal, plan.entries).await.map_err(io)?;
+            } else {
+                let no_room = |error| Error::io(set.disk().name(), "UUID table", &error);
+                let write = uuids.try_write(turn, journal, plan.entries);
+                write.await.map_err(no_room)?;
+            }
             running.sweeper.look();
             // Somebody may have changed something else of it meanwhile.
             let join = backing.superblock.join(|superblock| {
@@ -466,7 +474,7 @@ impl<E: Env> Server<E> {
         }
         let mode = CacheMode::None;
         let core = self.core(None, Some(backing), 0, sectors, is_read_only, mode, None);
-        let names = self.names(&label, position as u32);
+        let names = self.names(&label, position as u32, false);
         let served = Served {
             state_if_attached: counts.then_some(BackingState::Stale),
             ..Served::by(core)
@@ -506,36 +514,15 @@ impl<E: Env> Server<E> {
             None,
         );
         let (label, uuid) = (entry.label(), uuid_text(&entry.uuid));
-        let names = self.names(&label, slot);
+        let names = self.names(&label, slot, true);
         let volume = Volume::new(names, label, uuid, Served::by(core));
         self.add_volume(volume.clone());
         volume
     }
 
-    /// Names not taken yet: the label, and `volumeN`.
-    pub(super) fn names(&self, label: &str, slot: u32) -> Vec<String> {
-        let volumes = self.volumes.borrow();
-        let taken = |name: &String| volumes.iter().any(|volume| volume.names().contains(name));
-        let mut names = Vec::new();
-        let wanted = format!("volume{slot}");
-        let free = (0..)
-            .map(|n| {
-                if n == 0 {
-                    wanted.clone()
-                } else {
-                    format!("{wanted}-{n}")
-                }
-            })
-            .find(|name| !taken(name));
-        names.extend(free);
-        let label = label.to_string();
-        if !label.is_empty() && !taken(&label) && !names.contains(&label) {
-            names.push(label);
-        }
-        names
-    }
-
     pub(super) fn add_volume(&self, volume: Rc<Volume<E>>) {
+        // A client that comes back must not get another one.
+        self.default.get_or_init(|| volume.uuid.clone());
         self.volumes.borrow_mut().push(volume);
     }
 
@@ -553,7 +540,7 @@ impl<E: Env> Server<E> {
         }
     }
 
-    /// Everything that is served, the default volume first.
+    /// Everything that is served, in the order in which it came.
     pub fn volumes(&self) -> Vec<Rc<Volume<E>>> {
         self.volumes.borrow().clone()
     }
@@ -678,9 +665,11 @@ impl<E: Env> Exports for Server<E> {
     fn find(&self, name: &str) -> Option<Rc<Volume<E>>> {
         let volumes = self.volumes.borrow();
         let mut served = volumes.iter().filter(|volume| volume.served().is_some());
-        served
-            .find(|volume| name.is_empty() || volume.names().iter().any(|n| n == name))
-            .cloned()
+        let is_it = |volume: &&Rc<Volume<E>>| match name {
+            "" => self.default.get() == Some(&volume.uuid),
+            name => volume.names_now().has(name),
+        };
+        served.find(is_it).cloned()
     }
 
     fn names(&self) -> Vec<String> {

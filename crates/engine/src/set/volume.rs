@@ -4,6 +4,7 @@
 //! to its end, so none waits and none fails because of an exchange. Who needs all requests on an older core to be over waits for
 //! that ([`quiet`]); what two cores must not both do meanwhile is with whoever exchanges them (`set/lifecycle`).
 
+use super::names::Names;
 use crate::data::Writeback;
 use crate::request;
 use crate::request::{Clear, Core};
@@ -11,7 +12,7 @@ use crate::settings::Settings;
 use crate::stats::{BackingStatus, DetachStatus, VolumeStatus};
 use brigade_env::{BlockDevice, BlockSizes, Buffer, BufferPool, Env, StatusExtent, StreamId};
 use brigade_format::{BackingState, CacheMode};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ const QUIET_LOOK: Duration = Duration::from_millis(2);
 pub struct Volume<E: Env> {
     /// Identity of the backing device or flash volume, as text.
     pub uuid: String,
-    names: RefCell<Vec<String>>,
+    names: RefCell<Names>,
     label: RefCell<String>,
     buffers: BufferPool,
     /// Choices that may change; they stay when it is attached or detached.
@@ -81,12 +82,7 @@ pub(super) async fn quiet<E: Env>(core: &Rc<Core<E>>) {
 }
 
 impl<E: Env> Volume<E> {
-    pub(super) fn new(
-        names: Vec<String>,
-        label: String,
-        uuid: String,
-        served: Served<E>,
-    ) -> Rc<Self> {
+    pub(super) fn new(names: Names, label: String, uuid: String, served: Served<E>) -> Rc<Self> {
         Rc::new(Volume {
             uuid,
             names: RefCell::new(names),
@@ -101,17 +97,21 @@ impl<E: Env> Volume<E> {
 
     /// Export names, the main one first.
     pub fn names(&self) -> Vec<String> {
-        self.names.borrow().clone()
+        self.names.borrow().all()
+    }
+
+    pub(super) fn names_now(&self) -> Ref<'_, Names> {
+        self.names.borrow()
     }
 
     /// The main name.
     pub fn name(&self) -> String {
-        self.names.borrow().first().cloned().unwrap_or_default()
+        self.names.borrow().number.clone()
     }
 
     /// Whether it is exported by this name, or has this uuid.
     pub fn is_called(&self, name: &str) -> bool {
-        self.uuid == name || self.names.borrow().iter().any(|it| it == name)
+        self.uuid == name || self.names.borrow().has(name)
     }
 
     /// Its label.
@@ -119,21 +119,19 @@ impl<E: Env> Volume<E> {
         self.label.borrow().clone()
     }
 
-    pub(super) fn add_name(&self, name: String) {
-        let mut names = self.names.borrow_mut();
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-
     /// The name of the old label goes.
     pub(super) fn change_label(&self, label: &str) {
-        let old = self.label.replace(label.into());
-        let mut names = self.names.borrow_mut();
-        names.retain(|name| *name != old || name.starts_with("volume"));
-        if !label.is_empty() && !names.iter().any(|name| name == label) {
-            names.push(label.into());
-        }
+        self.label.replace(label.into());
+        self.names.borrow_mut().label = (!label.is_empty()).then(|| label.into());
+    }
+
+    pub(super) fn change_number(&self, number: String) {
+        self.names.borrow_mut().number = number;
+    }
+
+    /// Whether it is in the UUID table of a set; one that is not served may be.
+    pub(super) fn has_slot(&self) -> bool {
+        self.served().is_none_or(|it| it.core.cache.is_some())
     }
 
     /// What serves it, unless it was removed.

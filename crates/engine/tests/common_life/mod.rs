@@ -113,13 +113,21 @@ impl Rig {
     }
 
     pub fn serve(&self, options: Options) -> Served {
+        self.serve_with(&[&self.first, &self.other], options)
+    }
+
+    pub fn serve_cache_alone(&self, options: Options) -> Served {
+        self.serve_with(&[], options)
+    }
+
+    fn serve_with(&self, backings: &[&Disk], options: Options) -> Served {
         let world = World::new(self.chance.clone(), Duration::from_secs(1));
         let store = self.store.borrow().clone();
-        let backings = [&self.first, &self.other].map(|disk| world.device(disk));
+        let backings = backings.iter().map(|disk| world.device(disk));
         let opening = Server::open(
             world.clone(),
             vec![world.device(&self.cache)],
-            backings.into(),
+            backings.collect(),
             move |_| Some(store.clone()),
             options,
         );

@@ -44,10 +44,12 @@ impl<E: Env> Server<E> {
         let lost = self.dirty_given_up(at, &found.superblock, &plan);
         let backing = self.backing(found, at);
         self.check_room(at)?;
-        let served = self.attach_to(at, backing, plan, &turn, None).await?;
+        let served = self
+            .attach_to(at, backing, plan, &turn, None, false)
+            .await?;
         self.warnings.borrow_mut().extend(lost);
         self.settle(at, &served).await?;
-        let volume = Volume::new(self.names(&label, slot), label, uuid, served);
+        let volume = Volume::new(self.names(&label, slot, true), label, uuid, served);
         self.add_volume(volume.clone());
         marks::hit(Mark::AttachOnline);
         Ok(volume)
@@ -77,13 +79,15 @@ impl<E: Env> Server<E> {
         let slot = plan.slot;
         let lost = self.dirty_given_up(at, &superblock, &plan);
         self.check_room(at)?;
-        let served = self.attach_to(at, backing, plan, &turn, Some(&old)).await?;
+        let served = self
+            .attach_to(at, backing, plan, &turn, Some(&old), false)
+            .await?;
         self.warnings.borrow_mut().extend(lost);
         // LIFE-2: those that write to the device and know of no cache must be over before anything of it is cached.
         let core = served.core.clone();
         core.joining.set(!mutations::is(Mutation::AttachMixes));
         drop(volume.serve_with(Some(served)));
-        self.name_by_slot(&volume, slot);
+        self.number_by_slot(&volume, slot);
         self.env.spawn(async move {
             quiet(&old).await;
             core.joining.set(false);
@@ -115,14 +119,6 @@ impl<E: Env> Server<E> {
         }
         set.settled(core.inode);
         Ok(())
-    }
-
-    /// `volumeN` means the slot (the face says so), unless another volume has the name.
-    fn name_by_slot(&self, volume: &Volume<E>, slot: u32) {
-        let name = format!("volume{slot}");
-        if self.volume(&name).is_err() {
-            volume.add_name(name);
-        }
     }
 
     /// The set a device is to be attached to. What another set may have newer data of is not for this one.
@@ -158,7 +154,7 @@ impl<E: Env> Server<E> {
         let mut plan = self.plan(at, superblock, true).await?;
         if plan == Err(Refusal::UntilSwept) {
             drop(turn);
-            self.running(at)?.sweeper.swept().await;
+            self.swept(at, name).await?;
             turn = uuids.turn().await;
             plan = self.plan(at, superblock, false).await?;
         }

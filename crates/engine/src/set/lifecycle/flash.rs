@@ -117,7 +117,7 @@ impl<E: Env> Server<E> {
                 }
                 None if !has_waited && !running.sweeper.removed().is_empty() => {
                     drop(turn);
-                    running.sweeper.swept().await;
+                    self.swept(at, name).await?;
                     turn = uuids.turn().await;
                     has_waited = true;
                 }

@@ -1,5 +1,6 @@
 //! Naming volumes.
 
+use super::super::names::is_number;
 use super::super::server::Server;
 use super::super::volume::Volume;
 use super::flash::label_field;
@@ -52,6 +53,9 @@ impl<E: Env> Server<E> {
         }
         if label.chars().any(char::is_control) {
             return refused("control characters");
+        }
+        if is_number(label) {
+            return refused("volumes are called so by their slots");
         }
         let volumes = self.volumes();
         let mut others = volumes

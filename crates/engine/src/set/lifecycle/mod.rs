@@ -107,6 +107,13 @@ impl<E: Env> Server<E> {
         running.ok_or_else(|| Error::refused(name, "the cache set is served read-only"))
     }
 
+    /// Waits until slots that were given up are free, or not for much longer.
+    async fn swept(&self, at: usize, what: &str) -> Result<(), Error> {
+        let is_wanted = || !self.is_stopping.get();
+        self.running(at)?.sweeper.swept(is_wanted).await;
+        self.check_open(what)
+    }
+
     /// Fails if the table of a set cannot be written now.
     fn check_room(&self, at: usize) -> Result<(), Error> {
         let set = &self.sets[at];

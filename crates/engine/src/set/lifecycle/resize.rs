@@ -5,6 +5,7 @@
 
 use super::super::server::Server;
 use super::super::volume::{Served, Volume, quiet};
+use super::is_dirty_in;
 use crate::error::Error;
 use crate::extents::Extent;
 use crate::limits::{CLEAR_SECTORS_MAX, SECTOR};
@@ -121,9 +122,8 @@ impl<E: Env> Server<E> {
             return Ok(());
         }
         let offset = backing.data_offset;
-        // Of a device that was larger once.
-        let forgotten = request::forget_clean(&served.core, offset + was, offset + is).await;
-        forgotten.map_err(io)?;
+        let end = (offset + was, offset + is);
+        self.forget_end(&served.core, backing, end).await?;
         let at = served.core.cache.as_ref().map(|cache| self.set_of(cache));
         // A detach may have begun meanwhile, and goes on with the core it began with.
         drop(self.not_detaching(volume)?);
@@ -133,6 +133,30 @@ impl<E: Env> Server<E> {
         quiet(&old).await;
         marks::hit(Mark::BackingGrown);
         Ok(())
+    }
+
+    /// Of a device that was larger once something may be cached behind its end, which is not what the device has there now.
+    async fn forget_end(
+        &self,
+        core: &Core<E>,
+        backing: &Backing<E>,
+        (from, to): (u64, u64),
+    ) -> Result<(), Error> {
+        let Some(cache) = &core.cache else {
+            return Ok(());
+        };
+        let name = backing.disk.name();
+        let io = |error: io::Error| Error::io(name, "resize", &error);
+        let is_dirty = is_dirty_in(cache, core.inode, (from, to)).await;
+        if is_dirty.map_err(io)? {
+            return Err(io(io::Error::other("the cache has dirty data there")));
+        }
+        let is_wanted = || !self.is_stopping.get();
+        let forgotten = request::forget_all_clean(core, from, to, is_wanted).await;
+        if forgotten.is_err() {
+            self.check_open(name)?;
+        }
+        forgotten.map_err(io)
     }
 
     /// Has requests to a flash volume see another size, and waits for those before: who changes it next waits for those of the core that is
