@@ -7,7 +7,7 @@ use brigade_format::{BucketNr, Gen};
 use super::bucket::{Class, Place};
 use super::lists::Reserve;
 use super::metadata::MetadataBucket;
-use super::tokens::{Batch, Incoming, Ready, TableDurable};
+use super::tokens::{Batch, Incoming, Ready, Releasing, TableDurable};
 use super::victims::Gathered;
 use super::{Allocator, GATHER_STEP, LOOKS_STEP, PRIO_FRESH, TABLE_LAG_WANTS_WRITE};
 
@@ -142,25 +142,50 @@ impl Allocator {
     ///
     /// The table's buckets stay metadata; the caller frees those of the table before.
     pub fn batch_durable(&mut self, batch: Batch) {
-        self.end_batch();
-        self.tables_durable = self.tables_begun;
-        let (incoming, gens, proof) = batch.durable();
-        for (nr, r#gen) in gens {
-            let bucket = &mut self.buckets[nr as usize];
-            let now = mutations::is(Mutation::AllocTableSaysNow);
-            bucket.durable_gen = if now { bucket.r#gen } else { r#gen };
-            if bucket.table_lag() > 0 {
-                self.lagging.push(nr);
+        let mut releasing = Releasing::new(batch);
+        while !self.release_some(&mut releasing, usize::MAX) {}
+    }
+
+    /// A step of [`Allocator::batch_durable`]: at most `most` buckets are looked at. Says whether it was the last one; until then no
+    /// other batch begins.
+    pub fn release_some(&mut self, releasing: &mut Releasing, most: usize) -> bool {
+        let now = mutations::is(Mutation::AllocTableSaysNow);
+        if releasing.gens.len() > 0 {
+            for (nr, r#gen) in releasing.gens.by_ref().take(most) {
+                let bucket = &mut self.buckets[nr as usize];
+                bucket.durable_gen = if now { bucket.r#gen } else { r#gen };
+                if bucket.table_lag() > 0 {
+                    self.lagging.push(nr);
+                }
             }
+            return false;
         }
+        if releasing.incoming.len() > 0 {
+            for bucket in releasing.incoming.by_ref().take(most) {
+                self.release(bucket, &releasing.proof);
+            }
+            return false;
+        }
+        let from = releasing.looked_at.unwrap_or_else(|| {
+            // Gens go on meanwhile, so what is noted of those from here on is part of the new maximum.
+            self.table_lag_next = 0;
+            0
+        });
+        let to = self.lagging.len().min(from.saturating_add(most));
         let lag = |nr: &u32| self.buckets[*nr as usize].table_lag();
-        self.table_lag = self.lagging.iter().map(lag).max().unwrap_or(0);
-        for bucket in incoming {
-            self.release(bucket, &proof);
+        let highest = self.lagging[from..to].iter().map(lag).max().unwrap_or(0);
+        self.table_lag_next = self.table_lag_next.max(highest);
+        releasing.looked_at = Some(to);
+        if to < self.lagging.len() {
+            return false;
         }
+        self.table_lag = self.table_lag_next;
+        self.tables_durable = self.tables_begun;
+        self.end_batch();
         self.unpark();
         let taken = (self.lists.taken - self.taken_before) as usize;
         self.taken_lately = taken.max(self.taken_lately - self.taken_lately.div_ceil(8));
+        true
     }
 
     /// The table may or may not have reached the device: nothing is released, and the next batch takes the recycled

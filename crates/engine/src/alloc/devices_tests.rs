@@ -4,7 +4,7 @@ use brigade_format::{BucketNr, Gen, Ptr};
 
 use super::super::bucket::Place;
 use super::super::tokens::Unused;
-use super::super::{Allocator, Config, Data, PRIO_EMPTY, Replacement, Reserve};
+use super::super::{Allocator, Config, Data, PRIO_EMPTY, Releasing, Replacement, Reserve};
 use super::{allocate_set, give_back};
 
 const CONFIG: Config = Config {
@@ -283,6 +283,34 @@ fn reserves_are_full_after_each_step_of_the_end_of_counting() {
         alloc.audit();
     }
     alloc.audit();
+}
+
+/// P5: nobody waits for all of a batch.
+#[test]
+fn a_batch_is_released_in_steps_between_which_everything_holds_and_buckets_are_taken() {
+    let mut alloc = Allocator::new(Config {
+        nbuckets: 2000,
+        ..CONFIG
+    });
+    alloc.start();
+    fill(&mut alloc);
+    assert!(alloc.gather(usize::MAX, || 0) > 4);
+    let batch = alloc.begin_batch().expect("victims");
+    let (mut releasing, mut steps, mut taken) = (Releasing::new(batch), 0, 0);
+    while !alloc.release_some(&mut releasing, 1) {
+        alloc.audit();
+        assert!(alloc.begin_batch().is_none(), "one at a time");
+        steps += 1;
+        let placed = alloc.allocate(1, 1, steps * 8, 8, Data::Cached, false);
+        if let Some(placed) = placed {
+            alloc.add_live(placed.ptr, placed.sectors, false);
+            alloc.release_pin(placed.bucket);
+            taken += 1;
+        }
+    }
+    assert!(steps > 8 && taken > 0, "{steps} steps, {taken} taken");
+    alloc.audit();
+    assert!(alloc.gather(usize::MAX, || 0) > 0 && alloc.begin_batch().is_some());
 }
 
 /// The policy may change at any time, and counts go on changing.

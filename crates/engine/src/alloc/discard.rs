@@ -53,7 +53,7 @@ impl Allocator {
     }
 
     /// What is left will not be discarded: it is ready.
-    pub fn skip_discards(&mut self) {
+    fn skip_discards(&mut self) {
         let all = self.take_discards(usize::MAX);
         self.discarded(all);
     }

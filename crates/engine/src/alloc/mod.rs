@@ -101,7 +101,7 @@ pub use metadata::MetadataBucket;
 pub use moving::{Chooser, Chosen};
 pub use open::{Data, Placement};
 pub use priorities::{Priorities, PriorityCount};
-pub use tokens::Batch;
+pub use tokens::{Batch, Releasing};
 pub use victims::{Gathered, Refusals, Replacement};
 
 /// Recency of a bucket just filled or hit.
@@ -202,6 +202,8 @@ pub struct Allocator {
     need_gc_since: u8,
     /// Largest distance of any gen from the durable table.
     table_lag: u8,
+    /// The same, of those looked at, while it is found out anew.
+    table_lag_next: u8,
     /// Leaves have yet to be counted.
     counting: Option<Counting>,
     /// Buckets that are bad.
@@ -253,6 +255,7 @@ impl Allocator {
             need_gc: 0,
             need_gc_since: 0,
             table_lag: 0,
+            table_lag_next: 0,
             counting: None,
             bad: BTreeSet::new(),
             live_sectors: 0,
@@ -684,5 +687,6 @@ impl Allocator {
         self.need_gc = self.need_gc.max(age);
         self.need_gc_since = self.need_gc_since.max(age);
         self.table_lag = self.table_lag.max(lag);
+        self.table_lag_next = self.table_lag_next.max(lag);
     }
 }

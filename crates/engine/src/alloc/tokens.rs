@@ -4,6 +4,7 @@
 use brigade_format::{BucketNr, Gen};
 
 use super::metadata::MetadataBucket;
+use std::vec::IntoIter;
 
 /// A recycled bucket whose new gen is not durable yet.
 #[cfg_attr(test, derive(Clone))]
@@ -21,6 +22,8 @@ pub(super) struct Unused(BucketNr);
 pub(super) struct Ready(BucketNr);
 
 /// Says that a gen table with the gens of one batch is durable.
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
 pub(super) struct TableDurable(());
 
 impl TableDurable {
@@ -126,11 +129,31 @@ impl Batch {
         self.incoming.is_empty()
     }
 
-    pub(super) fn durable(self) -> (Vec<Incoming>, Vec<(u32, Gen)>, TableDurable) {
-        (self.incoming, self.gens, TableDurable(()))
-    }
-
     pub(super) fn abandoned(self) -> (Vec<Incoming>, Vec<(u32, Gen)>) {
         (self.incoming, self.gens)
+    }
+}
+
+/// A batch whose table is durable, as it is released with [`release_some`](super::Allocator::release_some).
+#[must_use = "without its end no other batch begins"]
+#[cfg_attr(test, derive(Clone))]
+#[derive(Debug)]
+pub struct Releasing {
+    pub(super) gens: IntoIter<(u32, Gen)>,
+    pub(super) incoming: IntoIter<Incoming>,
+    /// So many lagging buckets were looked at since.
+    pub(super) looked_at: Option<usize>,
+    pub(super) proof: TableDurable,
+}
+
+impl Releasing {
+    /// The table is written and a durable journal entry names it.
+    pub fn new(batch: Batch) -> Releasing {
+        Releasing {
+            gens: batch.gens.into_iter(),
+            incoming: batch.incoming.into_iter(),
+            looked_at: None,
+            proof: TableDurable(()),
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! (docs/format.md 6.6, 10.3.) A freed node's gen is not raised in memory before the parent's append is durable, so the table
 //! never says more than the tree (10.5).
 
-use crate::alloc::Batch;
+use crate::alloc::{Batch, Releasing};
 use crate::buckets::Buckets;
 use crate::device::Disk;
 use crate::error::Poison;
@@ -28,6 +28,8 @@ const DRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Buckets that are looked at in one step.
 const SLICE_BUCKETS: usize = 1 << 13;
+/// Recycled buckets that are made ready in one step.
+const RELEASED_AT_ONCE: usize = 256;
 /// Links of a table that are written at once.
 const LINKS_AT_ONCE: usize = 4;
 
@@ -147,14 +149,22 @@ impl<E: Env> GenTable<E> {
     }
 
     /// The journal names `batch`'s table durably: releases the batch, frees the old chain.
-    pub fn finish(&self, batch: Batch) {
+    pub async fn finish(&self, batch: Batch) {
         let links = batch
             .table_buckets()
             .iter()
             .map(|bucket| bucket.nr)
             .collect();
         let old = self.chain.replace(links);
-        self.buckets.get_mut().batch_durable(batch);
+        let mut releasing = Releasing::new(batch);
+        while !self
+            .buckets
+            .get_mut()
+            .release_some(&mut releasing, RELEASED_AT_ONCE)
+        {
+            self.buckets.released.notify_all();
+            yield_now().await;
+        }
         self.buckets.free_metadata(old);
     }
 
@@ -165,7 +175,7 @@ impl<E: Env> GenTable<E> {
         if !mutations::is(Mutation::AllocReleasesEarly) {
             journal.write_now().await?;
         }
-        self.finish(batch);
+        self.finish(batch).await;
         self.discard().await;
         Ok(())
     }
@@ -179,7 +189,7 @@ impl<E: Env> GenTable<E> {
         let head = self.write_all(&batch, true).await?;
         journal.set_roots(|roots| roots.prio_head = head.0);
         journal.write_now().await?;
-        self.finish(batch);
+        self.finish(batch).await;
         Ok(true)
     }
 
@@ -187,16 +197,23 @@ impl<E: Env> GenTable<E> {
     async fn discard(&self) {
         let began = self.env.now();
         loop {
-            if self.env.now().saturating_sub(began) > DISCARD_TIME || self.is_closing.get() {
-                self.buckets.get_mut().skip_discards();
-            }
+            let is_late =
+                self.env.now().saturating_sub(began) > DISCARD_TIME || self.is_closing.get();
+            let most = if is_late {
+                RELEASED_AT_ONCE
+            } else {
+                DISCARDS_AT_ONCE
+            };
             // Another table's buckets may be among them; who takes one out of the list is alone with it.
-            let discarding = self.buckets.get_mut().take_discards(DISCARDS_AT_ONCE);
+            let discarding = self.buckets.get_mut().take_discards(most);
             if discarding.is_empty() {
                 self.buckets.released.notify_all();
                 return;
             }
-            {
+            if is_late {
+                self.buckets.get_mut().discarded(discarding);
+                yield_now().await;
+            } else {
                 let size = self.setup.bucket_sectors;
                 let discard = |run: std::ops::Range<u64>| async move {
                     // A discard is a hint; its failure means nothing.

@@ -128,7 +128,7 @@ async fn write<E: Env>(
     env.spawn(steps.timed(env, Task::Journal, journal.clone().run()));
     journal.settle();
     journal.write_now().await?;
-    table.finish(batch);
+    table.finish(batch).await;
     buckets.get_mut().set_synchronous(true);
     found.superblock.set_sync(true);
     found.superblock.count_write();

@@ -291,14 +291,18 @@ impl<E: Env> Tree<E> {
             return Ok(());
         }
         let took = self.env.now().saturating_sub(began);
-        let until = self.env.now() + (took * GC_REST).min(GC_REST_MAX);
+        let mut until = self.env.now() + (took * GC_REST).min(GC_REST_MAX);
+        let last = until + GC_REST_MAX;
         loop {
             let demand = self.demand.wait();
             let pressure = self.journal.pressure.wait();
             let memory = self.pages.leaf_writes_wanted.wait();
             let due = self.due();
             if !due.is_empty() {
+                // That is no rest.
+                let began = self.env.now();
                 self.write_leaves(&due).await?;
+                until = last.min(until + (self.env.now() - began));
             }
             let rest = until.saturating_sub(self.env.now());
             if rest.is_zero() || self.journal.is_pressed() || self.is_closing.get() {
