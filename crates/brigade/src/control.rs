@@ -25,12 +25,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
+use tokio_io_timeout::TimeoutStream;
 
 /// Calls that wait for the cache's thread at the same time; each takes a thread, and some may take long.
 const CALLS_MAX: usize = 64;
 /// Connections at the same time.
 const CONNECTIONS_MAX: usize = 64;
-/// The longest a request's head may take to come, on a connection that idles too; and its body.
+/// The longest a request's head may take to come, on a connection that idles too; its body; and an answer until more of it is read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of the longest body.
 const BODY_MAX: usize = 1 << 20;
@@ -144,8 +145,8 @@ async fn accept(
         let Ok(slot) = slots.clone().acquire_owned().await else {
             return;
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => TokioIo::new(stream),
+        let mut stream = match listener.accept().await {
+            Ok((stream, _)) => TimeoutStream::new(stream),
             Err(error) => {
                 // Descriptors may be free again later.
                 tracing::warn!(%error, "the control socket accepts nothing");
@@ -153,6 +154,8 @@ async fn accept(
                 continue;
             }
         };
+        stream.set_write_timeout(Some(PATIENCE));
+        let stream = TokioIo::new(Box::pin(stream));
         let served = connections.watch(http.serve_connection(stream, service.clone()));
         tokio::spawn(async move {
             if let Err(error) = served.await {

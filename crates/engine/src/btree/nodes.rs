@@ -380,17 +380,8 @@ impl Nodes {
     }
 
     /// A new leaf was written without these, which are stale, but come back with a crash until the gen table with the number `until` is
-    /// durable. They are kept until then: whoever reads the leaf again has to know of them (MOVE-3). `durable` is the last one that is.
-    pub fn leave_out(&mut self, id: NodeId, extents: Vec<Extent>, until: u64, durable: u64) {
-        for _ in 0..FORGOTTEN_AT_ONCE {
-            let Some((_, of)) = self
-                .leaving_out
-                .pop_front_if(|(until, _)| *until <= durable)
-            else {
-                break;
-            };
-            self.forget_left_out(of, durable);
-        }
+    /// durable. They are kept until then: whoever reads the leaf again has to know of them (MOVE-3).
+    pub fn leave_out(&mut self, id: NodeId, extents: Vec<Extent>, until: u64) {
         if extents.is_empty() {
             return;
         }
@@ -401,13 +392,22 @@ impl Nodes {
         (node.left_out, node.left_out_until) = (extents, until);
     }
 
-    fn forget_left_out(&mut self, id: NodeId, durable: u64) {
-        // Another one may have its number now.
-        let Some(node) = self.slots[id.0].as_mut() else {
-            return;
-        };
-        if node.left_out_until <= durable {
-            self.left_out -= std::mem::take(&mut node.left_out).len();
+    /// Forgets some of what was left out, as the gen table of this number is durable.
+    pub fn forget_left_out(&mut self, durable: u64) {
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            let Some((_, of)) = self
+                .leaving_out
+                .pop_front_if(|(until, _)| *until <= durable)
+            else {
+                break;
+            };
+            // Another one may have its number now.
+            let Some(node) = self.slots[of.0].as_mut() else {
+                continue;
+            };
+            if node.left_out_until <= durable {
+                self.left_out -= std::mem::take(&mut node.left_out).len();
+            }
         }
     }
 
@@ -416,9 +416,9 @@ impl Nodes {
         &self.get(id).left_out
     }
 
-    /// How much was left out of all leaves.
+    /// How much was left out of all leaves, those that were too.
     pub fn left_out(&self) -> usize {
-        self.left_out
+        self.left_out + self.leaving_out.len()
     }
 
     /// Leaves that were not looked at since the set was opened.

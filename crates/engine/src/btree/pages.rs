@@ -235,6 +235,8 @@ impl<E: Env> Pages<E> {
     /// Lets a leaf go if memory is short; says whether one went. Those that have something pending can go once it is written,
     /// which is asked for.
     pub fn shrink(&self) -> bool {
+        let durable = self.buckets.get().tables_durable();
+        self.index.borrow_mut().nodes.forget_left_out(durable);
         let Some(bytes_max) = self.bytes_max else {
             return false;
         };

@@ -19,8 +19,10 @@ const FLASH_PIECE_BUCKETS: u64 = 4;
 
 /// Time between looks whether all leaves are counted.
 const COUNT_LOOK: Duration = Duration::from_millis(10);
-/// How often a write that has no other place looks whether there is room for its keys, as leaves are written.
+/// How often a write that has no other place looks whether there is room for its keys, as leaves are written; and once none is pending,
+/// whose buckets may be about to come back.
 const KEYS_LOOKS: u32 = 300;
+const KEYS_LAST_LOOKS: u32 = 10;
 
 /// What became of the attempt.
 pub enum Outcome {
@@ -127,9 +129,14 @@ async fn place<E: Env>(
                 core.env.sleep(COUNT_LOOK).await;
                 continue;
             }
-            Err(NoPlace::Keys) if looks < KEYS_LOOKS && waits_for_keys(core, cache) => {
+            Err(NoPlace::Keys) if core.backing.is_none() && looks < KEYS_LOOKS => {
                 marks::hit(Mark::PlaceWaitsForKeys);
-                looks += 1;
+                looks += match cache.index.borrow().nodes.dirty_count() {
+                    0 => KEYS_LOOKS / KEYS_LAST_LOOKS,
+                    _ => 1,
+                };
+                // Others behind it may need no keys, or have another place.
+                ticket = None;
                 core.env.sleep(COUNT_LOOK).await;
                 continue;
             }
@@ -158,11 +165,6 @@ async fn place<E: Env>(
 /// Whether no bucket is to be had soon. A flash volume has no other place for its data, so it waits for the first count.
 fn is_hopeless<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
     cache.buckets.is_dry.get() && !waits_for_count(core, cache)
-}
-
-/// Whether there may be room for keys once leaves are written, which is asked for, and there is no other place for the data.
-fn waits_for_keys<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {
-    core.backing.is_none() && cache.index.borrow().nodes.dirty_count() > 0
 }
 
 fn waits_for_count<E: Env>(core: &Core<E>, cache: &Cache<E>) -> bool {

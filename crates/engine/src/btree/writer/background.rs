@@ -299,10 +299,10 @@ impl<E: Env> Tree<E> {
             let memory = self.pages.leaf_writes_wanted.wait();
             let due = self.due();
             if !due.is_empty() {
-                // That is no rest.
+                // That is no rest, and wants one.
                 let began = self.env.now();
                 self.write_leaves(&due).await?;
-                until = last.min(until + (self.env.now() - began));
+                until = last.min(until + (self.env.now() - began) * (1 + GC_REST));
             }
             let rest = until.saturating_sub(self.env.now());
             if rest.is_zero() || self.journal.is_pressed() || self.is_closing.get() {

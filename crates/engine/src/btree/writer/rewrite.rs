@@ -204,10 +204,7 @@ impl<E: Env> Tree<E> {
         for pin in index.hand_over(&copy.leaves, &news, |seq| self.journal.unpin(seq)) {
             self.journal.pin(pin);
         }
-        let (until, durable) = {
-            let alloc = self.buckets.get();
-            (alloc.next_table(), alloc.tables_durable())
-        };
+        let until = self.buckets.get().next_table();
         for new in news {
             let node = index.nodes.get_mut(new);
             node.writing += 1;
@@ -216,7 +213,7 @@ impl<E: Env> Tree<E> {
                 .left_out
                 .iter()
                 .filter_map(|extent| extent.within(low, high));
-            index.nodes.leave_out(new, its.collect(), until, durable);
+            index.nodes.leave_out(new, its.collect(), until);
         }
         nodes
     }

@@ -463,6 +463,10 @@ impl<E: Env> Writeback<E> {
             return Ok(());
         }
         let superblock = &self.parts.superblock;
+        // Whoever is at it now may have made something dirty and clean again before both are flushed.
+        if superblock.has_intents() {
+            return Ok(());
+        }
         let intended = superblock.intended();
         self.parts.backing.flush().await?;
         self.parts.journal.flush().await?;
