@@ -615,7 +615,7 @@ fn leaves_come_back_while_buckets_are_recycled() -> u64 {
     times
 }
 
-/// MOVE-3: a direct write makes holes of what a crash may bring back, so the index has to know of it however its leaf came to be here.
+/// TREE-7: a direct write makes holes of what a crash may bring back, so the index has to know of it however its leaf came to be here.
 #[test]
 fn a_leaf_that_comes_back_says_what_a_crash_may_bring_back_although_it_was_written_without() {
     assert!(leaves_come_back_while_buckets_are_recycled() > 0);

@@ -60,7 +60,7 @@ pub fn reference() -> String {
         collection and answers at once, `POST /v1/gc/pause` and `POST /v1/gc/resume` have it rest and go on, `POST /v1/drain` begins to \
         write dirty data back, of all volumes or of one (`{\"volume\": NAME}`), and answers at once, `POST /v1/drain/cancel` ends that, `POST /v1/stop` stops the server and answers once it has stopped. What could not be \
         done is answered with a status of 4xx or 5xx and `{\"error\": ...}`. 64 connections are served at a time, more wait; one on which no request, or not the whole of it, comes for five \
-        seconds is closed, and a body is at most 1 MiB.\n",
+        seconds, or whose answer is not read, is closed, and a body is at most 1 MiB.\n",
     );
     for verb in command
         .get_subcommands()

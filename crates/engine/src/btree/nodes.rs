@@ -380,7 +380,7 @@ impl Nodes {
     }
 
     /// A new leaf was written without these, which are stale, but come back with a crash until the gen table with the number `until` is
-    /// durable. They are kept until then: whoever reads the leaf again has to know of them (MOVE-3).
+    /// durable. They are kept until then: whoever reads the leaf again has to know of them (TREE-7).
     pub fn leave_out(&mut self, id: NodeId, extents: Vec<Extent>, until: u64) {
         if extents.is_empty() {
             return;
