@@ -6,9 +6,10 @@ mod common_life;
 
 use brigade_engine::mutations::{Mutation, choose};
 use brigade_engine::{Options, hold_tables};
-use brigade_env::{BlockDevice, Env, Exports, StreamId};
+use brigade_env::{BlockDevice, Device, Durability, Env, Exports, StreamId};
 use brigade_format::{BackingState, CacheMode};
 use brigade_sim::disk::{End, Io};
+use brigade_sim::exec::{Chance, World};
 use brigade_sim::small::options;
 use common_life::{Kind, Rig, SECTOR, Served, UNIT, UNITS};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -404,6 +405,35 @@ fn a_backing_device_that_has_grown_is_noticed_when_asked() {
         });
         served.verifies(&rig, &volume);
         served.stop();
+    }
+}
+
+/// P1: what a device said when it was opened stays so; otherwise a loss of power could have it say again that a cache counts, after it was
+/// written without.
+#[test]
+fn what_a_device_without_a_cache_says_is_durable_before_it_is_served() {
+    for seed in 0..16 {
+        let rig = Rig::new(seed);
+        let later = {
+            let mut superblock = rig.superblock(&rig.other);
+            superblock.label[..5].copy_from_slice(b"later");
+            superblock
+        };
+        let world = World::new(Chance::new(seed), Duration::from_secs(1));
+        let device = world.device(&rig.other);
+        let mut bytes = world.buffers().get(4096);
+        bytes.copy_from_slice(&later.encode());
+        let write = device.write(4096, bytes, Durability::Volatile);
+        world.run(write, || false).expect("ends").expect("written");
+        world.kill();
+        rig.other.borrow_mut().end(End::Kill, &Chance::new(seed));
+        let served = rig.serve(options(false));
+        served.world.kill();
+        drop(served);
+        rig.other
+            .borrow_mut()
+            .end(End::PowerLoss, &Chance::new(seed));
+        assert_eq!(rig.superblock(&rig.other).label, later.label);
     }
 }
 

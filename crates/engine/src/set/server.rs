@@ -459,6 +459,12 @@ impl<E: Env> Server<E> {
             data_offset: found.data_offset,
             unflushed: Cell::new(!is_read_only),
         });
+        if !is_read_only {
+            // What it says may have been under way when a process was killed; without this a loss of power could bring back what counted
+            // before, over what is written now.
+            let flushed = backing.disk.flush().await;
+            flushed.map_err(|error| Error::io(&name, "running without a cache", &error))?;
+        }
         let counts = matches!(state, BackingState::Clean | BackingState::Dirty);
         if counts {
             self.warnings.borrow_mut().push(format!(
