@@ -5,7 +5,7 @@ use brigade_engine::{Options, Server};
 use brigade_env::sync::join;
 use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{BackingState, Probe, Superblock, crc, jset};
-use brigade_sim::disk::{DiskState, End, Io};
+use brigade_sim::disk::{Disk, DiskState, End, Io};
 use brigade_sim::exec::{Chance, Store, World};
 use brigade_sim::small::{disks, open, options};
 use std::cell::RefCell;
@@ -22,6 +22,13 @@ fn with(memory_bytes: u64) -> Options {
         memory_bytes,
         ..options(false)
     }
+}
+
+/// A set without its backing device.
+async fn open_cache(world: World, cache: Disk, memory_bytes: u64) -> Rc<Server<World>> {
+    let store = |_: &str| Some(Store::default());
+    let opening = Server::open(world, vec![cache], vec![], store, with(memory_bytes));
+    opening.await.expect("open")
 }
 
 /// Makes every journal entry look like a kernel's.
@@ -202,9 +209,7 @@ fn what_a_kernel_left_of_a_device_that_is_attached_later_is_not_served() {
         let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
         let inner = world.clone();
         let life = async move {
-            let store = |_: &str| Some(Store::default());
-            let opening = Server::open(inner, vec![cache], vec![], store, with(memory));
-            let server = opening.await.expect("open");
+            let server = open_cache(inner, cache, memory).await;
             let volume = server.attach(backing, None).await.expect("attach");
             let read = volume.read(StreamId(1), 0, 8 * 512).await.expect("read");
             let dirty = volume.dirty_bytes();
@@ -235,9 +240,7 @@ fn a_stop_while_what_is_cached_of_a_late_device_is_dropped_leaves_nothing_old() 
         let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
         let inner = world.clone();
         let life = async move {
-            let store = |_: &str| Some(Store::default());
-            let opening = Server::open(inner.clone(), vec![cache], vec![], store, with(memory));
-            let server = opening.await.expect("open");
+            let server = open_cache(inner.clone(), cache, memory).await;
             let stop = async {
                 brigade_env::Env::sleep(&inner, Duration::from_millis(wait_ms)).await;
                 server.stop().await.expect("stop");
@@ -257,9 +260,7 @@ fn a_stop_while_what_is_cached_of_a_late_device_is_dropped_leaves_nothing_old() 
         let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
         let inner = world.clone();
         let life = async move {
-            let store = |_: &str| Some(Store::default());
-            let opening = Server::open(inner, vec![cache], vec![], store, with(memory));
-            let server = opening.await.expect("open");
+            let server = open_cache(inner, cache, memory).await;
             let volume = server.attach(backing, None).await.expect("attach");
             for block in 0..BLOCKS {
                 let read = volume.read(StreamId(1), block * 16 * 512, 8 * 512).await;
@@ -288,9 +289,7 @@ fn an_opening_without_the_device_leaves_it_to_the_next_one_with_it() {
         let cache = world.device(&disks.0);
         let inner = world.clone();
         let life = async move {
-            let store = |_: &str| Some(Store::default());
-            let opening = Server::open(inner.clone(), vec![cache], vec![], store, with(memory));
-            let server = opening.await.expect("open");
+            let server = open_cache(inner.clone(), cache, memory).await;
             brigade_env::Env::sleep(&inner, Duration::from_secs(1)).await;
             if stops {
                 server.stop().await.expect("stop");

@@ -73,8 +73,8 @@ impl Ready {
 /// A gen table to be written: the recycled buckets that wait for it and the buckets to write it to.
 ///
 /// The caller takes [`table_entries`](super::Allocator::table_entries), writes it to
-/// [`table_buckets`](Batch::table_buckets), has the journal name it durably, and then gives the token to
-/// [`batch_durable`](super::Allocator::batch_durable), or after a failure to
+/// [`table_buckets`](Batch::table_buckets), has the journal name it durably, and then releases it in steps
+/// ([`Releasing`]) or at once ([`batch_durable`](super::Allocator::batch_durable)), or after a failure to
 /// [`abandon_batch`](super::Allocator::abandon_batch). Until then no other batch begins.
 ///
 /// A batch is decided once:
