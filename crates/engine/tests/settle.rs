@@ -7,7 +7,7 @@ use brigade_env::{BlockDevice, StreamId};
 use brigade_format::{BackingState, Probe, Superblock, crc, jset};
 use brigade_sim::disk::{Disk, DiskState, End, Io};
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, open, options};
+use brigade_sim::small::{disks, load, open, options};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -196,6 +196,84 @@ fn an_opening_that_was_killed_leaves_it_to_the_next_one() {
             "killed after {steps}: {warnings}"
         );
     }
+}
+
+/// Entries without keys behind the newest one, as many as leave one bucket of the ring free, and need all since. No entry that makes
+/// no room has a place then.
+fn fill_ring(cache: &Rc<RefCell<DiskState>>, chance: &Chance) {
+    let (loaded, layout) = load(cache, chance.clone());
+    let (newest, ring) = (&loaded.newest, &layout.journal_buckets);
+    let (bucket, block) = (
+        u64::from(layout.bucket_sectors),
+        u64::from(layout.block_sectors),
+    );
+    let places = (0..ring.len() - 1).flat_map(|ahead| {
+        let start = ring[(loaded.ring.newest_index + ahead) % ring.len()] * bucket;
+        let first = if ahead == 0 {
+            loaded.ring.newest_end_sector
+        } else {
+            0
+        };
+        (first..bucket)
+            .step_by(block as usize)
+            .map(move |at| start + at)
+    });
+    for (seq, sector) in (newest.seq + 1..).zip(places) {
+        let header = jset::JsetHeader {
+            seq,
+            last_seq: newest.seq,
+            version: 1,
+            uuid_bucket: newest.uuid_bucket,
+            btree_root: newest.root,
+            btree_level: newest.root_level,
+            prio_bucket: newest.prio_head,
+        };
+        let bytes = jset::encode(&header, &[], layout.set_magic, layout.block_bytes());
+        cache.borrow_mut().poke(sector * 512, &bytes);
+    }
+}
+
+/// What is to be journalled before leaves are written goes with the entry that makes room if there is none. Openings that are killed
+/// leave as much room as there was. (Simulation, seed 8370 of 413b22b: the set could not be opened any more.)
+#[test]
+fn a_ring_with_one_free_bucket_is_opened_however_often_openings_were_killed() {
+    let mut kills = 0;
+    marks::take();
+    for (operations, memory) in (1..40).flat_map(|it| MEMORIES.map(|memory| (it, memory))) {
+        let chance = Chance::new(operations);
+        let disks = differing(&chance);
+        unmark(&disks.0);
+        fill_ring(&disks.0, &chance);
+        for _ in 0..20 {
+            let world = World::new(chance.clone(), Duration::from_secs(50));
+            let (cache, backing) = (world.device(&disks.0), world.device(&disks.1));
+            let store = |_: &str| Some(Store::default());
+            let opening = Server::open(
+                world.clone(),
+                vec![cache],
+                vec![backing],
+                store,
+                with(memory),
+            );
+            let opened = world.run(opening, || world.device_operations() >= operations);
+            world.kill();
+            disks.0.borrow_mut().end(End::Kill, &chance);
+            disks.1.borrow_mut().end(End::Kill, &chance);
+            match opened {
+                Some(Ok(_)) => break,
+                Some(Err(error)) => panic!("killed after {operations}: {error}"),
+                None => kills += 1,
+            }
+        }
+        let (byte, dirty, warnings) = sector_3(&chance, &disks, memory);
+        assert_eq!(
+            (byte, dirty),
+            (0x11, 512),
+            "killed after {operations}: {warnings}"
+        );
+    }
+    assert!(kills > 100, "they were killed at all");
+    assert!(!cfg!(feature = "instrumented") || marks::hits(Mark::KeptKeysWait) > 100);
 }
 
 /// A device that comes later is not compared: what is cached of it is dropped before anybody reads it.

@@ -69,8 +69,8 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Begins in the bucket behind the newest entry's, or, where that would leave none free, right behind that entry (both are
-    /// legal, docs/format.md 5.9).
+    /// Begins in the bucket behind the newest entry's, or, where there are fewer free than clients leave, right behind that entry
+    /// (both are legal, docs/format.md 5.9): openings that are killed one after the other take no bucket each then.
     pub fn new(
         start: RingStart,
         bucket_sectors: u64,
@@ -90,7 +90,7 @@ impl Ring {
             index: start.newest_index,
             used_sectors: bucket_sectors,
         };
-        if ring.free(durable_last_seq) <= 1 {
+        if ring.free(durable_last_seq) < reserve {
             marks::hit(Mark::JournalStartsBehindNewest);
             ring.used_sectors = start.newest_end_sector.min(bucket_sectors);
         }
@@ -118,8 +118,22 @@ impl Ring {
             .count()
     }
 
-    /// Takes space for an entry of `sectors` that itself needs `last_seq` and later ones; `None` if the next bucket is
-    /// still needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
+    /// Whether there is space for an entry of `sectors` that itself needs `last_seq` and later ones. Not if the next bucket is still
+    /// needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
+    pub fn has_place(&self, sectors: u64, last_seq: u64, durable_last_seq: u64) -> bool {
+        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
+        if self.used_sectors + sectors <= self.bucket_sectors {
+            return true;
+        }
+        let free = self.free(durable_last_seq);
+        let is_kept = free == 1 && self.free(last_seq) == 1;
+        if is_kept {
+            marks::hit(Mark::JournalLastBucket);
+        }
+        free > 0 && !is_kept
+    }
+
+    /// Takes that space, if there is.
     pub fn take(
         &mut self,
         sectors: u64,
@@ -127,16 +141,10 @@ impl Ring {
         last_seq: u64,
         durable_last_seq: u64,
     ) -> Option<u64> {
-        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
+        if !self.has_place(sectors, last_seq, durable_last_seq) {
+            return None;
+        }
         if self.used_sectors + sectors > self.bucket_sectors {
-            let free = self.free(durable_last_seq);
-            let is_kept = free == 1 && self.free(last_seq) == 1;
-            if free == 0 || is_kept {
-                if is_kept {
-                    marks::hit(Mark::JournalLastBucket);
-                }
-                return None;
-            }
             self.index = (self.index + 1) % self.buckets.len();
             if self.index == 0 {
                 marks::hit(Mark::JournalWraps);
@@ -181,6 +189,20 @@ mod tests {
         assert_eq!(full.take(2, 11, 7, 7), Some(2 * 8 + 6));
         assert_eq!(full.take(2, 12, 12, 7), None, "entry 7 is still needed");
         assert_eq!(full.take(2, 12, 12, 11), Some(3 * 8));
+    }
+
+    #[test]
+    fn a_session_takes_no_bucket_of_those_that_clients_leave() {
+        let start = |max_seq: [u64; 5]| RingStart {
+            buckets: vec![1, 2, 3, 4, 5],
+            newest_index: 1,
+            newest_end_sector: 4,
+            bucket_max_seq: max_seq.to_vec(),
+        };
+        let mut few = Ring::new(start([8, 9, 0, 0, 7]), 8, 3, 7);
+        assert_eq!(few.take(2, 10, 7, 7), Some(2 * 8 + 4));
+        let mut enough = Ring::new(start([8, 9, 0, 0, 6]), 8, 3, 7);
+        assert_eq!(enough.take(2, 10, 7, 7), Some(3 * 8));
     }
 
     #[test]

@@ -282,6 +282,19 @@ impl<E: Env> Journal<E> {
         Ok(seq)
     }
 
+    /// Whether the stage as it stands could be written now.
+    pub fn has_place(&self) -> bool {
+        let state = self.state.borrow();
+        let sectors = self.stage_sectors(&state);
+        let (last, durable_last) = (last_seq(&state), state.durable_last_seq);
+        state.ring.has_place(sectors, last, durable_last)
+    }
+
+    fn stage_sectors(&self, state: &State<E::Survivor>) -> u64 {
+        let bytes = jset::HEADER_BYTES + state.words.len() * 8;
+        (bytes as u64).div_ceil(self.block_sectors * SECTOR) * self.block_sectors
+    }
+
     /// Changes the header of the entries to come.
     pub fn set_roots(&self, change: impl FnOnce(&mut Roots)) {
         change(&mut self.state.borrow_mut().roots);
@@ -492,9 +505,8 @@ impl<E: Env> Journal<E> {
         let seq = state.seq;
         let last = last_seq(&state);
         assert!(last >= state.durable_last_seq.min(seq), "JNL-2");
-        let bytes = jset::HEADER_BYTES + state.words.len() * 8;
         let block_bytes = self.block_sectors * SECTOR;
-        let sectors = (bytes as u64).div_ceil(block_bytes) * self.block_sectors;
+        let sectors = self.stage_sectors(&state);
         let durable_last = state.durable_last_seq;
         let sector = state.ring.take(sectors, seq, last, durable_last)?;
         if state.words.is_empty() {

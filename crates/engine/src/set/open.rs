@@ -433,7 +433,11 @@ pub(super) fn begin_record<E: Env>(
 ///
 /// A stage of the record becomes one entry (JNL-8): should this opening be cut off, the next one goes by the number of the newest
 /// entry, and takes stages out of the record only from there on, whole ones. (An entry without keys that never got to the disk
-/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.)
+/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.) There is a place for it: clients put keys
+/// into the record only while the ring has more than these need (JNL-4).
+///
+/// What the tree kept may find a ring without one. It waits in the stage then, for the entry that makes room once leaves have been
+/// written; and these have it, all of it.
 async fn journal_again<E: Env>(
     journal: &Rc<Journal<E>>,
     survivors: impl Iterator<Item = &SurvivorEntry>,
@@ -455,6 +459,10 @@ async fn journal_again<E: Env>(
     }
     for some in kept.chunks(journal.words_max() / 3) {
         journal.append(some.iter().map(Extent::to_key));
+        if !journal.has_place() {
+            marks::hit(Mark::KeptKeysWait);
+            break;
+        }
         journal.flush().await?;
     }
     Ok(())
