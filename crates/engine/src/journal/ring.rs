@@ -61,7 +61,6 @@ impl RingPlan {
 pub(super) struct Ring {
     buckets: Vec<u64>,
     bucket_sectors: u64,
-    block_sectors: u64,
     reserve: usize,
     max_seq: Vec<u64>,
     index: usize,
@@ -70,12 +69,11 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Begins in the bucket behind the newest entry's, or, where no more are free than clients leave, right behind that entry
-    /// (both are legal, docs/format.md 5.9). Then openings that are killed take no bucket each, and stages out of the record in memory
-    /// find the places they would have had.
+    /// Begins in the bucket behind the newest entry's, or, where there are fewer free than clients leave, right behind that entry
+    /// (both are legal, docs/format.md 5.9): openings that are killed one after the other take no bucket each then.
     pub fn new(
         start: RingStart,
-        (bucket_sectors, block_sectors): (u64, u64),
+        bucket_sectors: u64,
         reserve: usize,
         durable_last_seq: u64,
     ) -> Self {
@@ -87,13 +85,12 @@ impl Ring {
         let mut ring = Ring {
             buckets: start.buckets,
             bucket_sectors,
-            block_sectors,
             reserve,
             max_seq: start.bucket_max_seq,
             index: start.newest_index,
             used_sectors: bucket_sectors,
         };
-        if ring.free(durable_last_seq) <= reserve {
+        if ring.free(durable_last_seq) < reserve {
             marks::hit(Mark::JournalStartsBehindNewest);
             ring.used_sectors = start.newest_end_sector.min(bucket_sectors);
         }
@@ -121,18 +118,22 @@ impl Ring {
             .count()
     }
 
-    /// Whether there is a place for an entry of `sectors` that frees nothing, and behind it one for an entry without keys that does.
-    pub fn has_place(&self, sectors: u64, durable_last_seq: u64) -> bool {
-        let rest = self.bucket_sectors - self.used_sectors;
-        match self.free(durable_last_seq) {
-            0 => sectors + self.block_sectors <= rest,
-            1 => sectors <= rest,
-            _ => true,
+    /// Whether there is space for an entry of `sectors` that itself needs `last_seq` and later ones. Not if the next bucket is still
+    /// needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
+    pub fn has_place(&self, sectors: u64, last_seq: u64, durable_last_seq: u64) -> bool {
+        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
+        if self.used_sectors + sectors <= self.bucket_sectors {
+            return true;
         }
+        let free = self.free(durable_last_seq);
+        let is_kept = free == 1 && self.free(last_seq) == 1;
+        if is_kept {
+            marks::hit(Mark::JournalLastBucket);
+        }
+        free > 0 && !is_kept
     }
 
-    /// Takes space for an entry of `sectors` that itself needs `last_seq` and later ones; `None` if the next bucket is
-    /// still needed (JNL-3), or if this entry would take the last place and, once durable, not free a bucket (JNL-6).
+    /// Takes that space, if there is.
     pub fn take(
         &mut self,
         sectors: u64,
@@ -140,13 +141,7 @@ impl Ring {
         last_seq: u64,
         durable_last_seq: u64,
     ) -> Option<u64> {
-        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
-        let free = self.free(durable_last_seq);
-        if self.free(last_seq) <= free && !self.has_place(sectors, durable_last_seq) {
-            marks::hit(Mark::JournalLastBucket);
-            return None;
-        }
-        if free == 0 && self.used_sectors + sectors > self.bucket_sectors {
+        if !self.has_place(sectors, last_seq, durable_last_seq) {
             return None;
         }
         if self.used_sectors + sectors > self.bucket_sectors {
@@ -177,7 +172,7 @@ mod tests {
             newest_end_sector: 8,
             bucket_max_seq: vec![0; 4],
         };
-        Ring::new(start, (8, 1), 3, 1)
+        Ring::new(start, 8, 3, 1)
     }
 
     #[test]
@@ -188,10 +183,10 @@ mod tests {
             newest_end_sector: 4,
             bucket_max_seq: vec![8, 9, 7],
         };
-        let mut full = Ring::new(start, (8, 2), 2, 7);
+        let mut full = Ring::new(start, 8, 2, 7);
         assert_eq!(full.free(7), 0);
         assert_eq!(full.take(2, 10, 7, 7), Some(2 * 8 + 4));
-        assert_eq!(full.take(2, 11, 11, 7), Some(2 * 8 + 6));
+        assert_eq!(full.take(2, 11, 7, 7), Some(2 * 8 + 6));
         assert_eq!(full.take(2, 12, 12, 7), None, "entry 7 is still needed");
         assert_eq!(full.take(2, 12, 12, 11), Some(3 * 8));
     }
@@ -204,9 +199,9 @@ mod tests {
             newest_end_sector: 4,
             bucket_max_seq: max_seq.to_vec(),
         };
-        let mut few = Ring::new(start([8, 9, 0, 0, 6]), (8, 1), 3, 7);
+        let mut few = Ring::new(start([8, 9, 0, 0, 7]), 8, 3, 7);
         assert_eq!(few.take(2, 10, 7, 7), Some(2 * 8 + 4));
-        let mut enough = Ring::new(start([6, 9, 0, 0, 6]), (8, 1), 3, 7);
+        let mut enough = Ring::new(start([8, 9, 0, 0, 6]), 8, 3, 7);
         assert_eq!(enough.take(2, 10, 7, 7), Some(3 * 8));
     }
 
@@ -270,23 +265,6 @@ mod tests {
             Some(2 * 8),
             "entry 1 is not needed any more"
         );
-    }
-
-    /// A kernel may leave a ring like that.
-    #[test]
-    fn the_last_blocks_of_a_ring_without_a_free_bucket_are_for_an_entry_that_frees_one() {
-        let start = RingStart {
-            buckets: vec![1, 2, 3],
-            newest_index: 1,
-            newest_end_sector: 4,
-            bucket_max_seq: vec![8, 9, 7],
-        };
-        let mut full = Ring::new(start, (8, 2), 2, 7);
-        assert!(full.has_place(2, 7) && !full.has_place(4, 7));
-        assert_eq!(full.take(4, 10, 7, 7), None);
-        assert_eq!(full.take(2, 10, 7, 7), Some(2 * 8 + 4));
-        assert_eq!(full.take(2, 11, 7, 7), None);
-        assert_eq!(full.take(2, 11, 11, 7), Some(2 * 8 + 6));
     }
 
     #[test]
