@@ -171,7 +171,7 @@ pub struct Loaded {
     /// What must be added to the leaves so that the tree alone says what the index says: the decisions for exactly the
     /// sectors that replayed keys cover, holes included, sorted, without overlap, cut at leaf boundaries.
     pub overlay: Vec<Extent>,
-    /// Dirty extents of the tree kept against a replayed key: to be journalled again before anything else.
+    /// Dirty extents of the tree kept against a replayed key: to be journalled again before anything else, if the ring has a place.
     pub rejournal: Vec<Extent>,
     /// Those of `rejournal` that nothing proves newer than the journal's key (F47). They bar writing; a kernel erases them, and
     /// a read-only opening serves what a kernel would.

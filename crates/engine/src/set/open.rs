@@ -433,11 +433,12 @@ pub(super) fn begin_record<E: Env>(
 ///
 /// A stage of the record becomes one entry (JNL-8): should this opening be cut off, the next one goes by the number of the newest
 /// entry, and takes stages out of the record only from there on, whole ones. (An entry without keys that never got to the disk
-/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.) There is a place for it: clients put keys
-/// into the record only while the ring has more than these need (JNL-4).
+/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.) There is a place for it in
+/// rings of four buckets and more: clients put keys into the record only while the ring has what these need (JNL-4). In one of three
+/// buckets that are shorter than two entries, two long stages may find none.
 ///
 /// What the tree kept may find a ring without one. It waits in the stage then, for the entry that makes room once leaves have been
-/// written; and these have it, all of it.
+/// written; and these have it, all of it. (With no free bucket at all, as kernels may leave it, that entry may find none either.)
 async fn journal_again<E: Env>(
     journal: &Rc<Journal<E>>,
     survivors: impl Iterator<Item = &SurvivorEntry>,
