@@ -32,5 +32,5 @@ pub use brigade_uring::Engine;
 pub use builder::{Brigade, Builder};
 pub use config::{Config, Serve};
 pub use error::Error;
-pub use face::{AckPolicy, definitions};
+pub use face::{AckPolicy, definitions, is_volume_number};
 pub use handle::{Handle, VolumeInfo};

@@ -54,6 +54,7 @@ pub use limits::{
 };
 pub use options::{AckPolicy, Options};
 pub use set::change::{Changed, SettingsOf, SettingsStatus};
+pub use set::names::is_number as is_volume_number;
 pub use set::server::{Orphans, Server};
 pub use set::volume::Volume;
 pub use stats::{

@@ -160,6 +160,11 @@ fn check_wishes(flags: &FormatFlags) -> Outcome {
         if label.len() > 32 || label.is_empty() || label.chars().any(char::is_control) {
             return usage("--label: 1 to 32 bytes of text are needed".into());
         }
+        if brigade::is_volume_number(label) {
+            return usage(format!(
+                "--label {label}: volumes are called so by their slots"
+            ));
+        }
         if flags.backing.len() > 1 {
             return usage("--label: one name for several backing devices".into());
         }

@@ -10,7 +10,7 @@ pub mod change;
 mod drain;
 mod examine;
 mod lifecycle;
-mod names;
+pub mod names;
 mod open;
 mod priorities;
 pub mod server;

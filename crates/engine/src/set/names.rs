@@ -35,7 +35,7 @@ impl Names {
 }
 
 /// Whether a name is one that volumes get by their number: `volume7`, `volume7-1`.
-pub(super) fn is_number(name: &str) -> bool {
+pub fn is_number(name: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let Some(number) = name.strip_prefix("volume") else {
         return false;
