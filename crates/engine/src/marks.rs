@@ -83,7 +83,7 @@ marks! {
     JournalPressed: "leaves are written as the ring needs room",
     JournalStartsBehindNewest: "after opening, the first entry goes right behind the newest",
     JournalWraps: "the ring comes round",
-    KeptKeysWait: "keys to be journalled before leaves are written find no place, and go with the entry that makes room",
+    KeptKeysNotJournalled: "what the tree kept against the journal finds no place in the ring before leaves are written",
     LocksWait: "a direct write waits for another one",
     MoveClean: "clean data moves out of a bucket that is mostly dead",
     MoveDirty: "dirty data moves out of a bucket that is mostly dead",

@@ -4,13 +4,10 @@ use brigade_engine::Server;
 use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_sim::disk::{DiskState, End, Io};
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, open, options};
-use std::cell::RefCell;
+use brigade_sim::small::{disks, open, options, shorten_ring};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Keys that are only in the record when the server is killed. One entry takes 160 of them.
-const WRITES: u64 = 140;
 
 /// What is left when a server is killed.
 struct Left {
@@ -18,6 +15,7 @@ struct Left {
     backing: Rc<RefCell<DiskState>>,
     record: Store,
     chance: Chance,
+    writes: u64,
 }
 
 impl Left {
@@ -27,10 +25,15 @@ impl Left {
         self.backing.borrow_mut().end(End::Kill, &self.chance);
     }
 
-    /// Every other sector is written and acknowledged; then the server is killed before any entry has that.
-    fn by_a_server_with_long_stages(seed: u64, write: Duration) -> Left {
-        let (cache, backing) = disks(1500, 8, 1, 80000);
-        let left = Left {
+    /// Every other sector is written, so many or as many as are acknowledged before any entry has them; then the server is killed.
+    fn by_a_server_with_long_stages(
+        (cache, backing): (Rc<RefCell<DiskState>>, Rc<RefCell<DiskState>>),
+        writes: u64,
+        seed: u64,
+        write: Duration,
+    ) -> Left {
+        let mut left = Left {
+            writes: 0,
             cache,
             backing,
             record: Store::default(),
@@ -62,8 +65,10 @@ impl Left {
         let entries_before = entries();
         // One stage is on its way and gets no further; what comes after that is the next one.
         pace(write, ages);
+        let acknowledged = Rc::new(Cell::new(0));
+        let counted = acknowledged.clone();
         let writes = async move {
-            for at in 0..WRITES {
+            for at in 0..writes {
                 let mut buffer = volume.buffer(512);
                 buffer.fill(value(at));
                 let offset = at * 1024;
@@ -71,9 +76,12 @@ impl Left {
                     .write(StreamId(1), offset, buffer, false)
                     .await
                     .expect("acknowledged");
+                counted.set(at + 1);
             }
         };
-        world.run(writes, || false).expect("ends");
+        let (limited, until) = (world.clone(), world.now() + moment * 100);
+        world.run(writes, || limited.now() > until);
+        left.writes = acknowledged.get();
         assert_eq!(entries(), entries_before, "all of it is only in the record");
         left.end(&world);
         left.cache.borrow_mut().pace = None;
@@ -109,10 +117,10 @@ impl Left {
             &self.record,
             options(false),
         );
-        let volume = server.volumes()[0].clone();
+        let (volume, writes) = (server.volumes()[0].clone(), self.writes);
         let reads = async move {
             let mut lost = Vec::new();
-            for at in 0..WRITES {
+            for at in 0..writes {
                 let read = volume.read(StreamId(1), at * 1024, 512).await;
                 if read.expect("read")[..] != [value(at); 512] {
                     lost.push(at);
@@ -136,7 +144,9 @@ fn an_opening_cut_off_while_it_journals_the_record_loses_nothing_of_it() {
     // All of it is one stage, or the second one is long.
     for write in [10, 150].map(Duration::from_micros) {
         for operations in 1.. {
-            let left = Left::by_a_server_with_long_stages(operations, write);
+            // One entry takes 160 keys.
+            let disks = disks(1500, 8, 1, 80000);
+            let left = Left::by_a_server_with_long_stages(disks, 140, operations, write);
             let mut is_whole = true;
             for _ in 0..3 {
                 is_whole &= left.open_and_kill(operations);
@@ -150,6 +160,43 @@ fn an_opening_cut_off_while_it_journals_the_record_loses_nothing_of_it() {
                 assert!(operations > 10, "it was cut off at all");
                 break;
             }
+        }
+    }
+}
+
+/// Two long stages in the record of a set whose ring has three buckets, the first of which was on its way to a place behind the newest
+/// entry. An opening that put it into the next bucket had none for the second one.
+#[test]
+fn both_stages_of_the_record_find_a_place_in_the_smallest_ring() {
+    for operations in 1.. {
+        let disks = disks(600, 16, 1, 80000);
+        let chance = Chance::new(7);
+        let world = World::new(chance.clone(), Duration::from_millis(1));
+        let server = open(
+            &world,
+            &disks.0,
+            &disks.1,
+            &Store::default(),
+            options(false),
+        );
+        let stop = async move { server.stop().await.expect("stop") };
+        world.run(stop, || false).expect("ends");
+        world.kill();
+        shorten_ring(&disks.0, 3);
+        let write = Duration::from_micros(100);
+        let left = Left::by_a_server_with_long_stages(disks, 1000, operations, write);
+        let mut is_whole = true;
+        for _ in 0..3 {
+            is_whole &= left.open_and_kill(operations);
+        }
+        let lost = left.lost();
+        assert!(
+            lost.is_empty(),
+            "after {operations} operations: {lost:?} are gone"
+        );
+        if is_whole {
+            assert!(operations > 10, "it was cut off at all");
+            break;
         }
     }
 }

@@ -3,10 +3,10 @@
 use brigade_engine::Server;
 use brigade_engine::marks::{self, Mark};
 use brigade_env::{BlockDevice, Env, StreamId};
-use brigade_format::{Key, Ptr, Superblock, jset, key_words};
+use brigade_format::{Key, Ptr, jset, key_words};
 use brigade_sim::disk::DiskState;
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, load, open, options};
+use brigade_sim::small::{disks, load, open, options, shorten_ring};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,15 +37,6 @@ fn large_writes_to_small_buckets_end() {
         w2.steps() > limit || w2.now() > Duration::from_secs(2000)
     });
     assert!(out.is_some(), "does not end");
-}
-
-/// Makes the ring of a set at rest shorter. The newest entry stands in its first buckets.
-fn shorten_ring(disk: &Rc<RefCell<DiskState>>, buckets: usize) {
-    let mut bytes = vec![0; 4096];
-    disk.borrow().peek(4096, &mut bytes);
-    let mut superblock = Superblock::parse(&bytes).unwrap();
-    superblock.journal.truncate(buckets);
-    disk.borrow_mut().poke(4096, &superblock.encode());
 }
 
 fn with_ring_of(
@@ -229,9 +220,9 @@ fn a_full_flash_volume_refuses_but_never_wedges() {
             holes += 1;
         }
         // Buckets that data cannot have are there for leaves, but for half of them and four more, without which nothing can be
-        // rewritten. A leaf that was split is half full at least: 170 keys of the 340 that a node of 16 sectors has room for. A
-        // hole takes one key or none.
-        let least = (kept / 2 - 4) * 170;
+        // rewritten. A leaf is split once it has four fifths of the 340 keys that a node of 16 sectors has room for, so each half has
+        // 136 at least. A hole takes one key or none.
+        let least = (kept / 2 - 4) * 136;
         assert!(
             holes >= least,
             "{kept} buckets for the index took {holes} holes, not {least}"

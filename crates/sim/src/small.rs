@@ -116,6 +116,15 @@ pub fn open(
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// Makes the ring of a set at rest shorter. The newest entry stands in its first buckets.
+pub fn shorten_ring(disk: &Rc<RefCell<DiskState>>, buckets: usize) {
+    let mut bytes = vec![0; 4096];
+    disk.borrow().peek(4096, &mut bytes);
+    let mut superblock = Superblock::parse(&bytes).unwrap();
+    superblock.journal.truncate(buckets);
+    disk.borrow_mut().poke(4096, &superblock.encode());
+}
+
 /// Writes prio and gen of each bucket into the gen table of a set at rest, whatever they were.
 pub fn write_gens(
     cache: &mut DiskState,

@@ -11,10 +11,10 @@
 //! - **JNL-1** Entries have consecutive numbers and are written in that order, never two in flight.
 //! - **JNL-2** `last_seq` never decreases, and no leaf has an unwritten key from an entry before it.
 //! - **JNL-3** A ring bucket is overwritten only if every entry in it is older than `last_seq` of a durable entry.
-//! - **JNL-4** Clients are held back while fewer than a reserve of ring buckets are free (`RingPlan`), so that the
-//!   entries that make room (new roots, new tables) can always be written.
-//! - **JNL-6** The last free ring bucket goes to an entry that frees another one once it is durable; so an entry that
-//!   frees can always be written.
+//! - **JNL-4** Clients are held back while fewer than a reserve of ring buckets are free (`RingPlan`), so that what they let
+//!   in before and the entries that make room (new roots, new tables) can be written.
+//! - **JNL-6** The last free ring bucket goes to an entry that frees another one once it is durable, and if none is free, so does the
+//!   last block of the current one; so an entry that frees can always be written.
 //! - **JNL-7** An entry that finds no place although nothing else moves any more poisons the set; it does not wait for ever.
 //! - **JNL-5** After a failed write nothing is durable any more: the set is poisoned, all who wait fail.
 

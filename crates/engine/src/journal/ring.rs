@@ -5,8 +5,9 @@ use crate::mutations::{self, Mutation};
 
 /// Ring buckets kept back at least for entries that make room, where the ring has so many.
 const RESERVE: usize = 3;
-/// Entries without keys that must find room behind a full stage: a new table and the entry that lets `last_seq` advance.
-const SMALL_ENTRIES: u64 = 2;
+/// Entries without keys that find room behind those with keys: new roots, new tables, and the one that lets `last_seq` advance.
+/// As many as the ring has room for.
+const SMALL_ENTRIES: [u64; 3] = [6, 4, 2];
 
 /// What the ring looked like at open.
 #[derive(Clone, Debug)]
@@ -33,8 +34,10 @@ pub struct RingPlan {
 impl RingPlan {
     /// For a ring of `count` buckets; `None` if it is too small to be written to without ever getting stuck.
     ///
-    /// Clients are let in while `reserve` buckets are free. Then a full stage and the entries that make room must fit what is
-    /// free, less the one bucket that only an entry which frees another may take (JNL-6).
+    /// Clients are let in while `reserve` buckets are free. Two full entries and those that make room must fit what is
+    /// free then, less the one bucket that only an entry which frees another may take (JNL-6): a server killed with one entry on its
+    /// way and a full stage behind it leaves both to the next one, which begins in the next bucket. Half the ring is to be for clients.
+    /// Where it is too small for all that, less of it is.
     pub fn new(
         count: usize,
         bucket_sectors: u64,
@@ -42,25 +45,44 @@ impl RingPlan {
         entry_sectors_max: u64,
     ) -> Option<RingPlan> {
         let bucket_blocks = bucket_sectors / block_sectors;
-        let usable = (count as u64).checked_sub(2)?.saturating_mul(bucket_blocks);
-        let entry_blocks = (entry_sectors_max.min(bucket_sectors) / block_sectors)
-            .min(usable.checked_sub(SMALL_ENTRIES)?);
-        if entry_blocks == 0 {
-            return None;
-        }
-        let needed = 1 + (entry_blocks + SMALL_ENTRIES).div_ceil(bucket_blocks) as usize;
-        let reserve = needed.max(RESERVE.min(count - 1));
-        Some(RingPlan {
-            entry_sectors: entry_blocks * block_sectors,
-            reserve,
-        })
+        let blocks_max = entry_sectors_max.min(bucket_sectors) / block_sectors;
+        let all = count.checked_sub(1)?;
+        let plan = |reserve_max: usize, full, small| {
+            let reserve = |blocks| 1 + buckets_for(full, blocks, small, bucket_blocks) as usize;
+            let is_enough = |blocks: &u64| reserve(*blocks) <= reserve_max;
+            let entry_blocks = (1..=blocks_max).rev().find(is_enough)?;
+            Some(RingPlan {
+                entry_sectors: entry_blocks * block_sectors,
+                reserve: reserve(entry_blocks).max(RESERVE.min(all)),
+            })
+        };
+        let half = RESERVE.max(count / 2).min(all);
+        [half, all]
+            .into_iter()
+            .find_map(|most| {
+                SMALL_ENTRIES
+                    .into_iter()
+                    .find_map(|small| plan(most, 2, small))
+            })
+            .or_else(|| plan(all, 1, SMALL_ENTRIES[2]))
     }
+}
+
+/// Buckets that entries take: one or two full ones, and behind them some of a block each. None crosses the end of a bucket.
+fn buckets_for(full: u64, entry_blocks: u64, small: u64, bucket_blocks: u64) -> u64 {
+    let are_apart = full > 1 && 2 * entry_blocks > bucket_blocks;
+    let (before, first) = match are_apart {
+        true => (1, entry_blocks),
+        false => (0, full * entry_blocks),
+    };
+    before + (first + small).div_ceil(bucket_blocks)
 }
 
 /// The ring and the write position in it.
 pub(super) struct Ring {
     buckets: Vec<u64>,
     bucket_sectors: u64,
+    block_sectors: u64,
     reserve: usize,
     max_seq: Vec<u64>,
     index: usize,
@@ -73,7 +95,7 @@ impl Ring {
     /// (both are legal, docs/format.md 5.9): openings that are killed one after the other take no bucket each then.
     pub fn new(
         start: RingStart,
-        bucket_sectors: u64,
+        (bucket_sectors, block_sectors): (u64, u64),
         reserve: usize,
         durable_last_seq: u64,
     ) -> Self {
@@ -85,6 +107,7 @@ impl Ring {
         let mut ring = Ring {
             buckets: start.buckets,
             bucket_sectors,
+            block_sectors,
             reserve,
             max_seq: start.bucket_max_seq,
             index: start.newest_index,
@@ -118,22 +141,18 @@ impl Ring {
             .count()
     }
 
-    /// Whether there is space for an entry of `sectors` that itself needs `last_seq` and later ones. Not if the next bucket is still
-    /// needed (JNL-3), or is the last free one and this entry, once durable, would not free another (JNL-6).
-    pub fn has_place(&self, sectors: u64, last_seq: u64, durable_last_seq: u64) -> bool {
-        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
-        if self.used_sectors + sectors <= self.bucket_sectors {
-            return true;
+    /// Whether there is a place for an entry of `sectors` that frees nothing, and behind it one for an entry without keys that does.
+    pub fn has_place(&self, sectors: u64, durable_last_seq: u64) -> bool {
+        let rest = self.bucket_sectors - self.used_sectors;
+        match self.free(durable_last_seq) {
+            0 => sectors + self.block_sectors <= rest,
+            1 => sectors <= rest,
+            _ => true,
         }
-        let free = self.free(durable_last_seq);
-        let is_kept = free == 1 && self.free(last_seq) == 1;
-        if is_kept {
-            marks::hit(Mark::JournalLastBucket);
-        }
-        free > 0 && !is_kept
     }
 
-    /// Takes that space, if there is.
+    /// Takes space for an entry of `sectors` that itself needs `last_seq` and later ones; `None` if the next bucket is
+    /// still needed (JNL-3), or if this entry would take the last place and, once durable, not free a bucket (JNL-6).
     pub fn take(
         &mut self,
         sectors: u64,
@@ -141,7 +160,13 @@ impl Ring {
         last_seq: u64,
         durable_last_seq: u64,
     ) -> Option<u64> {
-        if !self.has_place(sectors, last_seq, durable_last_seq) {
+        assert!(sectors <= self.bucket_sectors, "an entry fits a bucket");
+        let free = self.free(durable_last_seq);
+        if self.free(last_seq) <= free && !self.has_place(sectors, durable_last_seq) {
+            marks::hit(Mark::JournalLastBucket);
+            return None;
+        }
+        if free == 0 && self.used_sectors + sectors > self.bucket_sectors {
             return None;
         }
         if self.used_sectors + sectors > self.bucket_sectors {
@@ -172,7 +197,7 @@ mod tests {
             newest_end_sector: 8,
             bucket_max_seq: vec![0; 4],
         };
-        Ring::new(start, 8, 3, 1)
+        Ring::new(start, (8, 1), 3, 1)
     }
 
     #[test]
@@ -183,10 +208,10 @@ mod tests {
             newest_end_sector: 4,
             bucket_max_seq: vec![8, 9, 7],
         };
-        let mut full = Ring::new(start, 8, 2, 7);
+        let mut full = Ring::new(start, (8, 2), 2, 7);
         assert_eq!(full.free(7), 0);
         assert_eq!(full.take(2, 10, 7, 7), Some(2 * 8 + 4));
-        assert_eq!(full.take(2, 11, 7, 7), Some(2 * 8 + 6));
+        assert_eq!(full.take(2, 11, 11, 7), Some(2 * 8 + 6));
         assert_eq!(full.take(2, 12, 12, 7), None, "entry 7 is still needed");
         assert_eq!(full.take(2, 12, 12, 11), Some(3 * 8));
     }
@@ -199,9 +224,9 @@ mod tests {
             newest_end_sector: 4,
             bucket_max_seq: max_seq.to_vec(),
         };
-        let mut few = Ring::new(start([8, 9, 0, 0, 7]), 8, 3, 7);
+        let mut few = Ring::new(start([8, 9, 0, 0, 7]), (8, 1), 3, 7);
         assert_eq!(few.take(2, 10, 7, 7), Some(2 * 8 + 4));
-        let mut enough = Ring::new(start([8, 9, 0, 0, 6]), 8, 3, 7);
+        let mut enough = Ring::new(start([8, 9, 0, 0, 6]), (8, 1), 3, 7);
         assert_eq!(enough.take(2, 10, 7, 7), Some(3 * 8));
     }
 
@@ -214,34 +239,42 @@ mod tests {
             "a single entry, and nothing behind it"
         );
         assert_eq!(RingPlan::new(4, 8, 8, 64), None);
-        assert_eq!(
-            RingPlan::new(3, 64, 8, 64),
-            Some(RingPlan {
-                entry_sectors: 48,
-                reserve: 2
-            })
-        );
-        assert_eq!(
-            RingPlan::new(4, 8, 4, 64),
-            Some(RingPlan {
-                entry_sectors: 8,
-                reserve: 3
-            })
-        );
-        assert_eq!(
-            RingPlan::new(256, 1024, 8, 64),
-            Some(RingPlan {
-                entry_sectors: 64,
-                reserve: 3
-            })
-        );
+        let planned = |count, bucket_sectors, block_sectors| {
+            let plan = RingPlan::new(count, bucket_sectors, block_sectors, 64);
+            plan.map(|plan| (plan.entry_sectors, plan.reserve))
+        };
+        assert_eq!(planned(3, 12, 4), Some((4, 2)), "one entry and two small");
+        assert_eq!(planned(3, 64, 8), Some((8, 2)));
+        assert_eq!(planned(3, 128, 8), Some((40, 2)));
+        assert_eq!(planned(4, 8, 4), Some((4, 3)));
+        assert_eq!(planned(8, 8, 8), Some((8, 7)));
+        assert_eq!(planned(5, 128, 8), Some((64, 3)));
+        assert_eq!(planned(4, 128, 8), Some((64, 3)));
+        assert_eq!(planned(256, 1024, 8), Some((64, 3)));
         for (count, blocks) in (3..9).flat_map(|count| (1..20).map(move |blocks| (count, blocks))) {
-            let Some(plan) = RingPlan::new(count, blocks, 1, 64) else {
+            let Some((entry, reserve)) = planned(count, blocks, 1) else {
                 continue;
             };
-            assert!(plan.reserve < count, "clients are let into an empty ring");
-            assert!((plan.reserve as u64 - 1) * blocks >= plan.entry_sectors + 2);
+            assert!(reserve < count, "clients are let into an empty ring");
+            let fits = |entries: &[u64]| {
+                let mut ring = with_free(count, reserve, blocks);
+                let mut places = entries.iter().zip(1..);
+                places.all(|(blocks, seq)| ring.take(*blocks, seq, 1, 1).is_some())
+            };
+            assert!(fits(&[entry, 1, 1]));
+            assert!(fits(&[entry, entry, 1, 1]) || !fits(&[1, 1, 1, 1]));
         }
+    }
+
+    /// A ring of which so many buckets are free, and none of the current one.
+    fn with_free(count: usize, free: usize, bucket_sectors: u64) -> Ring {
+        let start = RingStart {
+            buckets: (1..).take(count).collect(),
+            newest_index: 0,
+            newest_end_sector: bucket_sectors,
+            bucket_max_seq: (0..count).map(|at| u64::from(at > free)).collect(),
+        };
+        Ring::new(start, (bucket_sectors, 1), free, 1)
     }
 
     #[test]
@@ -265,6 +298,23 @@ mod tests {
             Some(2 * 8),
             "entry 1 is not needed any more"
         );
+    }
+
+    /// A kernel may leave a ring like that.
+    #[test]
+    fn the_last_blocks_of_a_ring_without_a_free_bucket_are_for_an_entry_that_frees_one() {
+        let start = RingStart {
+            buckets: vec![1, 2, 3],
+            newest_index: 1,
+            newest_end_sector: 4,
+            bucket_max_seq: vec![8, 9, 7],
+        };
+        let mut full = Ring::new(start, (8, 2), 2, 7);
+        assert!(full.has_place(2, 7) && !full.has_place(4, 7));
+        assert_eq!(full.take(4, 10, 7, 7), None);
+        assert_eq!(full.take(2, 10, 7, 7), Some(2 * 8 + 4));
+        assert_eq!(full.take(2, 11, 7, 7), None);
+        assert_eq!(full.take(2, 11, 11, 7), Some(2 * 8 + 6));
     }
 
     #[test]

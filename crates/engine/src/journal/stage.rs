@@ -117,7 +117,7 @@ impl<E: Env> Journal<E> {
             state: RefCell::new(State {
                 ring: Ring::new(
                     setup.ring,
-                    setup.bucket_sectors,
+                    (setup.bucket_sectors, setup.block_sectors),
                     plan.reserve,
                     setup.last_seq,
                 ),
@@ -282,16 +282,15 @@ impl<E: Env> Journal<E> {
         Ok(seq)
     }
 
-    /// Whether the stage as it stands could be written now.
-    pub fn has_place(&self) -> bool {
+    /// Whether an entry of so many words of keys that frees nothing could be written, and behind it one that makes room.
+    pub fn has_place(&self, words: usize) -> bool {
         let state = self.state.borrow();
-        let sectors = self.stage_sectors(&state);
-        let (last, durable_last) = (last_seq(&state), state.durable_last_seq);
-        state.ring.has_place(sectors, last, durable_last)
+        let sectors = self.entry_sectors(words);
+        state.ring.has_place(sectors, state.durable_last_seq)
     }
 
-    fn stage_sectors(&self, state: &State<E::Survivor>) -> u64 {
-        let bytes = jset::HEADER_BYTES + state.words.len() * 8;
+    fn entry_sectors(&self, words: usize) -> u64 {
+        let bytes = jset::HEADER_BYTES + words * 8;
         (bytes as u64).div_ceil(self.block_sectors * SECTOR) * self.block_sectors
     }
 
@@ -506,7 +505,7 @@ impl<E: Env> Journal<E> {
         let last = last_seq(&state);
         assert!(last >= state.durable_last_seq.min(seq), "JNL-2");
         let block_bytes = self.block_sectors * SECTOR;
-        let sectors = self.stage_sectors(&state);
+        let sectors = self.entry_sectors(state.words.len());
         let durable_last = state.durable_last_seq;
         let sector = state.ring.take(sectors, seq, last, durable_last)?;
         if state.words.is_empty() {

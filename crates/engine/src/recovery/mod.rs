@@ -173,6 +173,8 @@ pub struct Loaded {
     pub overlay: Vec<Extent>,
     /// Dirty extents of the tree kept against a replayed key: to be journalled again before anything else, if the ring has a place.
     pub rejournal: Vec<Extent>,
+    /// Clean extents that were made dirty since, as the backing device has something else there.
+    pub settled: Vec<Extent>,
     /// Those of `rejournal` that nothing proves newer than the journal's key (F47). They bar writing; a kernel erases them, and
     /// a read-only opening serves what a kernel would.
     pub doubtful: Vec<Extent>,
@@ -342,6 +344,7 @@ pub async fn load<E: Env>(
         index: outcome.index,
         held,
         overlay: outcome.overlay,
+        settled: Vec::new(),
         rejournal: outcome
             .conflicts
             .iter()

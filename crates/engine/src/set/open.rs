@@ -36,6 +36,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
+/// Words of an extent's key.
+const KEY_WORDS: usize = 3;
 /// Leaves that are here to be told what replay decided.
 const TOLD_AT_ONCE: usize = 8;
 
@@ -344,6 +346,8 @@ async fn start<E: Env>(
     }
     let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
     journal_again(&journal, unwritten, &loaded.rejournal).await?;
+    // Until an entry says that it was compared, the next opening compares again: these need no place that others may need.
+    journal_while(&journal, &loaded.settled, Journal::has_room).await?;
     if loaded.held.is_none() {
         lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
     }
@@ -433,12 +437,10 @@ pub(super) fn begin_record<E: Env>(
 ///
 /// A stage of the record becomes one entry (JNL-8): should this opening be cut off, the next one goes by the number of the newest
 /// entry, and takes stages out of the record only from there on, whole ones. (An entry without keys that never got to the disk
-/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.) There is a place for it in
-/// rings of four buckets and more: clients put keys into the record only while the ring has what these need (JNL-4). In one of three
-/// buckets that are shorter than two entries, two long stages may find none.
+/// leaves a gap before a stage. Then that is taken up once more, which changes nothing.) There is a place for it: clients put keys
+/// into the record only while the ring has what these need, an entry on its way to the disk included (JNL-4).
 ///
-/// What the tree kept may find a ring without one. It waits in the stage then, for the entry that makes room once leaves have been
-/// written; and these have it, all of it. (With no free bucket at all, as kernels may leave it, that entry may find none either.)
+/// What the tree kept may find a ring without one. Then the leaves alone have it, and the entry that makes room needs no older one.
 async fn journal_again<E: Env>(
     journal: &Rc<Journal<E>>,
     survivors: impl Iterator<Item = &SurvivorEntry>,
@@ -458,12 +460,21 @@ async fn journal_again<E: Env>(
             journal.flush().await?;
         }
     }
-    for some in kept.chunks(journal.words_max() / 3) {
-        journal.append(some.iter().map(Extent::to_key));
-        if !journal.has_place() {
-            marks::hit(Mark::KeptKeysWait);
+    journal_while(journal, kept, Journal::has_place).await
+}
+
+/// Journals extents as long as there is a place for them. The leaves will have them all, and then no older entry is needed.
+async fn journal_while<E: Env>(
+    journal: &Rc<Journal<E>>,
+    extents: &[Extent],
+    has_place: impl Fn(&Journal<E>, usize) -> bool,
+) -> io::Result<()> {
+    for some in extents.chunks(journal.words_max() / KEY_WORDS) {
+        if !has_place(journal, some.len() * KEY_WORDS) {
+            marks::hit(Mark::KeptKeysNotJournalled);
             break;
         }
+        journal.append(some.iter().map(Extent::to_key));
         journal.flush().await?;
     }
     Ok(())

@@ -86,7 +86,7 @@ pub async fn settle<E: Env>(
         let bucket_sectors = prepared.found.geometry.bucket_sectors;
         loaded.make_dirty(extent, bucket_sectors);
         loaded.overlay.push(extent);
-        loaded.rejournal.push(extent);
+        loaded.settled.push(extent);
     }
     Ok(Some(format!(
         "{}: {sectors} sectors are unlike their clean copies in the cache, as a kernel's crash leaves them; what the cache \

@@ -56,7 +56,7 @@ fn run(count: u64, steps: &[(u64, u64)]) {
         newest_end_sector: 1,
         bucket_max_seq: vec![0; count as usize],
     };
-    let mut ring = Ring::new(start, BUCKET_SECTORS, 1, 1);
+    let mut ring = Ring::new(start, (BUCKET_SECTORS, 1), 1, 1);
     let mut twin = Twin::default();
     let (mut seq, mut durable_last) = (1, 1);
     for &(sectors, advance) in steps {
