@@ -15,7 +15,7 @@ use crate::work::{Clients, Ledger, Mix, Request};
 use brigade_engine::marks::Mark;
 use brigade_engine::recovery::Loaded;
 use brigade_engine::settings::Knob;
-use brigade_engine::{DrainEnd, Options, Server};
+use brigade_engine::{DrainEnd, Error, Options, Server};
 use brigade_env::Env;
 use brigade_format::{BackingState, CacheMode, Gen};
 use std::cell::RefCell;
@@ -335,10 +335,9 @@ impl Life {
             check_warnings_but(seed, &session.server, &[], left);
         }
         let is_whole = is_whole && (weather == Weather::Calm || !has_failed(&session.server));
-        if is_whole && (stops_early || self.set.chance.percent(50)) {
-            if !stops_early {
-                self.stop(&session);
-            }
+        let is_stopped = is_whole
+            && (stops_early || self.set.chance.percent(50) && self.stop_after(&session, weather));
+        if is_stopped {
             self.end_stopped(session);
         } else {
             self.oldest = session.server.oldest_gens().concat();
@@ -513,10 +512,20 @@ impl Life {
     }
 
     fn stop(&mut self, session: &Session) {
+        self.stop_after(session, Weather::Calm);
+    }
+
+    /// Whether it is a clean stop. It has to be, unless what failed in rough weather was still on its way, and one error too many.
+    fn stop_after(&mut self, session: &Session, weather: Weather) -> bool {
         let stop = session.server.clone();
         let stopped = self.drive(session, "stop", async move { stop.stop().await }, None);
+        let is_one_too_many = |error: &Error| error.to_string().contains("too many errors");
         match stopped {
-            Some(Ok(())) => self.say(|| "clean stop".into()),
+            Some(Ok(())) => {
+                self.say(|| "clean stop".into());
+                true
+            }
+            Some(Err(error)) if weather == Weather::Rough && is_one_too_many(&error) => false,
             other => panic!("seed {}: stop: {other:?}", self.set.seed),
         }
     }
