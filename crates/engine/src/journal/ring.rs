@@ -79,6 +79,7 @@ fn buckets_for(full: u64, entry_blocks: u64, small: u64, bucket_blocks: u64) -> 
 }
 
 /// The ring and the write position in it.
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Ring {
     buckets: Vec<u64>,
     bucket_sectors: u64,

@@ -1,4 +1,5 @@
-//! The ring beside a naive one that remembers every entry: nothing needed is ever overwritten, and space is refused for a reason.
+//! The ring beside a naive one that remembers every entry: nothing needed is ever overwritten, space is refused for a reason, and there is
+//! always some for an entry that makes room, whenever a session ends and the next one goes on.
 
 use super::{Ring, RingStart};
 use proptest::prelude::*;
@@ -38,28 +39,44 @@ impl Twin {
         };
         (0..count).filter(is_free).count() as u64
     }
+
+    /// What a new session finds.
+    fn start(&self, count: u64) -> RingStart {
+        let newest = self.entries.last_key_value();
+        let (newest_start, newest_sectors) = newest.map_or((0, 1), |(_, place)| *place);
+        let mut bucket_max_seq = vec![0; count as usize];
+        for (seq, (sector, _)) in &self.entries {
+            bucket_max_seq[(sector / BUCKET_SECTORS) as usize] = *seq;
+        }
+        RingStart {
+            buckets: (0..count).collect(),
+            newest_index: (newest_start / BUCKET_SECTORS) as usize,
+            newest_end_sector: newest_start % BUCKET_SECTORS + newest_sectors,
+            bucket_max_seq,
+        }
+    }
 }
 
-/// Sizes of entries, and how far each one lets `last_seq` advance, in percent of what is open.
-fn steps() -> impl Strategy<Value = Vec<(u64, u64)>> {
-    proptest::collection::vec(
-        (1..=BUCKET_SECTORS, prop_oneof![Just(0), 0..=100_u64]),
-        1..120,
-    )
+/// Sizes of entries, how far each one lets `last_seq` advance, in percent of what is open, and whether a session ends before it.
+fn steps() -> impl Strategy<Value = Vec<(u64, u64, bool)>> {
+    let advance = prop_oneof![Just(0), 0..=100_u64];
+    let ends = proptest::bool::weighted(0.1);
+    proptest::collection::vec((1..=BUCKET_SECTORS, advance, ends), 1..120)
 }
 
 /// A ring of two buckets is never written to, and would refuse more than it has to.
-fn run(count: u64, steps: &[(u64, u64)]) {
-    let start = RingStart {
-        buckets: (0..count).collect(),
-        newest_index: 0,
-        newest_end_sector: 1,
-        bucket_max_seq: vec![0; count as usize],
-    };
-    let mut ring = Ring::new(start, (BUCKET_SECTORS, 1), 1, 1);
+fn run(count: u64, reserve: usize, steps: &[(u64, u64, bool)]) {
     let mut twin = Twin::default();
+    let begin =
+        |twin: &Twin, last| Ring::new(twin.start(count), (BUCKET_SECTORS, 1), reserve, last);
+    let mut ring = begin(&twin, 1);
     let (mut seq, mut durable_last) = (1, 1);
-    for &(sectors, advance) in steps {
+    for &(sectors, advance, ends) in steps {
+        if ends {
+            ring = begin(&twin, durable_last);
+        }
+        let makes_room = ring.clone().take(1, seq, seq, durable_last);
+        assert!(makes_room.is_some(), "JNL-6: entry {seq}");
         let last = durable_last + (seq - durable_last) * advance / 100;
         match ring.take(sectors, seq, last, durable_last) {
             Some(sector) => {
@@ -82,7 +99,7 @@ fn run(count: u64, steps: &[(u64, u64)]) {
 proptest! {
     /// T116.
     #[test]
-    fn a_ring_equals_its_twin_after_every_step(count in 3..7_u64, steps in steps()) {
-        run(count, &steps);
+    fn a_ring_equals_its_twin_after_every_step(count in 3..7_u64, reserve in 1..4_usize, steps in steps()) {
+        run(count, reserve, &steps);
     }
 }
