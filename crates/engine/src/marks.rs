@@ -84,6 +84,7 @@ marks! {
     JournalStartsBehindNewest: "after opening, the first entry goes right behind the newest",
     JournalWraps: "the ring comes round",
     KeptKeysNotJournalled: "what the tree kept against the journal finds no place in the ring before leaves are written",
+    SettledKeysNotJournalled: "what became dirty after a kernel's session finds the ring down to its reserve before leaves are written",
     LocksWait: "a direct write waits for another one",
     MoveClean: "clean data moves out of a bucket that is mostly dead",
     MoveDirty: "dirty data moves out of a bucket that is mostly dead",

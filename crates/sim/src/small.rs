@@ -7,7 +7,8 @@ use brigade_engine::settings::{Initial, Knob};
 use brigade_engine::{AckPolicy, Options, Server};
 use brigade_env::Geometry;
 use brigade_format::{
-    CacheGeometry, CacheMode, Gen, NewBacking, NewCache, Replacement, Superblock, prio,
+    CacheGeometry, CacheMode, Gen, Key, NewBacking, NewCache, Replacement, Superblock, jset,
+    key_words, prio,
 };
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -123,6 +124,46 @@ pub fn shorten_ring(disk: &Rc<RefCell<DiskState>>, buckets: usize) {
     let mut superblock = Superblock::parse(&bytes).unwrap();
     superblock.journal.truncate(buckets);
     disk.borrow_mut().poke(4096, &superblock.encode());
+}
+
+/// Entries behind the newest one of a set at rest that need all since, as many as leave so many buckets of the ring free, and so
+/// many blocks of the one before. The first one has these keys, the others none.
+pub fn fill_ring(
+    cache: &Rc<RefCell<DiskState>>,
+    chance: Chance,
+    keys: &[Key],
+    (buckets, blocks): (usize, usize),
+) {
+    let (loaded, layout) = load(cache, chance);
+    let (newest, ring) = (&loaded.newest, &layout.journal_buckets);
+    let bucket = u64::from(layout.bucket_sectors);
+    let places = (0..ring.len() - buckets).flat_map(|ahead| {
+        let start = ring[(loaded.ring.newest_index + ahead) % ring.len()] * bucket;
+        let first = match ahead {
+            0 => loaded.ring.newest_end_sector,
+            _ => 0,
+        };
+        let sectors = (first..bucket).step_by(layout.block_sectors as usize);
+        sectors.map(move |at| start + at)
+    });
+    let places: Vec<u64> = places.collect();
+    let last = places.len() - blocks;
+    let mut words = key_words(keys);
+    for (seq, sector) in (newest.seq + 1..).zip(&places[..last]) {
+        let header = jset::JsetHeader {
+            seq,
+            last_seq: newest.seq,
+            version: 1,
+            uuid_bucket: newest.uuid_bucket,
+            btree_root: newest.root,
+            btree_level: newest.root_level,
+            prio_bucket: newest.prio_head,
+        };
+        let bytes = jset::encode(&header, &words, layout.set_magic, layout.block_bytes());
+        assert_eq!(bytes.len(), layout.block_bytes(), "few keys");
+        cache.borrow_mut().poke(*sector * 512, &bytes);
+        words.clear();
+    }
 }
 
 /// Writes prio and gen of each bucket into the gen table of a set at rest, whatever they were.

@@ -68,7 +68,8 @@ impl RingPlan {
     }
 }
 
-/// Buckets that entries take: one or two full ones, and behind them some of a block each. None crosses the end of a bucket.
+/// Buckets that entries take: one or two full ones, and behind them some of a block each. None crosses the end of a bucket. (Nothing
+/// comes between full ones: whatever asks for an entry takes the stage along, and openings journal the record first.)
 fn buckets_for(full: u64, entry_blocks: u64, small: u64, bucket_blocks: u64) -> u64 {
     let are_apart = full > 1 && 2 * entry_blocks > bucket_blocks;
     let (before, first) = match are_apart {

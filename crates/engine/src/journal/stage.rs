@@ -83,6 +83,7 @@ pub struct Journal<E: Env> {
     set_magic: u64,
     block_sectors: u64,
     words_max: usize,
+    words_fit: usize,
     settings: Rc<Settings>,
     state: RefCell<State<E::Survivor>>,
     work: Notify,
@@ -104,8 +105,12 @@ impl<E: Env> Journal<E> {
             entry_sectors: setup.bucket_sectors,
             reserve: setup.ring.buckets.len() - 1,
         });
-        let bytes_max = jset::MAX_BYTES.min((plan.entry_sectors * SECTOR) as usize);
-        let words_max = ((bytes_max - jset::HEADER_BYTES) / 8).min(jset::MAX_KEY_WORDS);
+        let words_of = |sectors: u64| {
+            let bytes = jset::MAX_BYTES.min((sectors * SECTOR) as usize);
+            ((bytes - jset::HEADER_BYTES) / 8).min(jset::MAX_KEY_WORDS)
+        };
+        let words_max = words_of(plan.entry_sectors);
+        let words_fit = words_of(setup.bucket_sectors);
         let journal = Rc::new(Journal {
             env,
             disk: setup.disk,
@@ -113,6 +118,7 @@ impl<E: Env> Journal<E> {
             set_magic: setup.set_magic,
             block_sectors: setup.block_sectors,
             words_max,
+            words_fit,
             settings: setup.settings,
             state: RefCell::new(State {
                 ring: Ring::new(
@@ -159,9 +165,14 @@ impl<E: Env> Journal<E> {
         self.state.borrow().seq
     }
 
-    /// Words of keys that fit an empty entry.
+    /// Words of keys that clients may put into an empty entry.
     pub fn words_max(&self) -> usize {
         self.words_max
+    }
+
+    /// Words of keys that fit the longest entry there can be: a stage of a server that planned the ring in another way.
+    pub fn words_fit(&self) -> usize {
+        self.words_fit
     }
 
     /// Whether `words` more words of keys would be taken now from a client.
@@ -202,7 +213,7 @@ impl<E: Env> Journal<E> {
         for key in keys {
             key.push_to(&mut state.words);
         }
-        assert!(state.words.len() <= self.words_max, "room was asked for");
+        assert!(state.words.len() <= self.words_fit, "room was asked for");
         let seq = state.seq;
         let State {
             survivor, words, ..

@@ -347,7 +347,9 @@ async fn start<E: Env>(
     let unwritten = survivors.iter().filter(|entry| entry.seq > newest.seq);
     journal_again(&journal, unwritten, &loaded.rejournal).await?;
     // Until an entry says that it was compared, the next opening compares again: these need no place that others may need.
-    journal_while(&journal, &loaded.settled, Journal::has_room).await?;
+    if !journal_while(&journal, &loaded.settled, Journal::has_room).await? {
+        marks::hit(Mark::SettledKeysNotJournalled);
+    }
     if loaded.held.is_none() {
         lay_overlay(&cache, &loaded.overlay, env, &journal, newest.last_seq);
     }
@@ -452,32 +454,35 @@ async fn journal_again<E: Env>(
             continue;
         }
         let words_max = match mutations::is(Mutation::RecordInPieces) {
-            true => journal.words_max() / 8,
-            false => journal.words_max(),
+            true => journal.words_fit() / 8,
+            false => journal.words_fit(),
         };
         for keys in in_entries(&entry.keys, words_max) {
             journal.append(keys.iter().copied());
             journal.flush().await?;
         }
     }
-    journal_while(journal, kept, Journal::has_place).await
+    if !journal_while(journal, kept, Journal::has_place).await? {
+        marks::hit(Mark::KeptKeysNotJournalled);
+    }
+    Ok(())
 }
 
 /// Journals extents as long as there is a place for them. The leaves will have them all, and then no older entry is needed.
+/// Says whether it were all.
 async fn journal_while<E: Env>(
     journal: &Rc<Journal<E>>,
     extents: &[Extent],
     has_place: impl Fn(&Journal<E>, usize) -> bool,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     for some in extents.chunks(journal.words_max() / KEY_WORDS) {
         if !has_place(journal, some.len() * KEY_WORDS) {
-            marks::hit(Mark::KeptKeysNotJournalled);
-            break;
+            return Ok(false);
         }
         journal.append(some.iter().map(Extent::to_key));
         journal.flush().await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Cuts keys into as few runs as their order allows, each of at most so many words. What was a stage once is one run; only a
