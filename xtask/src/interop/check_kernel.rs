@@ -229,6 +229,7 @@ fn make(setting: &Setting, home: &std::path::Path, nr: u64, dice: &mut Dice) -> 
 fn one_boot(sets: &[Set], is_killed: bool, dice: &mut Dice) -> Result<Option<String>> {
     let mut boot = Boot {
         timeout: Duration::from_secs(500),
+        ends_at_oops: true,
         ..Boot::default()
     };
     let mut script = String::from(PRELUDE);

@@ -91,6 +91,9 @@ fn arguments(kernel: &Installed, boot: &Boot, scratch: &Path) -> Result<Vec<Stri
     if !boot.verbose {
         append.push_str(" quiet");
     }
+    if boot.ends_at_oops {
+        append.push_str(" oops=panic");
+    }
     if boot.net {
         append.push_str(" brigade.net=user");
     }

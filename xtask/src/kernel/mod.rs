@@ -67,6 +67,8 @@ pub struct Boot {
     pub echo: bool,
     /// Show the kernel's boot messages too.
     pub verbose: bool,
+    /// An oops ends the guest, and does not leave it waiting for what died.
+    pub ends_at_oops: bool,
     /// Guest memory in MiB.
     pub memory_mib: u32,
     /// Guest processors.
@@ -91,6 +93,7 @@ impl Default for Boot {
             log: None,
             echo: false,
             verbose: false,
+            ends_at_oops: false,
             memory_mib: 1024,
             processors: 2,
         }
