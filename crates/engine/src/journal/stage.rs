@@ -208,12 +208,25 @@ impl<E: Env> Journal<E> {
     /// Adds keys to the stage and to the record in memory, and gives the stage's number. There must be room
     /// (asked for in the same synchronous step), except for the few keys of the set's own recovery.
     pub fn append(self: &Rc<Self>, keys: impl IntoIterator<Item = Key>) -> u64 {
+        self.append_at_most(self.words_max, keys)
+    }
+
+    /// The same of a stage out of the record, or a part of it, of at most [`Journal::words_fit`]. Nothing else is in the stage.
+    pub fn append_recorded(self: &Rc<Self>, keys: impl IntoIterator<Item = Key>) -> u64 {
+        self.append_at_most(self.words_fit, keys)
+    }
+
+    fn append_at_most(
+        self: &Rc<Self>,
+        words_most: usize,
+        keys: impl IntoIterator<Item = Key>,
+    ) -> u64 {
         let mut state = self.state.borrow_mut();
         let first = state.words.len();
         for key in keys {
             key.push_to(&mut state.words);
         }
-        assert!(state.words.len() <= self.words_fit, "room was asked for");
+        assert!(state.words.len() <= words_most, "room was asked for");
         let seq = state.seq;
         let State {
             survivor, words, ..

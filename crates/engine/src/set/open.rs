@@ -458,7 +458,7 @@ async fn journal_again<E: Env>(
             false => journal.words_fit(),
         };
         for keys in in_entries(&entry.keys, words_max) {
-            journal.append(keys.iter().copied());
+            journal.append_recorded(keys.iter().copied());
             journal.flush().await?;
         }
     }
