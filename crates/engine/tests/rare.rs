@@ -8,7 +8,7 @@ use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, Superblock, jset, key_words};
 use brigade_sim::disk::{DiskState, Io};
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, load, open, options};
+use brigade_sim::small::{disks, header_behind, load, open, options, shorten_ring};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,9 +43,7 @@ fn with_ring_of(
         .run(async move { server.stop().await.unwrap() }, || false)
         .unwrap();
     world.kill();
-    let mut shorter = superblock(&c);
-    shorter.journal.truncate(ring);
-    c.borrow_mut().poke(4096, &shorter.encode());
+    shorten_ring(&c, ring);
     (c, b)
 }
 
@@ -224,15 +222,7 @@ fn a_set_without_buckets_for_its_nodes_is_refused_and_does_not_hang() {
             Key::extent(inode, offset, 1, Ptr::new(nr * bucket + at, r#gen), true)
         };
         let keys: Vec<Key> = (0..160).map(|_| key()).collect();
-        let header = jset::JsetHeader {
-            seq: newest.seq + entry,
-            last_seq: newest.seq,
-            version: 1,
-            uuid_bucket: newest.uuid_bucket,
-            btree_root: newest.root,
-            btree_level: newest.root_level,
-            prio_bucket: newest.prio_head,
-        };
+        let header = header_behind(&loaded, newest.seq + entry);
         let bytes = jset::encode(&header, &key_words(&keys), layout.set_magic, 512);
         let place = ring[(loaded.ring.newest_index + entry as usize) % ring.len()];
         c.borrow_mut().poke(place * bucket * 512, &bytes);

@@ -6,7 +6,7 @@ use brigade_env::{BlockDevice, Env, StreamId};
 use brigade_format::{Key, Ptr, jset, key_words};
 use brigade_sim::disk::DiskState;
 use brigade_sim::exec::{Chance, Store, World};
-use brigade_sim::small::{disks, load, open, options, shorten_ring};
+use brigade_sim::small::{disks, header_behind, load, open, options, shorten_ring};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -220,9 +220,9 @@ fn a_full_flash_volume_refuses_but_never_wedges() {
             holes += 1;
         }
         // Buckets that data cannot have are there for leaves, but for half of them and four more, without which nothing can be
-        // rewritten. A leaf is split once it has four fifths of the 340 keys that a node of 16 sectors has room for, so each half has
-        // 136 at least. A hole takes one key or none.
-        let least = (kept / 2 - 4) * 136;
+        // rewritten. A leaf that was split is half full at least: 170 keys of the 340 that a node of 16 sectors has room for. A
+        // hole takes one key or none.
+        let least = (kept / 2 - 4) * 170;
         assert!(
             holes >= least,
             "{kept} buckets for the index took {holes} holes, not {least}"
@@ -282,15 +282,7 @@ fn a_leaf_that_becomes_hundreds_gets_as_many_levels_as_they_need() {
             )
         };
         let keys: Vec<Key> = (0..160).map(|_| key()).collect();
-        let header = jset::JsetHeader {
-            seq: newest.seq + entry,
-            last_seq: newest.seq,
-            version: 1,
-            uuid_bucket: newest.uuid_bucket,
-            btree_root: newest.root,
-            btree_level: newest.root_level,
-            prio_bucket: newest.prio_head,
-        };
+        let header = header_behind(&loaded, newest.seq + entry);
         let bytes = jset::encode(&header, &key_words(&keys), layout.set_magic, 512);
         let ring = &layout.journal_buckets;
         let place = ring[(loaded.ring.newest_index + entry as usize) % ring.len()];

@@ -126,6 +126,20 @@ pub fn shorten_ring(disk: &Rc<RefCell<DiskState>>, buckets: usize) {
     disk.borrow_mut().poke(4096, &superblock.encode());
 }
 
+/// The header of an entry behind the newest one, which needs all since and changes nothing.
+pub fn header_behind(loaded: &Loaded, seq: u64) -> jset::JsetHeader {
+    let newest = &loaded.newest;
+    jset::JsetHeader {
+        seq,
+        last_seq: newest.seq,
+        version: 1,
+        uuid_bucket: newest.uuid_bucket,
+        btree_root: newest.root,
+        btree_level: newest.root_level,
+        prio_bucket: newest.prio_head,
+    }
+}
+
 /// Entries behind the newest one of a set at rest that need all since, as many as leave so many buckets of the ring free, and so
 /// many blocks of the one before. The first one has these keys, the others none.
 pub fn fill_ring(
@@ -150,15 +164,7 @@ pub fn fill_ring(
     let last = places.len() - blocks;
     let mut words = key_words(keys);
     for (seq, sector) in (newest.seq + 1..).zip(&places[..last]) {
-        let header = jset::JsetHeader {
-            seq,
-            last_seq: newest.seq,
-            version: 1,
-            uuid_bucket: newest.uuid_bucket,
-            btree_root: newest.root,
-            btree_level: newest.root_level,
-            prio_bucket: newest.prio_head,
-        };
+        let header = header_behind(&loaded, seq);
         let bytes = jset::encode(&header, &words, layout.set_magic, layout.block_bytes());
         assert_eq!(bytes.len(), layout.block_bytes(), "few keys");
         cache.borrow_mut().poke(*sector * 512, &bytes);

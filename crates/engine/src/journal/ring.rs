@@ -193,13 +193,7 @@ mod tests {
     use super::*;
 
     fn ring() -> Ring {
-        let start = RingStart {
-            buckets: vec![1, 2, 3, 4],
-            newest_index: 0,
-            newest_end_sector: 8,
-            bucket_max_seq: vec![0; 4],
-        };
-        Ring::new(start, (8, 1), 3, 1)
+        with_free(4, 3, 8)
     }
 
     #[test]
